@@ -1,0 +1,16 @@
+"""trainctl: a training launcher driven by one resolved config.
+
+The rooms, from the street to the cellar (imports run downward only):
+
+    cli         verbs; the only place where an error becomes an exit status
+    launch      starts the ranks of a run and waits for them; what a rank does first
+    training    the runner that builds a run, the loop that executes it, its state
+    config      Hydra composes here, once; validation, rules, provenance
+    optimizer, scheduler, precision, accumulation, parallelism, model, task, data,
+    checkpoint, logging     one package per config group, one module per kind
+    contracts   the nouns that every room shares
+    run_dir     the names of the files of a run
+    errors      the exceptions and the exit status of each
+"""
+
+__version__ = "0.1.0"

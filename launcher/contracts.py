@@ -1,0 +1,638 @@
+"""The nouns that every room shares: what a kind of each group must offer, and what passes between them.
+
+An *option* is a config group's validated value (`RunConfig.optimizer`): frozen, typed, with no default
+values (YAML is their only home). Its `build` makes the live object; torch, transformers and the like are
+imported inside `build`, so that this module, and every option class, loads without them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor, nn
+
+    from launcher.run_dir import RunDir
+    from launcher.training.state import TrainState
+
+GROUPS = (
+    "model",
+    "task",
+    "data",
+    "optimizer",
+    "scheduler",
+    "precision",
+    "accumulation",
+    "parallelism",
+    "checkpoint",
+    "logging",
+    "launch",
+)
+
+
+# ---- options ---------------------------------------------------------------------------------------
+
+
+class Option(BaseModel, ABC):
+    """A config group's value. Unknown keys are errors; values do not change after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    kind: str
+    """Which module of the group's package this is."""
+
+    def preflight(self) -> None:
+        """Look at the world outside the config (files, folders) before anything starts.
+
+        Called in the launching process by `trainctl run` and `trainctl check`; must not import torch and
+        must not read more than it takes to find a mistake.
+
+        Raises:
+            TrainctlError: The run would fail; the message says why and what to do.
+        """
+
+
+class ModelOption(Option):
+    """Which network is trained, and the tokenizer it goes with."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+
+    @property
+    @abstractmethod
+    def max_positions(self) -> int:
+        """Longest sequence the network can see, in tokens."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network on the CPU in float32, initialised from torch's global generator or loaded."""
+
+    @abstractmethod
+    def build_tokenizer(self) -> Tokenizer:
+        """The tokenizer whose ids the network was made for."""
+
+
+class DataOption(Option):
+    """Where the documents come from."""
+
+    @abstractmethod
+    def build(self) -> DataSplits:
+        """Read the documents.
+
+        Raises:
+            DataError: A file is missing, empty or not what it should be.
+        """
+
+
+class TaskOption(Option):
+    """What is learned from the documents: examples, loss, scores."""
+
+    seq_len: int = Field(gt=0)
+    """Longest example, in tokens."""
+
+    @abstractmethod
+    def build(self, tokenizer: Tokenizer) -> Task:
+        """The task over one tokenizer."""
+
+
+class ParamGroups(Option):
+    """Which parameters the optimizer treats alike. A pattern is a regular expression that must match
+    (`re.search`) at least one parameter's name.
+    """
+
+    kind: str = Field(default="groups", exclude=True)
+    decay: tuple[str, ...]
+    """Patterns of parameters that decay although the rule would spare them."""
+    no_decay: tuple[str, ...]
+    """Patterns of parameters that do not decay although the rule would have them."""
+
+
+class OptimizerOption(Option):
+    """How gradients become updates."""
+
+    lr: float | None
+    """Peak learning rate; the schedule scales it. None where the optimizer sets its own."""
+    groups: ParamGroups
+    """Parameter groups."""
+
+    @abstractmethod
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """The optimizer over the module's trainable parameters.
+
+        Each of its `param_groups` carries `lr_scale`: the group's learning rate over the peak. The engine
+        sets `lr = schedule.lr(step) * lr_scale` before each step.
+        """
+
+
+class SchedulerOption(Option):
+    """How the learning rate moves over the run."""
+
+    @abstractmethod
+    def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
+        """The schedule as a pure function of the step.
+
+        Raises:
+            ValueError: A length does not fit the horizon.
+        """
+
+
+class PrecisionOption(Option):
+    """Which number formats parameters, computation and reductions use."""
+
+    @abstractmethod
+    def build(self, device_type: str) -> Precision:
+        """The formats and contexts for one kind of device."""
+
+
+class AccumulationOption(Option):
+    """How many samples make one optimizer step, and in how many pieces they pass through the device."""
+
+    micro_batch_size: int = Field(gt=0)
+    """Samples that pass through one device at once."""
+
+    @abstractmethod
+    def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
+        """The one truth about batch sizes.
+
+        Raises:
+            ValueError: The numbers contradict each other; the message gives the nearest that do not.
+        """
+
+
+class ParallelismOption(Option):
+    """Which engine runs the model, over how many ranks."""
+
+    @abstractmethod
+    def build(self, parts: EngineParts) -> Engine:
+        """The engine; it shards and moves the module, then builds the optimizer from what it became."""
+
+
+class CheckpointOption(Option):
+    """When and how the state of the run is saved."""
+
+    every_steps: int | None = Field(gt=0)
+    """Save after every so many optimizer steps; None for no such cadence."""
+    every_minutes: float | None = Field(gt=0)
+    """Save when so many minutes have passed since the last save; None for no such cadence."""
+    export: bool
+    """Leave the trained model in RUN_DIR/export as transformers loads it."""
+
+    @abstractmethod
+    def build(self, run_dir: RunDir, world: World) -> CheckpointStore:
+        """The store of this run's checkpoints."""
+
+
+class LoggingOption(Option):
+    """Where the numbers of a run go."""
+
+    @abstractmethod
+    def build(self, context: LogContext) -> Sequence[Sink]:
+        """The sinks of rank 0."""
+
+
+class LaunchOption(Option):
+    """Where the ranks run."""
+
+    @property
+    @abstractmethod
+    def ranks(self) -> int:
+        """Number of processes in the whole run."""
+
+    @abstractmethod
+    def command(self, run_dir: RunDir) -> Sequence[str]:
+        """The program that starts the ranks on this machine and ends when they end."""
+
+    @abstractmethod
+    def environment(self) -> Mapping[str, str]:
+        """What the ranks' environment must hold beside ours."""
+
+
+# ---- data and task ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text, and the name by which an error calls it (a path, or `path:line`)."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataSplits:
+    """Documents to train on, and documents held out; no document is in both."""
+
+    train: Sequence[Document]
+    validation: Sequence[Document]
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    eos_id: int
+    vocab_size: int
+
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        """Ids of a text, without special tokens. Shape (T,)."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids; special tokens are left out."""
+
+    def save(self, folder: Path) -> None:
+        """Write the files from which AutoTokenizer loads this tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What passes through one device at once.
+
+    Attributes:
+        inputs: Tensors by name; the first dim of each is the batch. On the CPU until the engine moves them.
+        num_targets: Target tokens (or samples) that the loss sums over.
+        indices: The samples' places in the training set, for messages.
+    """
+
+    inputs: Mapping[str, Tensor]
+    num_targets: int
+    indices: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What one optimizer step learns from, as one rank sees it.
+
+    Attributes:
+        micro_batches: This rank's share, in order.
+        num_samples: Samples in the window over all ranks.
+        num_targets: Target tokens in the window over all ranks: the divisor of every loss in it, so that
+            any split into micro-batches and ranks gives the gradient of one big batch.
+    """
+
+    micro_batches: Sequence[MicroBatch]
+    num_samples: int
+    num_targets: int
+
+
+class Samples(Protocol):
+    """Examples by index; every method is a pure function of the indices."""
+
+    fingerprint: str
+    """Hash of the examples: a resumed run must see the same."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def num_targets(self, indices: Sequence[int]) -> int:
+        """Target tokens of some examples, known without building them."""
+
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        """The examples as tensors."""
+
+    def describe(self, index: int) -> str:
+        """Where an example comes from, for messages: file and place in it."""
+
+
+class Task(Protocol):
+    """The live task: its examples, its loss, its scores."""
+
+    def samples(self, documents: Sequence[Document]) -> Samples:
+        """The examples in some documents.
+
+        Raises:
+            DataError: There is not one example in them.
+        """
+
+    def loss(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Sum of the losses of all targets. Shape (), float32, on the module's device."""
+
+    def scores(self, loss_sum: float, num_targets: int, samples: Samples) -> dict[str, float]:
+        """Validation scores (`eval_loss`, …) from the summed loss over `num_targets` held-out targets."""
+
+    def sample(self, module: nn.Module) -> str | None:
+        """A taste of what the model has learned, for the console; None when the task has none."""
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write model and tokenizer as transformers loads them."""
+
+
+# ---- schedule, precision, batch --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """The run's length, from which a schedule resolves lengths given in other units.
+
+    Attributes:
+        max_steps: Optimizer steps of the whole run.
+        samples_per_step: Samples in one optimizer step, over all ranks.
+        tokens_per_step: Tokens in one optimizer step, over all ranks.
+        steps_per_epoch: Optimizer steps that see every sample once; need not be whole.
+    """
+
+    max_steps: int
+    samples_per_step: int
+    tokens_per_step: int
+    steps_per_epoch: float
+
+
+class Schedule(ABC):
+    """The learning rate as a function of the step; what it must remember is an explicit value."""
+
+    @abstractmethod
+    def lr(self, step: int, memory: Mapping[str, float]) -> float | None:
+        """The learning rate of optimizer step `step` (the first is 0); None: the optimizer's own."""
+
+    def observe(
+        self, memory: Mapping[str, float], scores: Mapping[str, float]
+    ) -> Mapping[str, float]:
+        """The memory after an evaluation. Most schedules remember nothing."""
+        del scores
+        return memory
+
+
+class Precision(ABC):
+    """Number formats on one kind of device."""
+
+    @property
+    @abstractmethod
+    def param_dtype(self) -> torch.dtype:
+        """Format of the parameters that the optimizer updates."""
+
+    @abstractmethod
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which forward passes run."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """The batch equation: samples_per_step = micro_batch_size × micro_batches × ranks.
+
+    Attributes:
+        micro_batch_size: Samples that pass through one device at once.
+        micro_batches: Micro-batches per rank in one optimizer step.
+        ranks: Processes that each take their own samples.
+        seq_len: Tokens in one sample.
+    """
+
+    micro_batch_size: int
+    micro_batches: int
+    ranks: int
+    seq_len: int
+
+    @property
+    def samples_per_step(self) -> int:
+        """Global batch, in samples."""
+        return self.micro_batch_size * self.micro_batches * self.ranks
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Global batch, in tokens."""
+        return self.samples_per_step * self.seq_len
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples_per_step:,} samples ({self.tokens_per_step:,} tokens) per step = "
+            f"micro-batch {self.micro_batch_size} × accumulation {self.micro_batches} "
+            f"× ranks {self.ranks}"
+        )
+
+
+# ---- the engine ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process's place among the ranks.
+
+    Attributes:
+        rank: From 0 to size - 1.
+        size: Number of ranks.
+        local_rank: Rank on this machine.
+        device: What torch calls the device: `cpu`, `cuda:0`, `mps`.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clipping:
+    """How gradients are limited before the step, after unscaling. None switches a limit off.
+
+    Attributes:
+        max_norm: Limit of the 2-norm over all gradients.
+        max_value: Limit of the absolute value of each gradient element.
+    """
+
+    max_norm: float | None
+    max_value: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineParts:
+    """What an engine is made from."""
+
+    module: nn.Module
+    loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    optimizer: OptimizerOption
+    precision: PrecisionOption
+    clipping: Clipping
+    skip_nonfinite: bool
+    world: World
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """What one update did.
+
+    Attributes:
+        grad_norm: 2-norm of all gradients before clipping. Shape (), float32, on the device.
+        applied: False when a non-finite loss or norm made the engine leave the weights alone.
+    """
+
+    grad_norm: Tensor
+    applied: bool
+
+
+EngineState = dict[str, "Tensor"]
+"""Model and optimizer state, flat: `model.<parameter>` and `optimizer.<parameter>.<key>`; tensors only, so
+that nothing needs pickle; named by parameter, so that any engine can load what another saved."""
+
+
+class Engine(Protocol):
+    """Owns module, optimizer, loss scaling and every collective."""
+
+    def forward_backward(self, window: Window) -> Tensor:
+        """Accumulate the gradient of the window's mean loss.
+
+        Returns:
+            The window's global mean loss, detached. Shape (), float32, on the device.
+        """
+
+    def update(self, lr: float | None) -> UpdateStats:
+        """Unscale, check, clip, step, and clear the gradients.
+
+        Raises:
+            NonFinite: Loss or gradient norm is not finite and `skip_nonfinite` is off. The weights are as
+                before the window.
+        """
+
+    def evaluate(self, micro_batch: MicroBatch) -> Tensor:
+        """Summed loss of a micro-batch, without gradient. Shape (), float32, on the device."""
+
+    def module(self) -> nn.Module:
+        """The plain module with whole weights, in evaluation mode; gathered where it is sharded."""
+
+    def state(self) -> EngineState:
+        """The live tensors; they change with the next update."""
+
+    def load_state(self, state: EngineState) -> None:
+        """Take over what `state` gave, strictly.
+
+        Raises:
+            CheckpointError: Keys are missing, left over, or of another shape.
+        """
+
+    def close(self) -> None:
+        """Give back devices and process groups."""
+
+
+# ---- observers -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What an observer learns after each step. Tensors stay on the device until an observer reads them.
+
+    Attributes:
+        state: The run after the step.
+        window: What the step learned from.
+        loss: Mean loss of the window. Shape (), on the device.
+        update: What the update did.
+        lr: Learning rate of the step.
+        scores: Validation scores, when this step was evaluated.
+    """
+
+    state: TrainState
+    window: Window
+    loss: Tensor
+    update: UpdateStats
+    lr: float | None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Sees every step; raises to end the run."""
+
+    def __call__(self, report: StepReport) -> None:
+        """One step is done."""
+
+    def close(self) -> None:
+        """The run has ended, well or badly."""
+
+
+Row = Mapping[str, float | int | None]
+"""One logged step: `step`, `loss`, `lr`, `grad_norm`, `tokens_per_s`, …; None is a number that there is not."""
+
+
+class Sink(Protocol):
+    """Where rows go."""
+
+    def write(self, row: Row) -> None:
+        """One logged step; on disk, for a killed process, when this returns."""
+
+    def close(self) -> None:
+        """No more rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogContext:
+    """What a sink may want to know.
+
+    Attributes:
+        run_dir: Where files go.
+        start_step: The step that a resumed run starts from: what later rows a killed predecessor wrote
+            is void.
+        max_steps: The step at which the run ends.
+        summary: The header: what is said once at the start, (label, text) in order.
+    """
+
+    run_dir: RunDir
+    start_step: int
+    max_steps: int
+    summary: Sequence[tuple[str, str]]
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The whole state of a run between two steps.
+
+    Attributes:
+        step: Optimizer steps done.
+        engine: Model and optimizer.
+        train_state: `TrainState` as JSON values.
+        rng: Every rank-local generator's state by name, uint8 tensors of shape (n,).
+        config: The text of config.json.
+        data_fingerprint: Hash of the training examples.
+    """
+
+    step: int
+    engine: EngineState
+    train_state: Mapping[str, Any]
+    rng: Mapping[str, Tensor]
+    config: str
+    data_fingerprint: str
+
+
+class CheckpointStore(Protocol):
+    """The checkpoints of one run: published whole or not at all, verified before they are used."""
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Start saving; returns when the live tensors may change again.
+
+        Raises:
+            CheckpointError: This save, or the one before it that was still being written, failed.
+        """
+
+    def poll(self) -> None:
+        """Raise what a save in the background failed with, if it did."""
+
+    def wait(self) -> None:
+        """Wait, for a bounded time, until the last save is published."""
+
+    def load(self, engine: EngineState) -> Snapshot | None:
+        """The newest checkpoint that verifies, or None when the run has none.
+
+        Args:
+            engine: Live state that tells names, shapes and dtypes; it is not written to.
+
+        Raises:
+            CheckpointError: There are checkpoints but none is fit, or the newest fit one does not match.
+        """
+
+    def close(self) -> None:
+        """Wait for the writer and let go."""

@@ -1,0 +1,110 @@
+"""What can go wrong, and the exit status that says so.
+
+    TrainctlError
+    ├── ConfigError        2   every problem at once: key, what is wrong, what to do, where it was set
+    ├── LaunchError        3   the world cannot be built: run directory, lock, ports, devices, world size
+    ├── NonFinite         10   loss or gradient norm is not finite; the weights are untouched
+    ├── OutOfMemory       11   the device is full; what would fit
+    ├── Hang              12   which rank is missing, where it stands
+    ├── DataError         13   file, place in it, what was expected
+    ├── CheckpointError   14   which file, what to do
+    ├── Preempted         75   state saved; requeue me
+    └── Interrupted      130   state saved after Ctrl-C
+
+A TrainctlError is the user's to mend and prints without a traceback; anything else is our bug, prints
+whole and exits 1. Only `launcher.cli` turns an exception into text and status. A rank hands its error to
+the launcher through RUN_DIR/result.json, because torchrun folds every worker's status into 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class TrainctlError(Exception):
+    """The root: a message for the user, and the status to exit with."""
+
+    exit_status: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a config.
+
+    Attributes:
+        key: Dotted path of the setting, e.g. `optimizer.lr`; "" when no key can be named.
+        message: What is wrong and what to do, without the key.
+        origin: Where the value was set: `file:line: text` or `command line: word`; "" if unknown.
+    """
+
+    key: str
+    message: str
+    origin: str = ""
+
+    def __str__(self) -> str:
+        head = f"{self.key}: {self.message}" if self.key else self.message
+        return f"{head}\n      set by {self.origin}" if self.origin else head
+
+
+class ConfigError(TrainctlError):
+    """The config cannot be run; carries every problem that was found."""
+
+    exit_status = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in the config"
+        super().__init__("\n".join([count, *(f"  {problem}" for problem in problems)]))
+
+
+class LaunchError(TrainctlError):
+    """The run cannot be started: its directory, lock, devices or ranks."""
+
+    exit_status = 3
+
+
+class NonFinite(TrainctlError):
+    """The loss or the gradient norm is not finite; raised before the optimizer step."""
+
+    exit_status = 10
+
+
+class OutOfMemory(TrainctlError):
+    """The device has no memory left for the step."""
+
+    exit_status = 11
+
+
+class Hang(TrainctlError):
+    """A rank stopped answering."""
+
+    exit_status = 12
+
+
+class DataError(TrainctlError):
+    """The data cannot be read as what the config says it is."""
+
+    exit_status = 13
+
+
+class CheckpointError(TrainctlError):
+    """A checkpoint cannot be written, or is not fit to be loaded."""
+
+    exit_status = 14
+
+
+class Preempted(TrainctlError):
+    """A signal asked the run to end; its state is saved and `trainctl resume` goes on from it."""
+
+    exit_status = 75
+
+
+class Interrupted(TrainctlError):
+    """Ctrl-C ended the run; its state is saved."""
+
+    exit_status = 130
+
+
+def by_name(name: str) -> type[TrainctlError]:
+    """The class whose error a rank recorded; TrainctlError when the name is unknown here."""
+    return next((c for c in TrainctlError.__subclasses__() if c.__name__ == name), TrainctlError)

@@ -1,0 +1,47 @@
+"""The training loop. It knows no engine, precision or rank, and never waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from launcher.contracts import Engine, Observer, Schedule, StepReport, Window
+from launcher.training.state import TrainState
+
+
+def train(
+    engine: Engine,
+    windows: Iterator[Window],
+    schedule: Schedule,
+    state: TrainState,
+    *,
+    max_steps: int,
+    evaluate: Callable[[TrainState], Mapping[str, float]],
+    observers: Sequence[Observer],
+) -> TrainState:
+    """Train until `max_steps` optimizer steps are done.
+
+    Args:
+        engine: Owns module, optimizer and collectives.
+        windows: One window per optimizer step, from `state.samples` on.
+        schedule: The learning rate of every step.
+        state: Where the run stands; step 0 for a new run.
+        max_steps: Optimizer steps of the whole run, those before `state` included.
+        evaluate: Validation scores after a step; empty when none is due.
+        observers: Called in order after each step. One that raises ends the run.
+
+    Returns:
+        The state after the last step.
+    """
+    while state.step < max_steps:
+        window = next(windows)
+        lr = schedule.lr(state.step, state.memory)
+        loss = engine.forward_backward(window)
+        update = engine.update(lr)
+        state = state.advance(window, update)
+        scores = evaluate(state)
+        if scores:
+            state = state.remember(schedule.observe(state.memory, scores))
+        report = StepReport(state, window, loss, update, lr, scores)
+        for observer in observers:
+            observer(report)
+    return state
