@@ -43,8 +43,8 @@ GROUPS = (
 # ---- options ---------------------------------------------------------------------------------------
 
 
-class Option(BaseModel, ABC):
-    """A config group's value. Unknown keys are errors; values do not change after validation."""
+class Settings(BaseModel):
+    """A part of the config. Unknown keys are errors; values do not change after validation."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -54,6 +54,10 @@ class Option(BaseModel, ABC):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+class Option(Settings, ABC):
+    """A config group's value."""
 
     kind: str
     """Which module of the group's package this is."""
@@ -114,12 +118,11 @@ class TaskOption(Option):
         """The task over one tokenizer."""
 
 
-class ParamGroups(Option):
+class ParamGroups(Settings):
     """Which parameters the optimizer treats alike. A pattern is a regular expression that must match
     (`re.search`) at least one parameter's name.
     """
 
-    kind: str = Field(default="groups", exclude=True)
     decay: tuple[str, ...]
     """Patterns of parameters that decay although the rule would spare them."""
     no_decay: tuple[str, ...]
