@@ -1,1 +1,125 @@
-"""."""
+"""The command line: `trainctl VERB words`.
+
+A verb is one module of this package with `main(argv) -> int`, imported when it is asked for, so
+that `trainctl --help` pays for none of them; its line in `VERBS` is all that help and completion
+know about it. Verbs read words, call the rooms below and print. Here, and nowhere else, an
+exception becomes text and an exit status (`launcher.errors` lists them).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+
+from launcher.errors import TrainctlError
+
+VERBS = {
+    "run": "compose a config and train; -m runs one job per combination of values",
+    "resume": "continue a run, bit for bit, from its newest good checkpoint",
+    "check": "apply every rule to a config without starting anything",
+    "config": "show, explain or compare resolved configs",
+    "list": "config groups, their kinds and presets, and the fields of a kind",
+    "recipes": "complete, named experiments",
+    "lr": "the learning rate of every step, before the run",
+    "env": "versions, devices, cores and memory of this machine",
+    "completion": "the shell's tab completion",
+    "version": "the version of trainctl",
+}
+_BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE killed
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: The words after `trainctl`; those of this process if None.
+
+    Returns:
+        The exit status. An exception that is not the user's to mend passes through: Python prints
+        it whole and exits with 1.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    with suppress(AttributeError):
+        # A word of the command line need not be valid UTF-8, and not every terminal knows ×.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # tests replace it
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+    except SystemExit as end:  # argparse has printed the help of a verb
+        return end.code if isinstance(end.code, int) else 0
+    except BrokenPipeError:
+        _forget_stdout()
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("trainctl: interrupted", file=sys.stderr)
+        return 130
+    except TrainctlError as error:
+        if traceback:
+            sys.excepthook(type(error), error, error.__traceback__)
+        print(f"trainctl: error: {error}", file=sys.stderr)
+        return error.exit_status
+    except Exception as error:
+        error.add_note("This is a mistake in trainctl, not in your config; please report it.")
+        raise
+    return status
+
+
+def _run(words: Sequence[str]) -> int:
+    verb, *rest = words or ["help"]
+    if verb in {"-V", "--version"}:
+        verb = "version"
+    elif verb in {"-h", "--help", "help"}:
+        if not rest:
+            print(_help())
+            return 0
+        verb, rest = rest[0], [*rest[1:], "--help"]
+    if verb not in VERBS:
+        print(f"trainctl: error: {_unknown(verb, words)}", file=sys.stderr)
+        return 2
+    status: int = import_module(f"launcher.cli.{verb}").main(rest)
+    return status
+
+
+def _help() -> str:
+    from launcher.cli._console import bold, table
+
+    return "\n".join(
+        [
+            f"{bold('usage:')} trainctl VERB [group=option] [key=value] [options]",
+            "",
+            "Trains a model from one resolved config and resumes it bit for bit.",
+            "",
+            bold("verbs:"),
+            table([(f"  {verb}", says) for verb, says in VERBS.items()]),
+            "",
+            bold("examples:"),
+            "  trainctl run",
+            "  trainctl run optimizer=sgd optimizer.lr=0.1 max_steps=200",
+            "  trainctl config explain optimizer.lr",
+            "",
+            "`trainctl VERB --help` says more; --traceback shows where an error arose.",
+        ]
+    )
+
+
+def _unknown(verb: str, words: Sequence[str]) -> str:
+    if "=" in verb:
+        import shlex
+
+        return f"a verb must come first; did you mean `trainctl run {shlex.join(words)}`?"
+    from difflib import get_close_matches
+
+    close = get_close_matches(verb, VERBS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; it can be: {', '.join(VERBS)}"
+    return f"no verb {verb!r}{hint}"
+
+
+def _forget_stdout() -> None:
+    """Give the interpreter somewhere to flush what the reader of our pipe did not want."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,56 @@
+"""How text reaches the user; plain unless a terminal shows it and `NO_COLOR` is not set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_GAP = "  "
+
+
+def _styled(text: str, code: str) -> str:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return text if plain or not sys.stdout.isatty() else f"\x1b[{code}m{text}\x1b[0m"
+
+
+def bold(text: str) -> str:
+    """A heading."""
+    return _styled(text, "1")
+
+
+def dim(text: str) -> str:
+    """What the eye may skip."""
+    return _styled(text, "2")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of plain text with aligned columns.
+
+    On a terminal the last column wraps to its width; elsewhere each row stays one line, for grep.
+    """
+    if not rows:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*(row[:-1] for row in rows), strict=True)]
+    indent = sum(widths) + len(_GAP) * len(widths)
+    room = shutil.get_terminal_size().columns - indent if sys.stdout.isatty() else 0
+    lines = []
+    for *cells, last in rows:
+        head = "".join(f"{cell:<{width}}{_GAP}" for cell, width in zip(cells, widths, strict=True))
+        body = _wrapped(last, room) if room >= 20 else [last]
+        lines += [f"{head}{body[0]}".rstrip(), *(" " * indent + line for line in body[1:])]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width) or [""]
+
+
+def print_json(value: Any) -> None:
+    """One JSON document; numbers that JSON does not know are an error, not `NaN`."""
+    print(json.dumps(value, indent=2, allow_nan=False))
