@@ -1,0 +1,21 @@
+"""Accumulation by count: the global batch follows from it."""
+
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import AccumulationOption, BatchPlan
+
+
+class Steps(AccumulationOption):
+    """A fixed number of micro-batches per step on every rank; the global batch grows with the ranks."""
+
+    kind: Literal["steps"]
+    """Accumulate a fixed number of micro-batches."""
+    steps: int = Field(gt=0)
+    """Micro-batches that each rank accumulates for one optimizer step."""
+
+    @override
+    def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
+        return BatchPlan(self.micro_batch_size, self.steps, ranks, seq_len)

@@ -1,0 +1,80 @@
+"""Lengths of the parts of a schedule, in the unit the user thinks in."""
+
+import math
+import re
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import PlainValidator
+
+from launcher.contracts import Horizon
+
+_TEXT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<scale>[kMGBT]?)\s*(?P<unit>%|[a-z]*)")
+_SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
+_UNITS = {
+    "%": "%",
+    **dict.fromkeys(("step", "steps"), "steps"),
+    **dict.fromkeys(("ep", "epoch", "epochs"), "epochs"),
+    **dict.fromkeys(("sample", "samples"), "samples"),
+    **dict.fromkeys(("tok", "token", "tokens"), "tokens"),
+}
+_HOW = "write 300, 0.05, '5%', '2 epochs', '1000 samples', '10M tokens' or '300 steps'"
+
+
+def _parsed(text: str) -> tuple[Decimal, str]:
+    """Amount and unit of a length given as text."""
+    match = _TEXT.fullmatch(text.strip())
+    unit = _UNITS.get(match["unit"]) if match else None
+    if not match or unit is None or (unit == "%" and match["scale"]):
+        raise ValueError(f"{text!r} is not a length; {_HOW}")
+    return Decimal(match["number"]) * _SCALES[match["scale"]], unit
+
+
+def _checked(value: object) -> int | float | str:
+    """The value itself when it is a length: how it was written is kept in config.json."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a length; {_HOW}")  # noqa: TRY004 - pydantic collects ValueErrors
+    if isinstance(value, str):
+        _parsed(value)
+    elif value < 0:
+        raise ValueError(f"a length must not be negative, but is {value}")
+    elif isinstance(value, float) and not value < 1:
+        raise ValueError(
+            f"a length written with a decimal point is a fraction of the run and must be below 1, "
+            f"but is {value}; {_HOW}"
+        )
+    return value
+
+
+Length = Annotated[
+    int | float | str, PlainValidator(_checked, json_schema_input_type=int | float | str)
+]
+"""Optimizer steps as an integer, a fraction of the run as a float below 1, or an amount with its unit."""
+
+
+def resolve(length: float | str, horizon: Horizon) -> int:
+    """The length in optimizer steps, rounded up: at least as much as was asked for.
+
+    A float is Transformers' convention, to the bit: `ceil(max_steps * fraction)` in floating point, which
+    makes 0.07 of 100 steps 8. Everything written as text is exact: "7%" of 100 steps is 7.
+    """
+    if isinstance(length, int):
+        return length
+    if isinstance(length, float):
+        return math.ceil(horizon.max_steps * length)
+    amount, unit = _parsed(length)
+    if unit == "%":
+        return math.ceil(amount * horizon.max_steps / 100)
+    if unit == "epochs":
+        # Nanosteps: an epoch that divides evenly must not gain a step from floating point.
+        return math.ceil(round(amount * Decimal(horizon.steps_per_epoch), 9))
+    if unit == "samples":
+        return math.ceil(amount / horizon.samples_per_step)
+    if unit == "tokens":
+        return math.ceil(amount / horizon.tokens_per_step)
+    return math.ceil(amount)
+
+
+def told(length: float | str, steps: int) -> str:
+    """The length as a message shows it: what was written, and what it came to."""
+    return str(length) if isinstance(length, int) else f"{length} ({steps} steps)"

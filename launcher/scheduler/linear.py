@@ -1,0 +1,24 @@
+"""A straight line down to 0."""
+
+from typing import Literal
+
+from typing_extensions import override
+
+from launcher.contracts import Horizon
+from launcher.scheduler._curve import Factor
+from launcher.scheduler._warmup import WarmedUp
+
+
+class Linear(WarmedUp):
+    """From the peak straight to 0, which would be reached one step after the last.
+
+    Past the end of the run it stays 0. Source: Transformers' `get_linear_schedule_with_warmup`.
+    """
+
+    kind: Literal["linear"]
+    """Fall in a straight line to 0."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Factor:
+        steps = horizon.max_steps - warmup
+        return lambda step: max(0.0, (steps - step) / max(1, steps))
