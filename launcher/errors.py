@@ -8,6 +8,7 @@
     ├── Hang              12   which rank is missing, where it stands
     ├── DataError         13   file, place in it, what was expected
     ├── CheckpointError   14   which file, what to do
+    ├── RankFailed         1   a rank died without a word; 128 + n if signal n killed it
     ├── Preempted         75   state saved; requeue me
     └── Interrupted      130   state saved after Ctrl-C
 
@@ -64,9 +65,17 @@ class LaunchError(TrainctlError):
 
 
 class NonFinite(TrainctlError):
-    """The loss or the gradient norm is not finite; raised before the optimizer step."""
+    """The loss or the gradient norm is not finite; raised before the optimizer step.
+
+    Attributes:
+        indices: The places in the training set of the samples that it came from.
+    """
 
     exit_status = 10
+
+    def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
+        self.indices = tuple(indices)
+        super().__init__(message)
 
 
 class OutOfMemory(TrainctlError):
@@ -93,6 +102,18 @@ class CheckpointError(TrainctlError):
     exit_status = 14
 
 
+class RankFailed(TrainctlError):
+    """A rank died without recording why: a bug, whose traceback is in its log, or a kill from outside.
+
+    Attributes:
+        exit_status: 1, or 128 + the number of the signal that killed the rank.
+    """
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        self.exit_status = exit_status  # type: ignore[misc] # what a shell would report
+        super().__init__(message)
+
+
 class Preempted(TrainctlError):
     """A signal asked the run to end; its state is saved and `trainctl resume` goes on from it."""
 
@@ -105,6 +126,10 @@ class Interrupted(TrainctlError):
     exit_status = 130
 
 
-def by_name(name: str) -> type[TrainctlError]:
-    """The class whose error a rank recorded; TrainctlError when the name is unknown here."""
-    return next((c for c in TrainctlError.__subclasses__() if c.__name__ == name), TrainctlError)
+def revive(name: str, message: str) -> TrainctlError:
+    """The error that a rank recorded by name and message; the root class when the name is unknown here."""
+    classes = (cls for cls in TrainctlError.__subclasses__() if cls.__name__ == name)
+    error_class = next(classes, TrainctlError)
+    error = error_class.__new__(error_class)
+    Exception.__init__(error, message)
+    return error

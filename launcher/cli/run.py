@@ -1,0 +1,96 @@
+"""`trainctl run`: compose, check everything, then train."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from launcher.cli._arguments import Arguments
+from launcher.errors import TrainctlError
+
+if TYPE_CHECKING:
+    from launcher.config.door import Checked
+
+
+def main(argv: list[str]) -> int:
+    """Train, or show what would be trained."""
+    flags, overrides = _arguments().split(argv)
+    from launcher.config.door import checked, jobs
+
+    if flags.multirun or flags.cfg or flags.info or flags.hydra_help:
+        from launcher.config.multirun import run_multirun
+
+        if not flags.hydra_help:
+            # Every job is known to be good before the first one takes a device.
+            for job in jobs(overrides) if flags.multirun else [overrides]:
+                one = checked(job, flags.config_name, flags.config_dir)
+                if flags.multirun:
+                    _preflight(one)
+        return run_multirun(_launch, argv)
+    one = checked(overrides, flags.config_name, flags.config_dir)
+    _preflight(one)
+    if flags.dry_run:
+        print(_plan(one))
+        return 0
+    _launch(one, overrides)
+    return 0
+
+
+def _arguments() -> Arguments:
+    parser = Arguments(
+        "run",
+        "[group=option] [key=value]",
+        "Compose a config, check it, and train. Every word is a Hydra override.",
+        "trainctl run",
+        "trainctl run optimizer=sgd optimizer.lr=0.1 max_steps=200",
+        "trainctl run -m optimizer.lr=1e-3,3e-3 seed=0,1",
+    )
+    add = parser.add_argument
+    add("-m", "--multirun", action="store_true", help="one job per combination of values")
+    add("--dry-run", action="store_true", help="print what would run, and start nothing")
+    add("--config-dir", "-cd", action="append", default=[], help="a folder of YAML that adds to or replaces conf/")
+    add("--config-name", "-cn", default="config", help="the primary config")
+    add("--cfg", "-c", choices=["job", "hydra", "all"], help="show Hydra's composed config")
+    add("--resolve", action="store_true", help="with --cfg: resolve interpolations")
+    add("--package", "-p", help="with --cfg: only this part")
+    add("--info", "-i", nargs="?", const="all", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"], help="show how Hydra composed the config")
+    add("--hydra-help", action="store_true", help="Hydra's own help")
+    return parser
+
+
+def _preflight(one: Checked) -> None:
+    from launcher.launch._begin import preflight
+
+    preflight(one.config)
+
+
+def _launch(one: Checked, overrides: Sequence[str]) -> float | None:
+    """Run one job to its end; its metric is what sweepers minimise."""
+    from launcher.launch._begin import begin
+
+    result = begin(one.config, one.provenance, overrides)
+    return result.scores.get("eval_loss")
+
+
+def _plan(one: Checked) -> str:
+    """What `run` would do."""
+    from launcher.config import derive
+    from launcher.run_dir import RunDir
+    from pathlib import Path
+
+    config = one.config
+    run_dir = RunDir(Path(config.run_root).absolute() / config.name / "ID")
+    command = shlex.join(config.launch.command(run_dir))
+    variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in config.launch.environment().items())
+    steps = "until the epochs end" if config.max_steps is None else f"{config.max_steps:,} steps"
+    return "\n".join(
+        [
+            f"run        {run_dir.path}",
+            f"config     {config.fingerprint()}",
+            f"ranks      {config.launch.ranks}",
+            f"batch      {derive.batch_plan(config)}",
+            f"length     {steps}",
+            f"command    {variables} {command}".rstrip(),
+        ]
+    )

@@ -1,0 +1,109 @@
+"""A new run: its directory, what is written down about it, and its start."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from launcher import run_dir as run_dirs
+from launcher.config.schema import RunConfig
+from launcher.contracts import GROUPS, Option
+from launcher.errors import LaunchError, TrainctlError
+from launcher.launch._lock import locked
+from launcher.launch._start import Result, start
+from launcher.run_dir import RunDir, write_atomically
+
+_RECORDED = ("trainctl", "torch", "transformers", "deepspeed", "accelerate", "hydra-core", "numpy")
+
+
+def preflight(config: RunConfig) -> None:
+    """Let every option look at the world before anything starts.
+
+    Raises:
+        TrainctlError: The run would fail.
+    """
+    for group in GROUPS:
+        option: Option = getattr(config, group)
+        option.preflight()
+
+
+def begin(
+    config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[str]
+) -> Result:
+    """Make a run directory, write the run down in it, and run it to its end.
+
+    Args:
+        config: The resolved config.
+        provenance: For every key, what set it.
+        overrides: The words of the command line.
+
+    Raises:
+        TrainctlError: The directory cannot be made, or what `run_ranks` raises.
+    """
+    run_dir = run_dirs.create(Path(config.run_root), config.name)
+    with locked(run_dir) as lock:
+        _write_down(config, provenance, overrides, run_dir)
+        return run_ranks(config, run_dir, lock)
+
+
+def run_ranks(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
+    """Run the ranks to their end; the last thing said, well or badly, is the command that goes on.
+
+    Args:
+        config: What config.json holds.
+        run_dir: The run directory, locked by us.
+        lock: The descriptor that holds the lock.
+
+    Raises:
+        TrainctlError: What the ranks recorded, with the command as its note.
+    """
+    path = run_dir.path
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    command = shlex.join(["trainctl", "resume", str(shown)])
+    try:
+        result = start(config, run_dir, lock)
+    except TrainctlError as error:
+        error.add_note(f"resume with: {command}")
+        raise
+    print(f"train on with: {command} max_steps={2 * result.step}", flush=True)  # noqa: T201 - the last line
+    return result
+
+
+def _write_down(
+    config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[str], run_dir: RunDir
+) -> None:
+    try:
+        write_atomically(run_dir.config, config.to_json())
+        write_atomically(run_dir.provenance, json.dumps(provenance, indent=1) + "\n")
+        write_atomically(run_dir.overrides, "".join(f"{word}\n" for word in overrides))
+        write_atomically(run_dir.env, json.dumps(_environment(), indent=1) + "\n")
+        command = shlex.join(["trainctl", "run", *overrides])
+        folder = shlex.quote(os.getcwd())
+        write_atomically(run_dir.command, f"#!/bin/sh\ncd {folder} && {command}\n")
+    except OSError as error:
+        raise LaunchError(f"cannot write to {run_dir.path}: {error.strerror}") from error
+
+
+def _environment() -> dict[str, Any]:
+    versions = {}
+    for name in _RECORDED:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "folder": os.getcwd(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "executable": sys.executable,
+        "cores": os.cpu_count(),
+        "versions": versions,
+    }

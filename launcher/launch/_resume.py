@@ -1,0 +1,47 @@
+"""An old run: the settings that change, and its start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.config.resume_rules import apply
+from launcher.launch._begin import preflight, run_ranks
+from launcher.launch._lock import locked
+from launcher.launch._start import Result
+from launcher.run_dir import RunDir, write_atomically
+
+
+def resume(path: Path, overrides: Sequence[str], allow: Sequence[str]) -> Result:
+    """Run an existing run directory on to its end.
+
+    Args:
+        path: The run directory.
+        overrides: Settings to change, in Hydra's grammar.
+        allow: Keys that may change what is computed.
+
+    Raises:
+        TrainctlError: A change is not possible or not allowed, the directory is in use, or what the ranks raise.
+    """
+    run_dir = RunDir(path)
+    with locked(run_dir) as lock:
+        stored = run_dir.config.read_text(encoding="utf-8")
+        config, changes = apply(stored, overrides, allow)
+        preflight(config)
+        for change in changes:
+            print(f"{change.key}: {json.dumps(change.old)} -> {json.dumps(change.new)}")  # noqa: T201 - said, as promised
+        if changes:
+            write_atomically(run_dir.config, config.to_json())
+            _append(run_dir, overrides)
+        return run_ranks(config, run_dir, lock)
+
+
+def _append(run_dir: RunDir, overrides: Sequence[str]) -> None:
+    """Keep what was typed: the later word wins, as on the command line."""
+    before = run_dir.overrides.read_text(encoding="utf-8") if run_dir.overrides.exists() else ""
+    write_atomically(run_dir.overrides, before + "".join(f"{word}\n" for word in overrides))
+    origins = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
+    for word in overrides:
+        origins[word.partition("=")[0].lstrip("+~")] = f"command line of resume: {word}"
+    write_atomically(run_dir.provenance, json.dumps(origins, indent=1) + "\n")

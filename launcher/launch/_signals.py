@@ -1,0 +1,35 @@
+"""Signals of a rank: a handler only takes a note; the loop asks for it between steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopFlag:
+    """The first signal that asked the run to end.
+
+    SIGTERM, SIGUSR1 (Slurm's warning) and SIGINT (Ctrl-C) are noted; a second Ctrl-C leaves at once.
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+
+    def __call__(self) -> signal.Signals | None:
+        """The signal, or None as long as none came."""
+        return self._received
+
+    def install(self) -> None:
+        """Take over the signals of this process; to be called in the main thread."""
+        for number in _STOPPING:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGINT and self._received is signal.SIGINT:
+            # No clean-up: whoever presses twice wants out, and what is published stays whole.
+            os._exit(130)
+        self._received = self._received or signal.Signals(number)

@@ -1,0 +1,100 @@
+"""What every rank executes: `python -m launcher.launch._worker RUN_DIR`.
+
+Reads RUN_DIR/config.json, runs, and records how it ended in RUN_DIR/result.json, from which the launcher takes
+result, error and exit status. A TrainctlError is recorded and not printed here; anything else prints whole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import LaunchError, TrainctlError
+from launcher.launch._signals import StopFlag
+from launcher.run_dir import RunDir, write_atomically
+
+if TYPE_CHECKING:
+    from launcher.training.runner import Outcome
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(path: str) -> int:
+    """Run this rank in a run directory and return its exit status."""
+    _die_with_launcher()
+    stop = StopFlag()
+    stop.install()
+    run_dir = RunDir(Path(path))
+    rank = int(os.environ.get("RANK", "0"))
+    _log_to(run_dir.log(rank))
+    try:
+        outcome = _run(run_dir, stop)
+    except TrainctlError as error:
+        logging.getLogger("trainctl").debug("the run ended", exc_info=True)
+        _record(run_dir, rank, error=type(error).__name__, message=str(error))
+        return error.exit_status
+    except BaseException:
+        logging.getLogger("trainctl").exception("rank %d failed", rank)
+        raise
+    _record(run_dir, rank, step=outcome.state.step, scores=dict(outcome.scores))
+    return 0
+
+
+def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
+    # Imported here: the signals of a launch that is cancelled at once must find their handlers.
+    from launcher.config.schema import RunConfig
+    from launcher.launch._world import read_world
+
+    try:
+        config = RunConfig.from_json(run_dir.config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LaunchError(f"cannot read {run_dir.config}: {error.strerror}") from error
+    world = read_world(config.launch.device)
+
+    import torch
+
+    from launcher.training.runner import run
+
+    if config.launch.threads is not None:
+        torch.set_num_threads(config.launch.threads)
+    return run(config, run_dir, world, stop)
+
+
+def _record(run_dir: RunDir, rank: int, **values: object) -> None:
+    if rank == 0:
+        write_atomically(run_dir.result, json.dumps(values, indent=1) + "\n")
+
+
+def _log_to(path: Path) -> None:
+    """Everything that is logged goes to the rank's own file; sinks add the console."""
+    path.parent.mkdir(exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.getLogger("trainctl").setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    faulthandler.enable(handler.stream)
+
+
+def _die_with_launcher() -> None:
+    """A launcher that is killed must not leave ranks that train on as orphans."""
+    if sys.platform != "linux":
+        return
+    launcher = os.environ.get("TRAINCTL_LAUNCHER_PID")
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have died before the call: then no signal will come.
+    if launcher is not None and os.getppid() != int(launcher):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,52 @@
+"""Ranks on this machine, as children of the launching process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import LaunchOption
+
+if TYPE_CHECKING:
+    from launcher.run_dir import RunDir
+
+_WORKER = "launcher.launch.worker"
+
+
+class Local(LaunchOption):
+    """One or more processes on this machine; torchrun starts them when there is more than one."""
+
+    kind: Literal["local"]
+    processes: int = Field(gt=0)
+    """Ranks to start."""
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    """Where the ranks compute; `auto` takes CUDA, then MPS, then the CPU."""
+    threads: int | None = Field(gt=0)
+    """Threads of one CPU operation, per rank; null leaves the number to torch."""
+
+    @property
+    @override
+    def ranks(self) -> int:
+        return self.processes
+
+    @override
+    def command(self, run_dir: RunDir) -> Sequence[str]:
+        worker = ["-m", _WORKER, str(run_dir.path)]
+        if self.processes == 1:
+            return [sys.executable, *worker]
+        torchrun = ["-m", "torch.distributed.run", "--standalone"]
+        return [sys.executable, *torchrun, f"--nproc-per-node={self.processes}", *worker]
+
+    @override
+    def environment(self) -> Mapping[str, str]:
+        """Thread count, and no thread pools or network where a rank does not expect them."""
+        # Rust's tokenizer pool warns, or deadlocks, in a process that forks after using it; and a
+        # run must not start to download in the middle of the night.
+        variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        if self.threads is not None:
+            variables["OMP_NUM_THREADS"] = str(self.threads)
+        return variables

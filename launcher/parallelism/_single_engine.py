@@ -1,0 +1,164 @@
+"""The engine of one process: the arithmetic that every other engine must reproduce."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from launcher.errors import CheckpointError, NonFinite
+from launcher.parallelism._optimizer_state import load_optimizer, optimizer_tensors
+
+if TYPE_CHECKING:
+    from launcher.contracts import EngineParts, EngineState, MicroBatch, Window
+
+from launcher.contracts import UpdateStats
+
+_log = logging.getLogger("trainctl.engine")
+
+
+class SingleEngine:
+    """Forward, backward and update on one device.
+
+    Each micro-batch's summed loss is divided by the window's number of targets before its backward pass, so the
+    gradient is that of the window's mean loss however the window is cut.
+    """
+
+    def __init__(self, parts: EngineParts) -> None:
+        self._device = torch.device(parts.world.device)
+        self._precision = parts.precision.build(self._device.type)
+        self._module = parts.module.to(self._device, self._precision.param_dtype)
+        self._module.train()
+        self._loss = parts.loss
+        self._clipping = parts.clipping
+        self._skip_nonfinite = parts.skip_nonfinite
+        self._optimizer = parts.optimizer.build(self._module, self._device.type)
+        self._params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._window: Window | None = None
+        self._losses: list[Tensor] = []
+
+    def forward_backward(self, window: Window) -> Tensor:
+        """Accumulate the gradient of the window's mean loss; see `Engine`."""
+        self._window = window
+        self._losses = []
+        # A window of masked targets only has no gradient, not a division by zero.
+        divisor = max(1, window.num_targets)
+        for micro_batch in window.micro_batches:
+            with self._precision.autocast():
+                loss = self._loss(self._module, self._on_device(micro_batch.inputs)) / divisor
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._losses.append(loss.detach())
+        return torch.stack(self._losses).sum() if len(self._losses) > 1 else self._losses[0]
+
+    def update(self, lr: float | None) -> UpdateStats:
+        """Check, clip, step, and clear the gradients; see `Engine`."""
+        grads = [p.grad for p in self._params if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        # The one number read from the device each step: without it a NaN would reach the weights.
+        if not math.isfinite((norm + sum(self._losses)).item()):
+            error = self._explain(norm)
+            self._optimizer.zero_grad(set_to_none=True)
+            if not self._skip_nonfinite:
+                raise error
+            _log.warning("update skipped: %s", error)
+            return UpdateStats(norm, applied=False)
+        self._clip(grads, norm)
+        for group in self._optimizer.param_groups:
+            if lr is not None:
+                group["lr"] = lr * group["lr_scale"]
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return UpdateStats(norm, applied=True)
+
+    def evaluate(self, micro_batch: MicroBatch) -> Tensor:
+        """Summed loss without gradient, dropout off; see `Engine`."""
+        self._training(on=False)
+        try:
+            with torch.no_grad(), self._precision.autocast():
+                return self._loss(self._module, self._on_device(micro_batch.inputs))
+        finally:
+            self._training(on=True)
+
+    def module(self) -> nn.Module:
+        """The module itself, in evaluation mode; see `Engine`."""
+        self._training(on=False)
+        return self._module
+
+    def state(self) -> EngineState:
+        """Parameters, buffers and optimizer state by name; see `Engine`."""
+        model = {f"model.{name}": tensor for name, tensor in self._model_tensors().items()}
+        return {**model, **optimizer_tensors(self._optimizer, self._names())}
+
+    def load_state(self, state: EngineState) -> None:
+        """Copy a state into the live tensors, strictly; see `Engine`."""
+        live = self._model_tensors()
+        given = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        if given.keys() != live.keys():
+            missing, left = sorted(live.keys() - given.keys()), sorted(given.keys() - live.keys())
+            raise CheckpointError(
+                f"the checkpoint is of another model: missing {missing[:5]}, left over {left[:5]}"
+            )
+        with torch.no_grad():
+            for name, tensor in live.items():
+                if tensor.shape != given[name].shape:
+                    raise CheckpointError(
+                        f"the checkpoint is of another model: {name} is {tuple(given[name].shape)}, "
+                        f"must be {tuple(tensor.shape)}"
+                    )
+                tensor.copy_(given[name])
+        rest = {k: v for k, v in state.items() if not k.startswith("model.")}
+        load_optimizer(self._optimizer, self._names(), rest)
+
+    def close(self) -> None:
+        """Nothing to give back: the process owns its device alone."""
+
+    def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v.to(self._device, non_blocking=True) for k, v in inputs.items()}
+
+    def _clip(self, grads: list[Tensor], norm: Tensor) -> None:
+        limits = self._clipping
+        if limits.max_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._params, limits.max_norm, norm)
+        if limits.max_value is not None:
+            torch._foreach_clamp_min_(grads, -limits.max_value)  # noqa: SLF001 - as torch's own clip does
+            torch._foreach_clamp_max_(grads, limits.max_value)  # noqa: SLF001
+
+    def _training(self, *, on: bool) -> None:
+        self._module.train(on)
+        # Schedule-free optimizers keep other weights for evaluation than for training.
+        switch = getattr(self._optimizer, "train" if on else "eval", None)
+        if switch is not None:
+            switch()
+
+    def _model_tensors(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers by name; a tied parameter once, under its first name."""
+        tensors: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                tensors[name] = tensor.detach()
+        return tensors
+
+    def _names(self) -> dict[Tensor, str]:
+        return {p: name for name, p in self._module.named_parameters()}
+
+    def _explain(self, norm: Tensor) -> NonFinite:
+        """What was not finite, and in which micro-batch."""
+        window = self._window
+        assert window is not None, "update follows forward_backward"  # noqa: S101
+        for micro_batch, loss in zip(window.micro_batches, self._losses, strict=True):
+            if not math.isfinite(loss.item()):
+                return NonFinite(f"the loss is {loss.item()}", micro_batch.indices)
+        indices = [i for micro_batch in window.micro_batches for i in micro_batch.indices]
+        names = self._names()
+        bad = next(
+            (names[p] for p in self._params if p.grad is not None and not p.grad.isfinite().all()),
+            None,
+        )
+        where = f"; the first such gradient is {bad}" if bad else ""
+        return NonFinite(f"the gradient norm is {norm.item()}{where}", indices)

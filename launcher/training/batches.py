@@ -1,0 +1,89 @@
+"""Which samples each optimizer step learns from: a pure function of seed and position.
+
+The run reads one endless stream: epoch after epoch, each a permutation of all samples drawn from (seed, epoch).
+A window is the next stretch of that stream, cut into ranks and micro-batches. So the position in the data is one
+number, the samples seen so far; no epoch loses its tail; and every cut of the same global batch, on any number of
+ranks, sees the same samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from launcher.contracts import BatchPlan, Samples, Window
+
+
+class Windows(Iterator[Window]):
+    """This rank's windows, from a position on.
+
+    Args:
+        samples: The training set.
+        plan: How a window is cut.
+        seed: Seed of the order; the global generators are not touched.
+        rank: Which share of each window is ours.
+        start: Samples of the stream that are already seen.
+        stop: Length of the stream in samples; the last window may be short. None for no end.
+    """
+
+    def __init__(
+        self, samples: Samples, plan: BatchPlan, *, seed: int, rank: int, start: int, stop: int | None
+    ) -> None:
+        self._samples = samples
+        self._plan = plan
+        self._seed = seed
+        self._rank = rank
+        self._position = start
+        self._stop = stop
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Window:
+        end = self._position + self._plan.samples_per_step
+        if self._stop is not None:
+            end = min(end, self._stop)
+        if end <= self._position:
+            raise StopIteration
+        indices = self._stream(self._position, end)
+        self._position = end
+        size, ranks = self._plan.micro_batch_size, self._plan.ranks
+        # Micro-batches go round the ranks, so that a window of any cut holds the same samples.
+        ours = [
+            indices[i : i + size] for i in range(self._rank * size, len(indices), ranks * size)
+        ]
+        return Window(
+            micro_batches=[self._samples.micro_batch(piece) for piece in ours],
+            num_samples=len(indices),
+            num_targets=self._samples.num_targets(indices),
+        )
+
+    def _stream(self, start: int, end: int) -> list[int]:
+        """The stretch of the stream from `start` up to `end`, which may cross epochs."""
+        indices: list[int] = []
+        length = len(self._samples)
+        while start < end:
+            epoch, offset = divmod(start, length)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, permutation(self._seed, epoch, length)
+            piece: list[int] = self._order[offset : offset + end - start].tolist()
+            indices += piece
+            start += len(piece)
+        return indices
+
+
+def permutation(seed: int, epoch: int, length: int) -> Tensor:
+    """The order of one epoch. Shape (length,), int64.
+
+    The generator is private and its seed mixes seed and epoch, so that neither dropout nor the epochs before
+    move it.
+    """
+    generator = torch.Generator()
+    # An odd multiplier keeps (seed, epoch) pairs apart; torch takes seeds of 64 bits.
+    generator.manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+    return torch.randperm(length, generator=generator)

@@ -1,0 +1,160 @@
+"""What watches the steps of a run: the recorder of numbers and the saver of state."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from signal import Signals
+
+import torch
+
+from launcher.contracts import CheckpointOption, CheckpointStore, Row, Sink, Snapshot, StepReport
+from launcher.errors import Interrupted, Preempted
+from launcher.training.state import TrainState
+
+
+class Recorder:
+    """Turns the reports that are due into rows for the sinks; the only place that reads losses from the device.
+
+    Args:
+        sinks: Where rows go.
+        every_steps: Cadence in optimizer steps. Evaluated steps, skipped updates and the last step are logged
+            as well.
+        start: The state that the run starts from.
+        max_steps: The last step.
+    """
+
+    def __init__(
+        self, sinks: Sequence[Sink], *, every_steps: int, start: TrainState, max_steps: int
+    ) -> None:
+        self._sinks = sinks
+        self._every_steps = every_steps
+        self._max_steps = max_steps
+        self._tokens = start.tokens
+        self._time = self._start = time.perf_counter()
+
+    def __call__(self, report: StepReport) -> None:
+        """Log the step if it is due."""
+        step = report.state.step
+        if (
+            step % self._every_steps == 0
+            or step == self._max_steps
+            or report.scores
+            or not report.update.applied
+        ):
+            row = self._row(report)
+            for sink in self._sinks:
+                sink.write(row)
+
+    def close(self) -> None:
+        """Close every sink, the console last, even if one fails."""
+        for sink in reversed(self._sinks):
+            sink.close()
+
+    def _row(self, report: StepReport) -> Row:
+        state, now = report.state, time.perf_counter()
+        tokens, seconds = state.tokens - self._tokens, now - self._time
+        self._tokens, self._time = state.tokens, now
+        return {
+            "step": state.step,
+            "loss": _number(report.loss.item()),
+            "lr": report.lr,
+            "grad_norm": _number(report.update.grad_norm.item()),
+            "tokens_per_s": tokens / seconds if seconds > 0 else None,
+            "samples": state.samples,
+            "tokens": state.tokens,
+            "skipped": state.skipped,
+            "elapsed_s": now - self._start,
+            "memory_mib": _memory_mib(),
+            **{key: _number(value) for key, value in report.scores.items()},
+        }
+
+
+class Saver:
+    """Saves the run when a cadence is due, when a signal asks for the end, and after the last step.
+
+    Args:
+        store: Where checkpoints go.
+        policy: The cadences.
+        snapshot: Makes the snapshot of a state.
+        stop: The signal that asked the run to end, or None.
+        start: The state that the run starts from.
+        max_steps: The last step.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        policy: CheckpointOption,
+        snapshot: Callable[[TrainState], Snapshot],
+        *,
+        stop: Callable[[], Signals | None],
+        start: TrainState,
+        max_steps: int,
+    ) -> None:
+        self._store = store
+        self._policy = policy
+        self._snapshot = snapshot
+        self._stop = stop
+        self._saved_step = start.step
+        self._max_steps = max_steps
+        self._time = time.monotonic()
+
+    def __call__(self, report: StepReport) -> None:
+        """Save if it is due; end the run if a signal asked for it."""
+        self._store.poll()
+        state, signal = report.state, self._stop()
+        if signal is not None or state.step == self._max_steps or self._due(state.step):
+            self._store.save(self._snapshot(state))
+            self._saved_step, self._time = state.step, time.monotonic()
+        if signal is not None:
+            self._store.wait()
+            raise stopped(signal, state.step)
+
+    def close(self) -> None:
+        """Wait until what was saved is published."""
+        self._store.close()
+
+    def _due(self, step: int) -> bool:
+        steps, minutes = self._policy.every_steps, self._policy.every_minutes
+        if steps is not None and step % steps == 0:
+            return True
+        return minutes is not None and time.monotonic() - self._time >= minutes * 60
+
+
+@dataclass(slots=True)
+class Progress:
+    """Remembers how far the run has come, for the message of an error that ends it."""
+
+    state: TrainState
+
+    def __call__(self, report: StepReport) -> None:
+        """Take the new state."""
+        self.state = report.state
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def stopped(signal: Signals, step: int) -> Preempted | Interrupted:
+    """The error with which a run ends that a signal stopped."""
+    kind = Interrupted if signal is Signals.SIGINT else Preempted
+    return kind(f"{signal.name} received: stopped after step {step}")
+
+
+def _number(value: float) -> float | None:
+    """A number for a log, or None: NaN is never written as a number."""
+    return value if math.isfinite(value) else None
+
+
+def _memory_mib() -> float:
+    """Peak memory of the device, or of the process where the device is the CPU, in MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,307 @@
+"""Builds a run from its config, in order, and executes it: what every rank does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from signal import Signals
+from typing import TYPE_CHECKING
+
+import torch
+
+from launcher.config import derive
+from launcher.config.schema import RunConfig
+from launcher.contracts import (
+    BatchPlan,
+    CheckpointStore,
+    Clipping,
+    Engine,
+    EngineParts,
+    LogContext,
+    Observer,
+    Samples,
+    Sink,
+    Snapshot,
+    Task,
+    World,
+)
+from launcher.errors import CheckpointError, DataError, NonFinite, OutOfMemory
+from launcher.run_dir import RunDir
+from launcher.training import rng
+from launcher.training.batches import Windows
+from launcher.training.evaluation import Evaluator
+from launcher.training.loop import train
+from launcher.training.observers import Progress, Recorder, Saver, stopped
+from launcher.training.state import TrainState
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_log = logging.getLogger("trainctl.run")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended that reached its last step.
+
+    Attributes:
+        state: The last state.
+        scores: The last validation scores, `loss` where none were made.
+    """
+
+    state: TrainState
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The live parts of a run that are made before its state is known."""
+
+    task: Task
+    train: Samples
+    validation: Samples
+    references: Mapping[str, float]
+    plan: BatchPlan
+    max_steps: int
+    module: nn.Module
+    engine: Engine
+
+
+def run(
+    config: RunConfig, run_dir: RunDir, world: World, stop: Callable[[], Signals | None]
+) -> Outcome:
+    """Run this rank's share: from the newest checkpoint if there is one, else from the beginning.
+
+    Args:
+        config: The resolved config.
+        run_dir: Where the run's files are.
+        world: This process's place among the ranks.
+        stop: The signal that asked the run to end, or None.
+
+    Raises:
+        TrainctlError: The run cannot be built or executed, or was asked to end.
+    """
+    rng.seed_everything(config.seed)
+    with contextlib.ExitStack() as stack:
+        parts = _build(config, world)
+        stack.callback(parts.engine.close)
+        store = config.checkpoint.build(run_dir, world)
+        stack.callback(store.close)
+        state = _restore(config, run_dir, parts, store)
+        if (signal := stop()) is not None:
+            raise stopped(signal, state.step)
+        scores = _Scores({})
+        sinks = _sinks(config, run_dir, world, parts, state)
+        recorder = Recorder(
+            sinks, every_steps=config.log_every_steps, start=state, max_steps=parts.max_steps
+        )
+        stack.callback(recorder.close)
+        saver = Saver(
+            store,
+            config.checkpoint,
+            lambda state: _snapshot(config, parts, state),
+            stop=stop,
+            start=state,
+            max_steps=parts.max_steps,
+        )
+        state = _train(config, parts, world, state, [scores, recorder, saver])
+        saver.close()
+        recorder.close()
+        _finish(config, run_dir, parts)
+    return Outcome(state, scores.last)
+
+
+def _build(config: RunConfig, world: World) -> _Parts:
+    """Data, task, model and engine, in the order in which mistakes are cheapest to find."""
+    tokenizer = config.model.build_tokenizer()
+    task = config.task.build(tokenizer)
+    splits = config.data.build()
+    train_samples = task.samples(splits.train)
+    validation = task.samples(splits.validation)
+    plan = derive.batch_plan(config)
+    if len(train_samples) < plan.samples_per_step:
+        raise DataError(
+            f"the training set has {len(train_samples)} samples of up to {config.task.seq_len} tokens, one step "
+            f"needs {plan.samples_per_step}: give more text, or a smaller accumulation or task.seq_len"
+        )
+    references = task.references(splits.validation)
+    module = config.model.build()
+    engine = config.parallelism.build(
+        EngineParts(
+            module=module,
+            loss=task.loss,
+            optimizer=config.optimizer,
+            precision=config.precision,
+            clipping=Clipping(config.max_grad_norm, config.max_grad_value),
+            skip_nonfinite=config.on_nonfinite == "skip",
+            world=world,
+        )
+    )
+    max_steps = derive.max_steps(config, len(train_samples))
+    return _Parts(
+        task, train_samples, validation, references, plan, max_steps, module, engine
+    )
+
+
+def _restore(
+    config: RunConfig, run_dir: RunDir, parts: _Parts, store: CheckpointStore
+) -> TrainState:
+    """The state to go on from; engine and generators are put where they were."""
+    if not any(run_dir.checkpoints.glob("step-*")):
+        return TrainState()
+    snapshot = store.load(parts.engine.state())
+    if snapshot is None:
+        return TrainState()
+    if snapshot.data_fingerprint != parts.train.fingerprint:
+        stored = RunConfig.from_json(snapshot.config)
+        if (stored.data, stored.task, stored.model) == (config.data, config.task, config.model):
+            raise CheckpointError(
+                f"the training data is not what step {snapshot.step} was trained on: files were changed, added or "
+                "removed since; restore them, or start a new run"
+            )
+        _log.warning("the data was changed on purpose: going on at sample position of the old data")
+    parts.engine.load_state(snapshot.engine)
+    rng.restore(snapshot.rng)
+    state = TrainState.from_json(snapshot.train_state)
+    _log.info("resumed from step %d", state.step)
+    return state
+
+
+def _snapshot(config: RunConfig, parts: _Parts, state: TrainState) -> Snapshot:
+    return Snapshot(
+        step=state.step,
+        engine=parts.engine.state(),
+        train_state=state.to_json(),
+        rng=rng.capture(),
+        config=config.to_json(),
+        data_fingerprint=parts.train.fingerprint,
+    )
+
+
+def _sinks(
+    config: RunConfig, run_dir: RunDir, world: World, parts: _Parts, state: TrainState
+) -> Sequence[Sink]:
+    if world.rank != 0:
+        return ()
+    context = LogContext(
+        run_dir=run_dir,
+        start_step=state.step,
+        max_steps=parts.max_steps,
+        summary=_summary(config, run_dir, world, parts, state),
+    )
+    return config.logging.build(context)
+
+
+def _summary(
+    config: RunConfig, run_dir: RunDir, world: World, parts: _Parts, state: TrainState
+) -> list[tuple[str, str]]:
+    """The header of the run: everything a person would check before going to bed."""
+    params = sum(p.numel() for p in parts.module.parameters())
+    plan = parts.plan
+    epochs = parts.max_steps * plan.samples_per_step / len(parts.train)
+    lines = [
+        ("model", f"{config.model.kind}, {params:,} parameters"),
+        (
+            "data",
+            f"{config.data.kind}, {len(parts.train):,} training samples, {len(parts.validation):,} held out",
+        ),
+        ("engine", f"{config.parallelism.kind} on {world.device}, {config.precision.kind}"),
+        ("optimizer", f"{config.optimizer.kind}, schedule {config.scheduler.kind}"),
+        ("batch", str(plan)),
+        ("steps", f"{parts.max_steps:,} ({epochs:.2f} epochs)"),
+        ("run", str(run_dir.path)),
+    ]
+    if parts.references:
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in parts.references.items())
+        lines.insert(2, ("held out", figures))
+    if state.step:
+        lines.append(("resumed", f"from step {state.step:,}"))
+    return lines
+
+
+def _train(
+    config: RunConfig,
+    parts: _Parts,
+    world: World,
+    state: TrainState,
+    observers: Sequence[Observer],
+) -> TrainState:
+    windows = Windows(
+        parts.train,
+        parts.plan,
+        seed=config.seed,
+        rank=world.rank,
+        start=state.samples,
+        stop=derive.max_samples(config, len(parts.train)),
+    )
+    schedule = config.scheduler.build(
+        config.optimizer.lr, derive.horizon(config, len(parts.train))
+    )
+    evaluate = Evaluator(
+        engine=parts.engine,
+        task=parts.task,
+        samples=parts.validation,
+        batch_size=config.accumulation.micro_batch_size,
+        every_steps=config.eval_every_steps,
+        max_samples=config.eval_max_samples,
+        max_steps=parts.max_steps,
+    )
+    progress = Progress(state)
+    with _explained(progress, parts.train):
+        return train(
+            parts.engine,
+            windows,
+            schedule,
+            state,
+            max_steps=parts.max_steps,
+            evaluate=evaluate,
+            observers=[progress, *observers],
+        )
+
+
+@contextlib.contextmanager
+def _explained(progress: Progress, samples: Samples) -> Iterator[None]:
+    """Say of an error in a step which step it was and, where it comes from the data, which samples."""
+    try:
+        yield
+    except NonFinite as error:
+        places = [samples.describe(index) for index in error.indices[:4]]
+        more = f" and {len(error.indices) - 4} more" if len(error.indices) > 4 else ""
+        raise NonFinite(
+            f"step {progress.state.step + 1}: {error}; weights and optimizer are as before the step; the samples were "
+            f"{', '.join(places)}{more}",
+            error.indices,
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"step {progress.state.step + 1}: the device is out of memory; lower accumulation.micro_batch_size "
+            f"(the global batch stays what it is) or task.seq_len ({error})"
+        ) from error
+
+
+def _finish(config: RunConfig, run_dir: RunDir, parts: _Parts) -> None:
+    """Show what was learned and leave it where transformers finds it."""
+    module = parts.engine.module()
+    if (text := parts.task.sample(module)) is not None:
+        _log.info("sample:\n%s", text)
+    if config.checkpoint.export:
+        parts.task.export(module, run_dir.export)
+        _log.info("exported to %s", run_dir.export)
+
+
+@dataclass(slots=True)
+class _Scores:
+    """Remembers the newest scores, for the outcome."""
+
+    last: Mapping[str, float]
+
+    def __call__(self, report: object) -> None:
+        scores = getattr(report, "scores", None)
+        if scores:
+            self.last = dict(scores)
+
+    def close(self) -> None:
+        """Nothing is held."""
