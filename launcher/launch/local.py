@@ -14,7 +14,7 @@ from launcher.contracts import LaunchOption
 if TYPE_CHECKING:
     from launcher.run_dir import RunDir
 
-_WORKER = "launcher.launch.worker"
+_WORKER = "launcher.launch._worker"
 
 
 class Local(LaunchOption):

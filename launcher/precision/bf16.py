@@ -1,0 +1,26 @@
+"""Matrix products in bfloat16 by autocast; the optimizer keeps its float32 parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from typing_extensions import override
+
+from launcher.contracts import PrecisionOption
+
+if TYPE_CHECKING:
+    from launcher.contracts import Precision
+
+
+class Bf16(PrecisionOption):
+    """Autocast to bfloat16 over float32 master weights; has the range of float32, so no loss scaling."""
+
+    kind: Literal["bf16"]
+
+    @override
+    def build(self, device_type: str) -> Precision:
+        import torch
+
+        from launcher.precision._autocast import Autocast
+
+        return Autocast(device_type, torch.bfloat16)
