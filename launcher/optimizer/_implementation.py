@@ -1,0 +1,73 @@
+"""How torch's own optimizers walk over parameters: one kernel, lists, or tensor by tensor."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from launcher.errors import ConfigError, Problem
+
+_log = logging.getLogger("trainctl.optimizer")
+
+# What torch's optimizers accept; torch keeps both lists where no public name reaches them.
+_FUSED = frozenset({"cpu", "cuda", "mps", "xpu", "hpu", "mtia"})
+_FOREACH = frozenset({"cuda", "xpu", "mtia"})
+
+
+def choose(
+    asked: Literal["auto", "fused", "foreach", "loop"],
+    groups: Sequence[dict[str, Any]],
+    device_type: str,
+    *,
+    kind: str,
+    fuses_sharded: bool = True,
+) -> dict[str, bool]:
+    """The `fused` and `foreach` arguments of a torch optimizer; says which was chosen, and why.
+
+    Args:
+        asked: What the config says; `auto` takes the first of fused, foreach, loop that the device
+            has.
+        groups: The parameter groups that the optimizer will take.
+        device_type: Where the parameters are.
+        kind: The optimizer's kind, for messages.
+        fuses_sharded: Whether torch's fused kernel of this optimizer takes sharded (DTensor)
+            parameters.
+
+    Raises:
+        ConfigError: `fused` is asked for where it does not exist.
+    """
+    hindrance = _not_fusible(groups, device_type, fuses_sharded=fuses_sharded)
+    if asked == "fused" and hindrance:
+        message = f"fused {kind} does not work with {hindrance}; use auto"
+        raise ConfigError([Problem("optimizer.implementation", message)])
+    if asked != "auto":
+        chosen, reason = asked, "as configured"
+    elif not hindrance:
+        chosen, reason = "fused", f"one kernel per group on {device_type}"
+    elif device_type in _FOREACH:
+        chosen, reason = "foreach", f"fused does not work with {hindrance}"
+    else:
+        chosen, reason = (
+            "loop",
+            f"fused does not work with {hindrance}, lists do not pay on {device_type}",
+        )
+    _log.info("%s: %s implementation (%s)", kind, chosen, reason)
+    return {"fused": chosen == "fused", "foreach": chosen == "foreach"}
+
+
+def _not_fusible(
+    groups: Sequence[dict[str, Any]], device_type: str, *, fuses_sharded: bool
+) -> str | None:
+    """What keeps the fused kernel from taking these parameters; None when nothing does."""
+    params: list[torch.Tensor] = [param for group in groups for param in group["params"]]
+    if device_type not in _FUSED:
+        return f"device {device_type}"
+    if odd := {str(p.dtype) for p in params if not p.is_floating_point()}:
+        return f"parameters of {', '.join(sorted(odd))}"
+    if not fuses_sharded and any(type(p) is not nn.Parameter for p in params):
+        return "sharded (DTensor) parameters"
+    return None

@@ -1,0 +1,252 @@
+"""Which parameter gets which options, and why.
+
+Rules, in the order in which they are asked:
+
+* Order is the module's. A shared (tied) parameter is taken once, under its first name; every
+  pattern and type rule looks at all of its names. Parameters without gradient, and those that
+  `frozen` names, are left out.
+* Decay: `decay` patterns, then `no_decay` patterns, then the types in `no_decay_types`, then decay.
+  Types: *norm* is any parameter of a class that is called, or descends from one that is called,
+      `…Norm` (or
+  `…Norm1d` to `…Norm3d`): all of torch's, `LlamaRMSNorm`, `T5LayerNorm`. *bias* is any
+  parameter whose last name is `bias` or ends with `_bias`. *embedding* is any parameter of an
+  Embedding. The default YAML names norm and bias, which is what transformers' Trainer spares.
+* Learning rate: an override's `lr` or `lr_scale`, times `layer_decay ** (blocks that follow)`. A
+  block is a member of a list whose place is the first number in a parameter's name
+  (`model.layers.3.mlp…`); blocks count through the whole module in its order, so that a decoder's
+  follow its encoder's. What stands before the first block (embeddings) counts as a block before it,
+  what stands behind (final norm, head) as one after the last.
+* Other options: the overrides whose pattern matches, the last one winning.
+
+Parameters with the same options and the same reasons make one group.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from launcher.contracts import OptimizerOption
+from launcher.errors import ConfigError, Problem
+
+_NORM = re.compile(r"Norm([123]d)?$")
+_BLOCK = re.compile(r"^(?:(.*?)\.)?(\d+)\.")
+# What torch.compile, activation checkpointing and FSDP put into the names of what they wrap.
+_WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """What one parameter is trained with.
+
+    Attributes:
+        name: The parameter's first name in the module.
+        param: The parameter.
+        group: Name of its group.
+        options: The group's options as the optimizer takes them: `lr`, `lr_scale`, `weight_decay`,
+            ….
+        why: Reasons for the decay and for every option that differs from the rest.
+    """
+
+    name: str
+    param: nn.Parameter
+    group: str
+    options: Mapping[str, Any]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Named:
+    """A parameter under all of its names, each with the type of the module that holds it."""
+
+    param: nn.Parameter
+    names: list[str]
+    owners: list[type[nn.Module]]
+
+    def matched_by(self, pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in self.names)
+
+
+def param_groups(module: nn.Module, option: OptimizerOption) -> list[dict[str, Any]]:
+    """The groups a torch optimizer is constructed from.
+
+    Returns:
+        In the order of each group's first parameter: `params`, `name`, `lr`, `lr_scale`,
+        `weight_decay` and whatever overrides set. `lr` is missing where the option has none.
+
+    Raises:
+        ConfigError: A pattern matches nothing, `layer_decay` finds no blocks, or nothing is left to
+            train.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for assigned in assign(module, option):
+        group = groups.setdefault(
+            assigned.group, {"params": [], "name": assigned.group, **assigned.options}
+        )
+        group["params"].append(assigned.param)
+    return list(groups.values())
+
+
+def assign(module: nn.Module, option: OptimizerOption) -> list[Assignment]:
+    """Every parameter that is trained, in the module's order, with its options.
+
+    Raises:
+        ConfigError: As `param_groups` does.
+    """
+    named = list(_named(module))
+    _check_patterns(named, option)
+    for parameter in named:
+        if any(parameter.matched_by(pattern) for pattern in option.groups.frozen):
+            parameter.param.requires_grad_(False)
+    scales = _layer_scales(named, option.groups.layer_decay)
+    assignments = [
+        _assign(parameter, option, scale)
+        for parameter, scale in zip(named, scales, strict=True)
+        if parameter.param.requires_grad
+    ]
+    if not assignments:
+        raise ConfigError(
+            [Problem("optimizer.groups.frozen", "leaves no parameter to train; freeze fewer")]
+        )
+    return assignments
+
+
+def _named(module: nn.Module) -> Iterator[_Named]:
+    found: dict[nn.Parameter, _Named] = {}
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for last, param in owner.named_parameters(recurse=False, remove_duplicate=False):
+            name = _WRAPPERS.sub("", f"{path}.{last}" if path else last)
+            entry = found.setdefault(param, _Named(param, [], []))
+            entry.names.append(name)
+            entry.owners.append(type(owner))
+    yield from found.values()
+
+
+def _assign(
+    parameter: _Named, option: OptimizerOption, layer_scale: tuple[float, str]
+) -> Assignment:
+    decays, why = _decays(parameter, option)
+    label = ["decay" if decays else "no_decay"]
+    values: dict[str, Any] = {}
+    for override in option.groups.overrides:
+        if parameter.matched_by(override.pattern):
+            if override.values.keys() & {"lr", "lr_scale"}:
+                values = {k: v for k, v in values.items() if k not in {"lr", "lr_scale"}}
+            values |= override.values
+            label.append(override.pattern)
+            why += f"; override {override.pattern}"
+    changed = option.overridden(values) if values else option
+    scale, where = layer_scale
+    if where:
+        label.append(where)
+        why += f"; lr times {scale:.4g} at {where}"
+    weight_decay = changed.weight_decay if decays or "weight_decay" in values else 0.0
+    options: dict[str, Any] = {"weight_decay": weight_decay, "lr_scale": scale}
+    if option.lr is not None and changed.lr is not None:
+        options["lr_scale"] = changed.lr / option.lr * scale
+        options["lr"] = option.lr * options["lr_scale"]
+    options |= {key: getattr(changed, key) for key in values if key in option.group_options}
+    return Assignment(parameter.names[0], parameter.param, ", ".join(label), options, why)
+
+
+def _decays(parameter: _Named, option: OptimizerOption) -> tuple[bool, str]:
+    """Whether a parameter decays, and the rule that says so."""
+    groups = option.groups
+    for pattern in groups.decay:
+        if parameter.matched_by(pattern):
+            return True, f"decay pattern {pattern}"
+    for pattern in groups.no_decay:
+        if parameter.matched_by(pattern):
+            return False, f"no_decay pattern {pattern}"
+    for kind in groups.no_decay_types:
+        if _is_of_type(parameter, kind):
+            return False, kind
+    return True, "decays by default"
+
+
+def _is_of_type(parameter: _Named, kind: str) -> bool:
+    match kind:
+        case "norm":
+            return any(_is_norm(owner) for owner in parameter.owners)
+        case "bias":
+            last = (name.rpartition(".")[2] for name in parameter.names)
+            return any(name == "bias" or name.endswith("_bias") for name in last)
+        case "embedding":
+            return any(issubclass(o, nn.Embedding | nn.EmbeddingBag) for o in parameter.owners)
+        case _:
+            return parameter.param.ndim < 2
+
+
+def _is_norm(owner: type[nn.Module]) -> bool:
+    return any(_NORM.search(ancestor.__name__) for ancestor in owner.__mro__)
+
+
+def _layer_scales(named: Sequence[_Named], layer_decay: float | None) -> list[tuple[float, str]]:
+    """Each parameter's learning-rate factor, and where it stands; (1, "") without layer decay."""
+    if layer_decay is None:
+        return [(1.0, "")] * len(named)
+    blocks: dict[tuple[str | None, str], int] = {}
+    found = [_BLOCK.match(parameter.names[0]) for parameter in named]
+    for match in found:
+        if match:
+            blocks.setdefault((match[1], match[2]), len(blocks) + 1)
+    if not blocks:
+        raise ConfigError(
+            [
+                Problem(
+                    "optimizer.groups.layer_decay",
+                    "the model has no numbered blocks; leave it null",
+                )
+            ]
+        )
+    scales, passed = [], False
+    for match in found:
+        passed = passed or match is not None
+        depth = blocks[match[1], match[2]] if match else (len(blocks) + 1 if passed else 0)
+        where = (
+            f"block {depth - 1}"
+            if match
+            else ("after the blocks" if passed else "before the blocks")
+        )
+        scales.append((layer_decay ** (len(blocks) + 1 - depth), where))
+    return scales
+
+
+def _check_patterns(named: Sequence[_Named], option: OptimizerOption) -> None:
+    """Find patterns that match no parameter."""
+    groups = option.groups
+    patterns = [
+        (f"optimizer.groups.{key}", pattern)
+        for key in ("decay", "no_decay", "frozen")
+        for pattern in getattr(groups, key)
+    ]
+    patterns += [
+        (f"optimizer.groups.overrides.{place}.pattern", override.pattern)
+        for place, override in enumerate(groups.overrides)
+    ]
+    names = [name for parameter in named for name in parameter.names]
+    problems = [
+        Problem(
+            key, f"{pattern!r} matches no parameter; nearest: {', '.join(_nearest(pattern, names))}"
+        )
+        for key, pattern in patterns
+        if not any(parameter.matched_by(pattern) for parameter in named)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> list[str]:
+    """Up to three names whose best-fitting part looks most like the pattern's plain characters."""
+    plain = re.sub(r"[^\w.]|\\.", "", pattern).lower()
+
+    def likeness(name: str) -> float:
+        parts = [name, *name.split(".")]
+        return max(difflib.SequenceMatcher(None, plain, part.lower()).ratio() for part in parts)
+
+    return sorted(dict.fromkeys(names), key=lambda name: -likeness(name))[:3]

@@ -1,0 +1,63 @@
+"""SGD from torch.optim: the reference, with a fused kernel for each device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class SGD(OptimizerOption):
+    """Stochastic gradient descent, with momentum.
+
+    Source: Sutskever et al. 2013 for momentum and Nesterov's form, as torch.optim.SGD computes
+        them.
+    """
+
+    group_options: ClassVar[frozenset[str]] = frozenset({"momentum", "dampening", "nesterov"})
+
+    kind: Literal["sgd"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    momentum: float = Field(ge=0, lt=1)
+    """How much of the last update is kept; 0 for none."""
+    dampening: float = Field(ge=0, le=1)
+    """Share of the gradient that does not enter the momentum."""
+    nesterov: bool
+    """Look ahead along the momentum."""
+    implementation: Literal["auto", "fused", "foreach", "loop"]
+    """`auto` takes what the device has, fused first, and says so in the log."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError("nesterov: needs momentum above 0 and dampening 0")
+        return self
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Torch's SGD."""
+        import torch
+
+        from launcher.optimizer._implementation import choose
+        from launcher.optimizer._param_groups import param_groups
+
+        groups = param_groups(module, self)
+        # torch has no sharding rule for the fused kernel of SGD.
+        walk = choose(self.implementation, groups, device_type, kind=self.kind, fuses_sharded=False)
+        return torch.optim.SGD(
+            groups,
+            lr=self.lr,
+            momentum=self.momentum,
+            dampening=self.dampening,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            **walk,
+        )
