@@ -83,18 +83,29 @@ class Option(Settings, ABC):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What a network can take.
+
+    Attributes:
+        vocab_size: Rows of the embedding table: ids are below it.
+        max_positions: Longest sequence that the network can see, in tokens; None where nothing bounds it.
+    """
+
+    vocab_size: int
+    max_positions: int | None
+
+
 class ModelOption(Option):
     """Which network is trained, and the tokenizer it goes with."""
 
-    @property
     @abstractmethod
-    def vocab_size(self) -> int:
-        """Rows of the embedding table."""
+    def limits(self) -> ModelLimits:
+        """What the network can take, known without building it.
 
-    @property
-    @abstractmethod
-    def max_positions(self) -> int:
-        """Longest sequence the network can see, in tokens."""
+        Raises:
+            DataError: The file that says so cannot be read.
+        """
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -339,6 +350,11 @@ class LoggingOption(Option):
 class LaunchOption(Option):
     """Where the ranks run."""
 
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    """Where the ranks compute; `auto` takes CUDA, then MPS, then the CPU."""
+    threads: int | None = Field(gt=0)
+    """Threads of one CPU operation, per rank; null leaves the number to torch."""
+
     @property
     @abstractmethod
     def ranks(self) -> int:
@@ -383,6 +399,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; special tokens are left out."""
+
+    def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
+        """Bytes of UTF-8 that some ids stand for; special tokens stand for none."""
 
     def save(self, folder: Path) -> None:
         """Write the files from which AutoTokenizer loads this tokenizer."""
@@ -453,6 +472,9 @@ class Task(Protocol):
 
     def scores(self, loss_sum: float, num_targets: int, samples: Samples) -> dict[str, float]:
         """Validation scores (`eval_loss`, …) from the summed loss over `num_targets` held-out targets."""
+
+    def references(self, documents: Sequence[Document]) -> Mapping[str, float]:
+        """Named figures that put the scores on some held-out documents in perspective; may be empty."""
 
     def sample(self, module: nn.Module) -> str | None:
         """A taste of what the model has learned, for the console; None when the task has none."""

@@ -1,20 +1,19 @@
 """What can go wrong, and the exit status that says so.
 
     TrainctlError
-    ├── ConfigError        2   every problem at once: key, what is wrong, what to do, where it was set
-    ├── LaunchError        3   the world cannot be built: run directory, lock, ports, devices, world size
-    ├── NonFinite         10   loss or gradient norm is not finite; the weights are untouched
-    ├── OutOfMemory       11   the device is full; what would fit
-    ├── Hang              12   which rank is missing, where it stands
-    ├── DataError         13   file, place in it, what was expected
-    ├── CheckpointError   14   which file, what to do
-    ├── RankFailed         1   a rank died without a word; 128 + n if signal n killed it
-    ├── Preempted         75   state saved; requeue me
-    └── Interrupted      130   state saved after Ctrl-C
+    ├── ConfigError        2   every problem at once: key, what is wrong, what to do, where it was
+    set ├── LaunchError        3   the world cannot be built: run directory, lock, ports, devices,
+    world size ├── NonFinite         10   loss or gradient norm is not finite; the weights are
+    untouched ├── OutOfMemory       11   the device is full; what would fit ├── Hang              12
+    which rank is missing, where it stands ├── DataError         13   file, place in it, what was
+    expected ├── CheckpointError   14   which file, what to do ├── RankFailed         1   a rank
+    died without a word; 128 + n if signal n killed it ├── Preempted         75   state saved;
+    requeue me └── Interrupted      130   state saved after Ctrl-C
 
-A TrainctlError is the user's to mend and prints without a traceback; anything else is our bug, prints
-whole and exits 1. Only `launcher.cli` turns an exception into text and status. A rank hands its error to
-the launcher through RUN_DIR/result.json, because torchrun folds every worker's status into 1.
+A TrainctlError is the user's to mend and prints without a traceback; anything else is our bug,
+prints whole and exits 1. Only `launcher.cli` turns an exception into text and status. A rank hands
+its error to the launcher through RUN_DIR/result.json, because torchrun folds every worker's status
+into 1.
 """
 
 from collections.abc import Sequence
@@ -103,7 +102,7 @@ class CheckpointError(TrainctlError):
 
 
 class RankFailed(TrainctlError):
-    """A rank died without recording why: a bug, whose traceback is in its log, or a kill from outside.
+    """A rank died without recording why: it failed in a bug, or was killed from outside.
 
     Attributes:
         exit_status: 1, or 128 + the number of the signal that killed the rank.
@@ -127,7 +126,7 @@ class Interrupted(TrainctlError):
 
 
 def revive(name: str, message: str) -> TrainctlError:
-    """The error that a rank recorded by name and message; the root class when the name is unknown here."""
+    """The error that a rank recorded; of the root class when the name is unknown here."""
     classes = (cls for cls in TrainctlError.__subclasses__() if cls.__name__ == name)
     error_class = next(classes, TrainctlError)
     error = error_class.__new__(error_class)

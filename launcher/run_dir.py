@@ -1,18 +1,18 @@
 """The names of the files of a run, and how a run directory comes to be; nothing else knows a path.
 
-    runs/<name>/<id>/
-        config.json       the resolved config: all that a rank reads
-        provenance.json   for every key, which file and line or command-line word set it
-        overrides.txt     the overrides as typed, one a line
-        env.json          versions, host, folder and command of the launch
-        command.sh        the command that started the run
-        run.lock          held by the launcher and its ranks as long as they live
-        result.json       how the run ended: status, error, final scores
-        metrics.jsonl     one object per logged step
-        logs/rank-0.log
-        checkpoints/step-00001000/
-        tensorboard/
-        export/           the trained model as transformers loads it
+runs/<name>/<id>/
+    config.json       the resolved config: all that a rank reads
+    provenance.json   for every key, which file and line or command-line word set it
+    overrides.txt     the overrides as typed, one a line
+    env.json          versions, host, folder and command of the launch
+    command.sh        the command that started the run
+    run.lock          held by the launcher and its ranks as long as they live
+    result.json       how the run ended: status, error, final scores
+    metrics.jsonl     one object per logged step
+    logs/rank-0.log
+    checkpoints/step-00001000/
+    tensorboard/
+    export/           the trained model as transformers loads it
 """
 
 import os
@@ -107,7 +107,7 @@ class RunDir:
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step in a checkpoint folder's name; None when the name is not a published checkpoint's."""
+    """The step in a checkpoint folder's name; None for any other name."""
     match = _STEP.fullmatch(checkpoint.name)
     return int(match.group(1)) if match else None
 

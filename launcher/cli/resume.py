@@ -13,14 +13,18 @@ def main(argv: list[str]) -> int:
     parser = Arguments(
         "resume",
         "RUN [key=value]",
-        "Go on from the newest good checkpoint of a run, bit for bit. Settings may change; those that change what "
-        "is computed must be named with --allow.",
+        "Go on from the newest good checkpoint of a run, bit for bit. Settings may change; those "
+        "that change what is computed must be named with --allow.",
         "trainctl resume runs/default/20260101-120000-a1b2c3",
         "trainctl resume RUN max_steps=2000 optimizer.lr=1e-4",
         "trainctl resume RUN scheduler.warmup_steps=0 --allow scheduler",
     )
     parser.add_argument(
-        "--allow", action="append", default=[], metavar="KEY", help="a setting that may change what is computed"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a setting that may change what is computed",
     )
     flags, words = parser.split(argv)
     if not words:

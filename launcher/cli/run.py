@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launcher.cli._arguments import Arguments
-from launcher.errors import TrainctlError
 
 if TYPE_CHECKING:
     from launcher.config.door import Checked
@@ -49,12 +48,25 @@ def _arguments() -> Arguments:
     add = parser.add_argument
     add("-m", "--multirun", action="store_true", help="one job per combination of values")
     add("--dry-run", action="store_true", help="print what would run, and start nothing")
-    add("--config-dir", "-cd", action="append", default=[], help="a folder of YAML that adds to or replaces conf/")
+    add(
+        "--config-dir",
+        "-cd",
+        action="append",
+        default=[],
+        help="a folder of YAML that adds to or replaces conf/",
+    )
     add("--config-name", "-cn", default="config", help="the primary config")
     add("--cfg", "-c", choices=["job", "hydra", "all"], help="show Hydra's composed config")
     add("--resolve", action="store_true", help="with --cfg: resolve interpolations")
     add("--package", "-p", help="with --cfg: only this part")
-    add("--info", "-i", nargs="?", const="all", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"], help="show how Hydra composed the config")
+    add(
+        "--info",
+        "-i",
+        nargs="?",
+        const="all",
+        choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
+        help="show how Hydra composed the config",
+    )
     add("--hydra-help", action="store_true", help="Hydra's own help")
     return parser
 
@@ -75,9 +87,10 @@ def _launch(one: Checked, overrides: Sequence[str]) -> float | None:
 
 def _plan(one: Checked) -> str:
     """What `run` would do."""
+    from pathlib import Path
+
     from launcher.config import derive
     from launcher.run_dir import RunDir
-    from pathlib import Path
 
     config = one.config
     run_dir = RunDir(Path(config.run_root).absolute() / config.name / "ID")

@@ -34,9 +34,7 @@ def preflight(config: RunConfig) -> None:
         option.preflight()
 
 
-def begin(
-    config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[str]
-) -> Result:
+def begin(config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[str]) -> Result:
     """Make a run directory, write the run down in it, and run it to its end.
 
     Args:
@@ -85,21 +83,21 @@ def _write_down(
         write_atomically(run_dir.overrides, "".join(f"{word}\n" for word in overrides))
         write_atomically(run_dir.env, json.dumps(_environment(), indent=1) + "\n")
         command = shlex.join(["trainctl", "run", *overrides])
-        folder = shlex.quote(os.getcwd())
+        folder = shlex.quote(str(Path.cwd()))
         write_atomically(run_dir.command, f"#!/bin/sh\ncd {folder} && {command}\n")
     except OSError as error:
         raise LaunchError(f"cannot write to {run_dir.path}: {error.strerror}") from error
 
 
 def _environment() -> dict[str, Any]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _RECORDED:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
     return {
-        "folder": os.getcwd(),
+        "folder": str(Path.cwd()),
         "host": platform.node(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],

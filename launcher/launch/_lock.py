@@ -22,8 +22,8 @@ def locked(run_dir: RunDir) -> Iterator[int]:
     """Hold the run directory.
 
     Yields:
-        The descriptor that holds the lock; ranks inherit it, so that the lock outlives a killed launcher for
-        exactly as long as one of its ranks does.
+        The descriptor that holds the lock; ranks inherit it, so that the lock outlives a killed
+        launcher for exactly as long as one of its ranks does.
 
     Raises:
         LaunchError: Another process holds it, or the directory cannot be written.
@@ -56,7 +56,8 @@ def _acquire(descriptor: int, run_dir: RunDir) -> None:
             # A living launcher keeps its run for hours: only the dead are worth waiting for.
             if time.monotonic() > deadline or _alive(holder):
                 raise LaunchError(
-                    f"{run_dir.path} is in use by another process: {holder or 'unknown'}; wait for it, or stop it"
+                    f"{run_dir.path} is in use by another process: {holder or 'unknown'}; "
+                    "wait for it, or stop it"
                 ) from None
             time.sleep(0.05)
         else:

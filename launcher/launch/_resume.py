@@ -22,7 +22,8 @@ def resume(path: Path, overrides: Sequence[str], allow: Sequence[str]) -> Result
         allow: Keys that may change what is computed.
 
     Raises:
-        TrainctlError: A change is not possible or not allowed, the directory is in use, or what the ranks raise.
+        TrainctlError: A change is not possible or not allowed, the directory is in use, or what the
+            ranks raise.
     """
     run_dir = RunDir(path)
     with locked(run_dir) as lock:

@@ -12,7 +12,8 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopFlag:
     """The first signal that asked the run to end.
 
-    SIGTERM, SIGUSR1 (Slurm's warning) and SIGINT (Ctrl-C) are noted; a second Ctrl-C leaves at once.
+    SIGTERM, SIGUSR1 (Slurm's warning) and SIGINT (Ctrl-C) are noted; a second Ctrl-C leaves at
+    once.
     """
 
     def __init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import threading
@@ -19,7 +20,8 @@ from launcher.errors import LaunchError, RankFailed
 from launcher.run_dir import RunDir
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# A rank must not believe that it belongs to the torchrun or srun that may have started the launcher.
+# A rank must not believe that it belongs to the torchrun or srun that may have started the
+# launcher.
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
 
@@ -52,7 +54,8 @@ def start(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
     environment |= {**config.launch.environment(), "TRAINCTL_LAUNCHER_PID": str(os.getpid())}
     command = list(config.launch.command(run_dir))
     try:
-        # A session of its own: Ctrl-C reaches the ranks once, from us, and not a second time from the terminal.
+        # A session of its own: Ctrl-C reaches the ranks once, from us, and not a second time from
+        # the terminal.
         process = subprocess.Popen(
             command,
             env=environment,
@@ -82,12 +85,12 @@ def _result(run_dir: RunDir, status: int) -> Result:
 
 
 def _folder(run_dir: RunDir) -> str | None:
-    """The folder of the first launch, so that relative paths in the config mean on resume what they meant then."""
+    """The folder of the first launch: relative paths in the config mean what they meant then."""
     try:
         folder = json.loads(run_dir.env.read_text(encoding="utf-8"))["folder"]
     except (OSError, ValueError, KeyError):
         return None
-    return folder if os.path.isdir(folder) else None
+    return folder if pathlib.Path(folder).is_dir() else None
 
 
 @contextmanager

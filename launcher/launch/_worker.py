@@ -1,7 +1,8 @@
 """What every rank executes: `python -m launcher.launch._worker RUN_DIR`.
 
-Reads RUN_DIR/config.json, runs, and records how it ended in RUN_DIR/result.json, from which the launcher takes
-result, error and exit status. A TrainctlError is recorded and not printed here; anything else prints whole.
+Reads RUN_DIR/config.json, runs, and records how it ended in RUN_DIR/result.json, from which the
+launcher takes result, error and exit status. A TrainctlError is recorded and not printed here;
+anything else prints whole.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _record(run_dir: RunDir, rank: int, **values: object) -> None:
 def _log_to(path: Path) -> None:
     """Everything that is logged goes to the rank's own file; sinks add the console."""
     path.parent.mkdir(exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

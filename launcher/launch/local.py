@@ -23,10 +23,6 @@ class Local(LaunchOption):
     kind: Literal["local"]
     processes: int = Field(gt=0)
     """Ranks to start."""
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    """Where the ranks compute; `auto` takes CUDA, then MPS, then the CPU."""
-    threads: int | None = Field(gt=0)
-    """Threads of one CPU operation, per rank; null leaves the number to torch."""
 
     @property
     @override
@@ -35,11 +31,13 @@ class Local(LaunchOption):
 
     @override
     def command(self, run_dir: RunDir) -> Sequence[str]:
+        # -P: a launcher/ or a random.py in the user's folder must not be taken for ours or
+        # Python's.
         worker = ["-m", _WORKER, str(run_dir.path)]
         if self.processes == 1:
-            return [sys.executable, *worker]
+            return [sys.executable, "-P", *worker]
         torchrun = ["-m", "torch.distributed.run", "--standalone"]
-        return [sys.executable, *torchrun, f"--nproc-per-node={self.processes}", *worker]
+        return [sys.executable, "-P", *torchrun, f"--nproc-per-node={self.processes}", *worker]
 
     @override
     def environment(self) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Optimizer state by parameter name, as tensors only, so that any engine can load what another saved."""
+"""Optimizer state by parameter name, tensors only: any engine can load what another saved."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def optimizer_tensors(
 ) -> dict[str, Tensor]:
     """The optimizer's state as `optimizer.<parameter>.<key>` and `optimizer_group.<index>.<key>`.
 
-    Python numbers become tensors of shape (), float64 or int64. Of a group's options only those are taken
-    that the optimizer itself changes; it names them in `group_state`.
+    Python numbers become tensors of shape (), float64 or int64. Of a group's options only those are
+    taken that the optimizer itself changes; it names them in `group_state`.
     """
     _materialise(optimizer)
     tensors: dict[str, Tensor] = {}
@@ -41,7 +41,10 @@ def load_optimizer(
     """
     expected = optimizer_tensors(optimizer, names)
     if expected.keys() != state.keys():
-        missing, left = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+        missing, left = (
+            sorted(expected.keys() - state.keys()),
+            sorted(state.keys() - expected.keys()),
+        )
         raise CheckpointError(
             f"the checkpoint is of another optimizer: missing {missing[:5]}, left over {left[:5]}"
         )
@@ -58,8 +61,8 @@ def load_optimizer(
 def _materialise(optimizer: torch.optim.Optimizer) -> None:
     """Let a fresh optimizer allocate its state, by a step on zero gradients at learning rate zero.
 
-    Only a resume needs this, before the first step, to know which tensors to ask the checkpoint for; whatever
-    the step does to weights and state is overwritten by the load.
+    Only a resume needs this, before the first step, to know which tensors to ask the checkpoint
+    for; whatever the step does to weights and state is overwritten by the load.
     """
     if optimizer.state:
         return

@@ -24,8 +24,8 @@ _log = logging.getLogger("trainctl.engine")
 class SingleEngine:
     """Forward, backward and update on one device.
 
-    Each micro-batch's summed loss is divided by the window's number of targets before its backward pass, so the
-    gradient is that of the window's mean loss however the window is cut.
+    Each micro-batch's summed loss is divided by the window's number of targets before its backward
+    pass, so the gradient is that of the window's mean loss however the window is cut.
     """
 
     def __init__(self, parts: EngineParts) -> None:
@@ -66,7 +66,7 @@ class SingleEngine:
                 raise error
             _log.warning("update skipped: %s", error)
             return UpdateStats(norm, applied=False)
-        self._clip(grads, norm)
+        self._clip(norm)
         for group in self._optimizer.param_groups:
             if lr is not None:
                 group["lr"] = lr * group["lr_scale"]
@@ -106,8 +106,8 @@ class SingleEngine:
             for name, tensor in live.items():
                 if tensor.shape != given[name].shape:
                     raise CheckpointError(
-                        f"the checkpoint is of another model: {name} is {tuple(given[name].shape)}, "
-                        f"must be {tuple(tensor.shape)}"
+                        "the checkpoint is of another model: "
+                        f"{name} is {tuple(given[name].shape)}, must be {tuple(tensor.shape)}"
                     )
                 tensor.copy_(given[name])
         rest = {k: v for k, v in state.items() if not k.startswith("model.")}
@@ -119,13 +119,12 @@ class SingleEngine:
     def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self._device, non_blocking=True) for k, v in inputs.items()}
 
-    def _clip(self, grads: list[Tensor], norm: Tensor) -> None:
+    def _clip(self, norm: Tensor) -> None:
         limits = self._clipping
         if limits.max_norm is not None:
             nn.utils.clip_grads_with_norm_(self._params, limits.max_norm, norm)
         if limits.max_value is not None:
-            torch._foreach_clamp_min_(grads, -limits.max_value)  # noqa: SLF001 - as torch's own clip does
-            torch._foreach_clamp_max_(grads, limits.max_value)  # noqa: SLF001
+            nn.utils.clip_grad_value_(self._params, limits.max_value)
 
     def _training(self, *, on: bool) -> None:
         self._module.train(on)
@@ -135,7 +134,7 @@ class SingleEngine:
             switch()
 
     def _model_tensors(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name; a tied parameter once, under its first name."""
+        """Parameters and persistent buffers by name; a tied one once, under its first name."""
         tensors: dict[str, Tensor] = {}
         seen: set[int] = set()
         for name, tensor in self._module.state_dict(keep_vars=True).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import override
+from typing_extensions import override
 
 from launcher.contracts import Engine, EngineParts, ParallelismOption
 

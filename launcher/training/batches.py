@@ -1,9 +1,9 @@
 """Which samples each optimizer step learns from: a pure function of seed and position.
 
-The run reads one endless stream: epoch after epoch, each a permutation of all samples drawn from (seed, epoch).
-A window is the next stretch of that stream, cut into ranks and micro-batches. So the position in the data is one
-number, the samples seen so far; no epoch loses its tail; and every cut of the same global batch, on any number of
-ranks, sees the same samples.
+The run reads one endless stream: epoch after epoch, each a permutation of all samples drawn from
+(seed, epoch). A window is the next stretch of that stream, cut into ranks and micro-batches. So the
+position in the data is one number, the samples seen so far; no epoch loses its tail; and every cut
+of the same global batch, on any number of ranks, sees the same samples.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from launcher.contracts import BatchPlan, Samples, Window
 
@@ -30,7 +31,14 @@ class Windows(Iterator[Window]):
     """
 
     def __init__(
-        self, samples: Samples, plan: BatchPlan, *, seed: int, rank: int, start: int, stop: int | None
+        self,
+        samples: Samples,
+        plan: BatchPlan,
+        *,
+        seed: int,
+        rank: int,
+        start: int,
+        stop: int | None,
     ) -> None:
         self._samples = samples
         self._plan = plan
@@ -41,9 +49,11 @@ class Windows(Iterator[Window]):
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
+    @override
     def __iter__(self) -> Self:
         return self
 
+    @override
     def __next__(self) -> Window:
         end = self._position + self._plan.samples_per_step
         if self._stop is not None:
@@ -54,9 +64,7 @@ class Windows(Iterator[Window]):
         self._position = end
         size, ranks = self._plan.micro_batch_size, self._plan.ranks
         # Micro-batches go round the ranks, so that a window of any cut holds the same samples.
-        ours = [
-            indices[i : i + size] for i in range(self._rank * size, len(indices), ranks * size)
-        ]
+        ours = [indices[i : i + size] for i in range(self._rank * size, len(indices), ranks * size)]
         return Window(
             micro_batches=[self._samples.micro_batch(piece) for piece in ours],
             num_samples=len(indices),
@@ -80,8 +88,8 @@ class Windows(Iterator[Window]):
 def permutation(seed: int, epoch: int, length: int) -> Tensor:
     """The order of one epoch. Shape (length,), int64.
 
-    The generator is private and its seed mixes seed and epoch, so that neither dropout nor the epochs before
-    move it.
+    The generator is private and its seed mixes seed and epoch, so that neither dropout nor the
+    epochs before move it.
     """
     generator = torch.Generator()
     # An odd multiplier keeps (seed, epoch) pairs apart; torch takes seeds of 64 bits.

@@ -21,8 +21,8 @@ class Evaluator:
         samples: The held-out samples.
         batch_size: Samples that pass through the device at once.
         every_steps: Cadence in optimizer steps; None switches evaluation off.
-        max_samples: Limit for evaluations within the run, evenly spread over the set; None for all of it.
-            The evaluation after the last step sees all of it.
+        max_samples: Limit for evaluations within the run, evenly spread over the set; None for all
+            of it. The evaluation after the last step sees all of it.
         max_steps: The last step.
     """
 

@@ -40,7 +40,7 @@ def train(
         state = state.advance(window, update)
         scores = evaluate(state)
         if scores:
-            state = state.remember(schedule.observe(state.memory, scores))
+            state = state.remember(schedule.observe(state.memory, scores, state.step))
         report = StepReport(state, window, loss, update, lr, scores)
         for observer in observers:
             observer(report)

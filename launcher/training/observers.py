@@ -18,12 +18,12 @@ from launcher.training.state import TrainState
 
 
 class Recorder:
-    """Turns the reports that are due into rows for the sinks; the only place that reads losses from the device.
+    """Turns the reports that are due into rows: the only place that reads losses from the device.
 
     Args:
         sinks: Where rows go.
-        every_steps: Cadence in optimizer steps. Evaluated steps, skipped updates and the last step are logged
-            as well.
+        every_steps: Cadence in optimizer steps. Evaluated steps, skipped updates and the last step
+            are logged as well.
         start: The state that the run starts from.
         max_steps: The last step.
     """

@@ -1,6 +1,7 @@
 """The state of every random generator of this process, as tensors.
 
-Python's and NumPy's states are stored as JSON text in uint8 tensors: nothing in a checkpoint is a pickle.
+Python's and NumPy's states are stored as JSON text in uint8 tensors: nothing in a checkpoint is a
+pickle.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,8 +123,9 @@ def _build(config: RunConfig, world: World) -> _Parts:
     plan = derive.batch_plan(config)
     if len(train_samples) < plan.samples_per_step:
         raise DataError(
-            f"the training set has {len(train_samples)} samples of up to {config.task.seq_len} tokens, one step "
-            f"needs {plan.samples_per_step}: give more text, or a smaller accumulation or task.seq_len"
+            f"the training set has {len(train_samples)} samples of up to {config.task.seq_len} "
+            f"tokens, one step needs {plan.samples_per_step}: give more text, or a smaller "
+            "accumulation or task.seq_len"
         )
     references = task.references(splits.validation)
     module = config.model.build()
@@ -141,9 +141,7 @@ def _build(config: RunConfig, world: World) -> _Parts:
         )
     )
     max_steps = derive.max_steps(config, len(train_samples))
-    return _Parts(
-        task, train_samples, validation, references, plan, max_steps, module, engine
-    )
+    return _Parts(task, train_samples, validation, references, plan, max_steps, module, engine)
 
 
 def _restore(
@@ -159,8 +157,8 @@ def _restore(
         stored = RunConfig.from_json(snapshot.config)
         if (stored.data, stored.task, stored.model) == (config.data, config.task, config.model):
             raise CheckpointError(
-                f"the training data is not what step {snapshot.step} was trained on: files were changed, added or "
-                "removed since; restore them, or start a new run"
+                f"the training data is not what step {snapshot.step} was trained on: files were "
+                "changed, added or removed since; restore them, or start a new run"
             )
         _log.warning("the data was changed on purpose: going on at sample position of the old data")
     parts.engine.load_state(snapshot.engine)
@@ -206,7 +204,7 @@ def _summary(
         ("model", f"{config.model.kind}, {params:,} parameters"),
         (
             "data",
-            f"{config.data.kind}, {len(parts.train):,} training samples, {len(parts.validation):,} held out",
+            f"{config.data.kind}, {len(parts.train):,} samples, {len(parts.validation):,} held out",
         ),
         ("engine", f"{config.parallelism.kind} on {world.device}, {config.precision.kind}"),
         ("optimizer", f"{config.optimizer.kind}, schedule {config.scheduler.kind}"),
@@ -237,9 +235,7 @@ def _train(
         start=state.samples,
         stop=derive.max_samples(config, len(parts.train)),
     )
-    schedule = config.scheduler.build(
-        config.optimizer.lr, derive.horizon(config, len(parts.train))
-    )
+    schedule = config.scheduler.build(config.optimizer.lr, derive.horizon(config, len(parts.train)))
     evaluate = Evaluator(
         engine=parts.engine,
         task=parts.task,
@@ -264,21 +260,22 @@ def _train(
 
 @contextlib.contextmanager
 def _explained(progress: Progress, samples: Samples) -> Iterator[None]:
-    """Say of an error in a step which step it was and, where it comes from the data, which samples."""
+    """Say of an error in a step which step it was, and which samples it met."""
     try:
         yield
     except NonFinite as error:
         places = [samples.describe(index) for index in error.indices[:4]]
         more = f" and {len(error.indices) - 4} more" if len(error.indices) > 4 else ""
         raise NonFinite(
-            f"step {progress.state.step + 1}: {error}; weights and optimizer are as before the step; the samples were "
-            f"{', '.join(places)}{more}",
+            f"step {progress.state.step + 1}: {error}; weights and optimizer are as before the "
+            f"step; the samples were {', '.join(places)}{more}",
             error.indices,
         ) from error
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
-            f"step {progress.state.step + 1}: the device is out of memory; lower accumulation.micro_batch_size "
-            f"(the global batch stays what it is) or task.seq_len ({error})"
+            f"step {progress.state.step + 1}: the device is out of memory; lower "
+            "accumulation.micro_batch_size (the global batch stays what it is) or task.seq_len "
+            f"({error})"
         ) from error
 
 
