@@ -1,0 +1,130 @@
+"""A checkpoint while it is being written: a folder that no reader looks into."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from typing_extensions import Buffer, override
+from xxhash import xxh3_128
+
+from launcher.checkpoint._manifest import FileRecord
+from launcher.checkpoint._storage import Storage
+
+# Tensors are written as many small pieces (headers, padding) around one large one; large ones pass
+# unbuffered.
+_BUFFER_BYTES = 1 << 20
+
+
+class Draft:
+    """A folder that is filled file by file; what is written is hashed on its way.
+
+    Attributes:
+        folder: Where the files lie until the draft is published.
+        files: Size and checksum of every finished file, by path relative to the folder.
+        error: The first OSError, kept because torch's writers hide it behind errors of their own.
+    """
+
+    def __init__(self, storage: Storage, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, FileRecord] = {}
+        self.error: OSError | None = None
+        self._storage = storage
+        self._folders = [folder]
+        storage.mkdir(folder)
+
+    def mkdir(self, name: str) -> Path:
+        """Make a folder in the draft; nothing if it is there."""
+        path = self.folder / name
+        if path not in self._folders:
+            self._storage.mkdir(path)
+            self._folders.append(path)
+        return path
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file, down to the disk."""
+        with self.open(name) as stream:
+            stream.write(data)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A stream to a new file, which is on the disk and recorded when the context ends well."""
+        path = self.folder / name
+        with self._watched():
+            descriptor = self._storage.create(path)
+        sink = _Sink(self, descriptor, path)
+        stream = io.BufferedWriter(sink, _BUFFER_BYTES)
+        try:
+            yield cast("BinaryIO", stream)
+            if not stream.closed:
+                stream.close()
+            with self._watched():
+                self._storage.fsync(descriptor, path)
+        finally:
+            # What is still buffered after an error is dropped; closing must not try to write it
+            # again.
+            sink.abandoned = True
+            stream.close()
+            with self._watched():
+                self._storage.close(descriptor, path)
+        self.files[name] = sink.record()
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a finished file another name."""
+        with self._watched():
+            self._storage.rename(self.folder / old, self.folder / new)
+        self.files[new] = self.files.pop(old)
+
+    def seal(self) -> None:
+        """Put the entries of all folders on the disk, the inner ones first."""
+        for folder in reversed(self._folders):
+            self._storage.fsync_folder(folder)
+
+    def append(self, descriptor: int, path: Path, data: Buffer) -> int:
+        """Write through the storage, keeping the error."""
+        with self._watched():
+            return self._storage.write(descriptor, path, data)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+class _Sink(io.RawIOBase):
+    """The unbuffered end of a stream. The draft owns the descriptor."""
+
+    def __init__(self, draft: Draft, descriptor: int, path: Path) -> None:
+        self.abandoned = False
+        self._draft = draft
+        self._descriptor = descriptor
+        self._path = path
+        self._size = 0
+        self._digest = xxh3_128()
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def tell(self) -> int:
+        return self._size
+
+    @override
+    def write(self, data: Buffer, /) -> int:
+        view = memoryview(data)
+        if self.abandoned:
+            return view.nbytes
+        count = self._draft.append(self._descriptor, self._path, view)
+        self._digest.update(view[:count])
+        self._size += count
+        return count
+
+    def record(self) -> FileRecord:
+        return FileRecord(size=self._size, xxh3_128=self._digest.hexdigest())

@@ -1,0 +1,189 @@
+"""What a checkpoint must hold, and the proof that it does.
+
+`manifest.json` names every other file with its size and xxh3-128; its own last line is the xxh3-128
+of all bytes before it. One flipped bit anywhere in a checkpoint is therefore found before a byte of
+it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from pydantic import Field, ValidationError
+from typing_extensions import override
+from xxhash import xxh3_128
+
+from launcher.contracts import Settings
+
+NAME = "manifest.json"
+FORMAT = 1
+CONFIG = "config.json"
+TRAIN_STATE = "train_state.json"
+METADATA = "state/.metadata"
+
+_SEAL = ',\n  "xxh3_128": "{digest}"\n}}\n'
+_SEAL_LENGTH = len(_SEAL.format(digest="0" * 32))
+_CHUNK_BYTES = 1 << 20
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class FileRecord(Settings):
+    """What a file must be."""
+
+    size: int = Field(ge=0)
+    """Length in bytes."""
+    xxh3_128: str = Field(pattern="^[0-9a-f]{32}$")
+    """Checksum of its bytes."""
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.size:,} bytes with xxh3-128 {self.xxh3_128}"
+
+
+class Manifest(Settings):
+    """What a checkpoint is of, and which files make it up."""
+
+    format: int
+    """Version of this layout."""
+    run_id: str
+    """The run that wrote it."""
+    step: int = Field(ge=0)
+    """Optimizer steps done."""
+    parent_step: int | None
+    """The checkpoint that the process loaded or saved before this one; None for the first."""
+    world_size: int = Field(ge=1)
+    """Ranks that wrote it."""
+    data_fingerprint: str
+    """Hash of the training examples."""
+    config_sha256: str
+    """Hash of config.json."""
+    versions: dict[str, str]
+    """Versions of what wrote it."""
+    files: dict[str, FileRecord]
+    """Every other file, by path relative to the folder, with forward slashes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What looking at a checkpoint's bytes has shown.
+
+    Attributes:
+        manifest: What the checkpoint says it is; None when that cannot be read.
+        faults: What is wrong, file by file, expected and found; empty when it is fit.
+        strays: Files that the manifest does not name. Nothing ever reads them.
+    """
+
+    manifest: Manifest | None
+    faults: list[str]
+    strays: list[str] = field(default_factory=list)
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as JSON, sealed with the checksum of its own bytes."""
+    body = manifest.model_dump_json(indent=2).removesuffix("\n}").encode()
+    return body + _SEAL.format(digest=xxh3_128(body).hexdigest()).encode()
+
+
+def decode(data: bytes) -> Manifest:
+    """The manifest in some bytes.
+
+    Raises:
+        ValueError: The seal is broken, or what it seals is not a manifest of this format.
+    """
+    body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
+    digest = xxh3_128(body).hexdigest()
+    if seal != _SEAL.format(digest=digest).encode():
+        raise ValueError(f"its last line should seal it with xxh3-128 {digest}, found {seal!r}")
+    try:
+        manifest = Manifest.model_validate_json(body + b"\n}")
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"not a manifest that this version reads: {problems}") from error
+    if manifest.format != FORMAT:
+        raise ValueError(f"written in format {manifest.format}, this version reads {FORMAT}")
+    if missing := {CONFIG, TRAIN_STATE, METADATA} - manifest.files.keys():
+        raise ValueError(f"does not name {', '.join(sorted(missing))}")
+    return manifest
+
+
+def record(data: bytes) -> FileRecord:
+    """What a file with these bytes is."""
+    return FileRecord(size=len(data), xxh3_128=xxh3_128(data).hexdigest())
+
+
+def examine(folder: Path) -> Verdict:
+    """Read every byte of a checkpoint and compare it with the manifest.
+
+    Nothing is parsed but the manifest, and that only after its checksum has been found right.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return Verdict(None, [f"{folder.name} is not a folder"])
+    try:
+        manifest = decode(_read(folder / NAME))
+    except (OSError, ValueError) as error:
+        return Verdict(None, [f"{NAME}: {error}"])
+    faults = [
+        fault for name, record in manifest.files.items() if (fault := _check(folder, name, record))
+    ]
+    return Verdict(manifest, faults, _strays(folder, manifest))
+
+
+def peek(folder: Path) -> Manifest | None:
+    """What a checkpoint says it is, its files unseen; None when it cannot say."""
+    try:
+        return decode(_read(folder / NAME))
+    except (OSError, ValueError):
+        return None
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint, file by file; empty when every byte is as it was written."""
+    return examine(folder).faults
+
+
+def _check(folder: Path, name: str, expected: FileRecord) -> str | None:
+    """What is wrong with one file, or None."""
+    parts = PurePosixPath(name).parts
+    if not parts or str(PurePosixPath(*parts)) != name or ".." in parts or parts[0] == "/":
+        return f"{NAME}: the path {name!r} leaves the checkpoint"
+    if any((folder / Path(*parts[:depth])).is_symlink() for depth in range(1, len(parts))):
+        return f"{name}: lies behind a symbolic link"
+    try:
+        found = _record_of(folder / name)
+    except OSError as error:
+        return f"{name}: expected {expected}, found {error.strerror or error}"
+    return None if found == expected else f"{name}: expected {expected}, found {found}"
+
+
+def _record_of(path: Path) -> FileRecord:
+    """A file's size and checksum."""
+    digest, size = xxh3_128(), 0
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    descriptor = _open(path)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+    return FileRecord(size=size, xxh3_128=digest.hexdigest())
+
+
+def _read(path: Path) -> bytes:
+    with os.fdopen(_open(path), "rb") as file:
+        return file.read()
+
+
+def _open(path: Path) -> int:
+    """A descriptor of a regular file; a link, a pipe or a device in its place is refused."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError("not a regular file")
+    return os.open(path, _READ)
+
+
+def _strays(folder: Path, manifest: Manifest) -> list[str]:
+    known = {NAME, *manifest.files}
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder).as_posix() for path in found)
+    return sorted(name for name in names if name not in known)

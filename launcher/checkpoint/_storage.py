@@ -1,0 +1,91 @@
+"""What a save does to the disk, one method per system call, and nothing else.
+
+Every change that another process, or the next process after a crash, could see passes through
+`Storage`. A test that overrides `act` can therefore stop a save at each of them in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from typing_extensions import Buffer
+
+# A planted symlink must not send our bytes elsewhere, and a data worker must not inherit the file.
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Storage:
+    """The disk. All methods raise OSError as the system call does."""
+
+    def act(self, action: str, path: Path) -> None:
+        """Called before each change.
+
+        Args:
+            action: Name of the method that is about to make the change.
+            path: What it changes; of a rename, the old name.
+        """
+
+    def mkdir(self, path: Path) -> None:
+        """Make a folder that is not there yet."""
+        self.act("mkdir", path)
+        path.mkdir()
+
+    def create(self, path: Path) -> int:
+        """Make a file that is not there yet; its descriptor."""
+        self.act("create", path)
+        return os.open(path, _CREATE, 0o666)
+
+    def write(self, descriptor: int, path: Path, data: Buffer) -> int:
+        """Append to a file; the number of bytes that were taken, maybe fewer than given."""
+        self.act("write", path)
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int, path: Path) -> None:
+        """Wait until a file's bytes are on the disk."""
+        self.act("fsync", path)
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int, path: Path) -> None:
+        """Let go of a file; on a network disk this may be where a failed write is told."""
+        self.act("close", path)
+        os.close(descriptor)
+
+    def fsync_folder(self, path: Path) -> None:
+        """Wait until a folder's entries are on the disk."""
+        self.act("fsync_folder", path)
+        descriptor = os.open(path, _READ_FOLDER)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file or folder another name on the same disk, at one instant."""
+        self.act("rename", old)
+        old.rename(new)
+
+    def unlink(self, path: Path) -> None:
+        """Delete a file."""
+        self.act("unlink", path)
+        path.unlink()
+
+    def rmdir(self, path: Path) -> None:
+        """Delete an empty folder."""
+        self.act("rmdir", path)
+        path.rmdir()
+
+    def remove(self, path: Path) -> None:
+        """Delete a folder with what is in it; symbolic links are deleted, not followed."""
+        if path.is_symlink() or not path.is_dir():
+            self.unlink(path)
+            return
+        for entry in sorted(path.iterdir()):
+            self.remove(entry)
+        self.rmdir(path)
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes that we may still write to the disk on which a folder lies."""
+        return shutil.disk_usage(path).free
