@@ -1,0 +1,248 @@
+"""Composes a config: Hydra merges, here every value's origin is kept and every problem collected.
+
+Private names of Hydra that this package leans on, each present in 1.3.8 and 1.4: `ConfigLoaderImpl` with
+`_compose_config_from_defaults_list` and `_apply_overrides_to_config`, `FileConfigSource` (hydra_ext),
+`BasicSweeper.split_arguments` (door), `get_args` (multirun). tests/config/test_hydra_names.py watches them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import override
+
+from launcher.config import diagnose, hydra_ext
+from launcher.config.interpolation import resolved
+from launcher.config.paths import CONF
+from launcher.config.problems import leaves
+from launcher.config.provenance import COMMAND_LINE, TARGET, ConfigFile, Origin, Origins
+from launcher.contracts import GROUPS
+from launcher.errors import ConfigError, Problem
+
+# What Hydra, OmegaConf and YAML raise for what a user may write. Hydra guards some of its inputs with bare
+# assertions and lets the built-in errors of its own slips through; a fuzzer collected them.
+COMPOSITION_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    UserWarning,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A composed config.
+
+    Attributes:
+        mapping: The values, as JSON knows them; interpolations are resolved.
+        origins: Every writer of every value, in the order of writing.
+    """
+
+    mapping: dict[str, Any]
+    origins: tuple[Origin, ...]
+
+    def why(self, key: str) -> list[Origin]:
+        """Every writer of a key, of something it is part of, or of something in it; the last one won."""
+        return [
+            origin
+            for origin in self.origins
+            if key in {origin.key, ""}
+            or key.startswith(f"{origin.key}.")
+            or origin.key.startswith(f"{key}.")
+        ]
+
+    def origin(self, key: str) -> str:
+        """Who set a key, as messages say it; "" when nobody did."""
+        writers = self.why(key)
+        return str(writers[-1]) if writers else ""
+
+    def provenance(self) -> dict[str, str]:
+        """Who set it, for every leaf."""
+        return {key: self.origin(key) for key, _ in leaves(self.mapping)}
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader, remembering which files it composed from, in the order of merging."""
+
+    read: Sequence[tuple[str, ConfigFile]] = ()
+
+    @override
+    def _compose_config_from_defaults_list(self, defaults: Any, repo: Any) -> DictConfig:
+        loaded = [(default, repo.load_config(default.config_path)) for default in defaults]
+        self.read = [
+            (default.package or "", ConfigFile(result.path, default.config_path))
+            for default, result in loaded
+            if not result.path.startswith(("pkg://hydra", "structured://"))
+        ]
+        return super()._compose_config_from_defaults_list(defaults=defaults, repo=repo)
+
+    def compose(self, config_name: str, words: Sequence[str]) -> DictConfig:
+        """Merge the files that a primary config and words of groups choose, without the `hydra` node."""
+        cfg = self.load_configuration(config_name, list(words), RunMode.RUN)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+
+def compose(
+    overrides: Sequence[str],
+    config_name: str = "config",
+    config_dirs: Sequence[str | Path] = (),
+) -> Composed:
+    """Compose a config that may still be nonsense: nothing is validated.
+
+    Raises:
+        ConfigError: Every word and file that cannot be composed.
+    """
+    composed, problems = compose_leniently(overrides, config_name, config_dirs)
+    if problems or composed is None:
+        raise ConfigError(problems)
+    return composed
+
+
+def compose_leniently(
+    overrides: Sequence[str],
+    config_name: str = "config",
+    config_dirs: Sequence[str | Path] = (),
+) -> tuple[Composed | None, list[Problem]]:
+    """Compose as far as possible, leaving out the words that are wrong.
+
+    Returns:
+        What could be composed, None if nothing could; and every problem met on the way.
+    """
+    with hydra_ext.search_path_of(config_dirs), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loader = make_loader()
+        words, problems = parsed(overrides)
+        cfg = _merged(loader, config_name, words, problems)
+        if cfg is None:
+            return None, problems
+        origins = Origins()
+        for package, file in loader.read:
+            origins.add_file(file, package)
+        apply(words, cfg, problems, origins, loader)
+        mapping = resolved(cfg, problems)
+    problems += [
+        Problem(target.key, f"a config cannot name code to run: {TARGET} is not allowed", str(target))
+        for target in origins.targets
+    ]
+    composed = Composed(mapping, tuple(origins.written))
+    return composed, problems
+
+
+def make_loader() -> Loader:
+    """A loader over the search path of the current context (`hydra_ext.search_path_of`)."""
+    with initialize_config_dir(str(CONF), job_name="trainctl", **hydra_ext.base()):
+        return Loader(GlobalHydra.instance().config_loader().get_search_path())
+
+
+def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
+    """Words in Hydra's override grammar, and what is wrong with the others."""
+    parser = OverridesParser.create()
+    words: list[Override] = []
+    problems: list[Problem] = []
+    for word in overrides:
+        try:
+            [each] = parser.parse_overrides([word])
+        except COMPOSITION_ERRORS as error:
+            problems.append(diagnose.unparsable(word, error))
+            continue
+        if each.is_sweep_override():
+            problems.append(diagnose.sweep(word, each))
+        else:
+            words.append(each)
+    return words, problems
+
+
+def chooses_group(word: Override, loader: Loader) -> bool:
+    """Whether a word chooses the option of a group (or speaks to Hydra itself) and sets no value."""
+    if word.is_hydra_override():
+        return True
+    is_group = word.key_or_group in {*GROUPS, "recipe"} or loader.repository.group_exists(
+        word.key_or_group
+    )
+    return is_group and not isinstance(word.value(), dict)
+
+
+def _merged(
+    loader: Loader, config_name: str, words: list[Override], problems: list[Problem]
+) -> DictConfig | None:
+    """Hydra's merge of all files; words that it cannot follow are taken out of `words` into `problems`."""
+    chosen = []
+    for word in [word for word in words if chooses_group(word, loader)]:
+        if problem := diagnose.bad_option(word, loader):
+            problems.append(problem)
+            words.remove(word)
+        else:
+            chosen.append(word)
+    while True:
+        try:
+            return loader.compose(config_name, [str(word.input_line) for word in chosen])
+        except COMPOSITION_ERRORS as error:
+            culprit = _culprit(loader, config_name, chosen, error)
+            if culprit is None:
+                problems += diagnose.bad_files(error, loader, config_name, chosen)
+                return None
+            problems.append(diagnose.bad_word(culprit[0], culprit[1], loader))
+            chosen.remove(culprit[0])
+            words.remove(culprit[0])
+
+
+def _culprit(
+    loader: Loader, config_name: str, chosen: Sequence[Override], error: BaseException
+) -> tuple[Override, BaseException] | None:
+    """The word without which composing succeeds or fails for another reason, with its own error."""
+    for word in chosen:
+        rest = [str(other.input_line) for other in chosen if other is not word]
+        try:
+            loader.compose(config_name, rest)
+        except COMPOSITION_ERRORS as other:
+            if str(other) == str(error):
+                continue
+        return word, error
+    return None
+
+
+def apply(
+    words: Sequence[Override],
+    cfg: DictConfig,
+    problems: list[Problem],
+    origins: Origins,
+    loader: Loader,
+) -> None:
+    """Set values one by one, so that every wrong word is found."""
+    for word in words:
+        key, line = word.key_or_group, str(word.input_line)
+        if chooses_group(word, loader):
+            # A group's choice is told before the files it brought in: they wrote the values.
+            origins.written.insert(0, Origin(key, COMMAND_LINE, line))
+            origins.add_targets(line, key, word.value())
+            continue
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config([word], cfg)  # noqa: SLF001 - see the module's docstring
+        except COMPOSITION_ERRORS as error:
+            problems.append(diagnose.bad_value(word, error, cfg))
+        else:
+            origins.add_word(line, key, word.value())

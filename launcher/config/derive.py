@@ -1,0 +1,61 @@
+"""Numbers that follow from a config, each computed here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from launcher.contracts import BatchPlan, Horizon
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
+
+
+def batch_plan(config: RunConfig) -> BatchPlan:
+    """The batch equation.
+
+    Raises:
+        ValueError: Its numbers contradict each other; `rules` says so before a run starts.
+    """
+    return config.accumulation.plan(seq_len=config.task.seq_len, ranks=config.launch.ranks)
+
+
+def max_samples(config: RunConfig, num_samples: int) -> int | None:
+    """Samples after which the epochs are over; None when no number of epochs is given.
+
+    Args:
+        config: The run.
+        num_samples: Size of the training set.
+    """
+    if config.max_epochs is None:
+        return None
+    # A tenth of 30 samples is 3, not the 4 that 0.1 * 30 = 3.0000000000000004 would round up to.
+    return math.ceil(round(config.max_epochs * num_samples, 6))
+
+
+def max_steps(config: RunConfig, num_samples: int) -> int:
+    """Optimizer steps of the whole run: the lesser of what `max_steps` and `max_epochs` allow.
+
+    Args:
+        config: The run.
+        num_samples: Size of the training set.
+    """
+    samples = max_samples(config, num_samples)
+    by_epochs = None if samples is None else -(-samples // batch_plan(config).samples_per_step)
+    return min(steps for steps in (config.max_steps, by_epochs) if steps is not None)
+
+
+def horizon(config: RunConfig, num_samples: int) -> Horizon:
+    """The run's length, as schedules take it.
+
+    Args:
+        config: The run.
+        num_samples: Size of the training set.
+    """
+    plan = batch_plan(config)
+    return Horizon(
+        max_steps=max_steps(config, num_samples),
+        samples_per_step=plan.samples_per_step,
+        tokens_per_step=plan.tokens_per_step,
+        steps_per_epoch=num_samples / plan.samples_per_step,
+    )

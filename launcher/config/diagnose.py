@@ -1,0 +1,242 @@
+"""Turns what Hydra, OmegaConf and YAML complain about into problems: which word or line, what is wrong, what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.override_parser.types import Override
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+
+from launcher.config.fields import field_at, other_kinds_with
+from launcher.config.paths import shown
+from launcher.config.provenance import COMMAND_LINE, ConfigFile
+from launcher.config.suggest import closest, closest_keys, did_you_mean
+from launcher.contracts import GROUPS
+from launcher.errors import Problem
+
+if TYPE_CHECKING:
+    from launcher.config.compose import Loader
+
+_CHOICES = (*GROUPS, "recipe")
+
+
+def _said_by(word: Override) -> str:
+    return f"{COMMAND_LINE}: {word.input_line}"
+
+
+def unparsable(word: str, error: BaseException) -> Problem:
+    """A word that is not in the grammar."""
+    origin = f"{COMMAND_LINE}: {word}"
+    key, equals, _ = word.partition("=")
+    if not equals and re.fullmatch(r"[\w./@-]+", word):
+        return Problem(key, f"has no value; write {key}=VALUE", origin)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("See https", "Error parsing override", "^"))]
+    why = lines[0] if lines else type(error).__name__
+    return Problem(
+        "",
+        f"{word!r} is not of the form key=value: {why}; quote values with special characters: "
+        "key='\"a,b=c\"'",
+        origin,
+    )
+
+
+def sweep(word: str, parsed: Override) -> Problem:
+    """Several values where one run needs one."""
+    key = parsed.key_or_group
+    values = word.partition("=")[2]
+    return Problem(
+        key,
+        f"has several values; run one job for each with -m, or write a list: {key}=[{values}]",
+        f"{COMMAND_LINE}: {word}",
+    )
+
+
+def bad_option(word: Override, loader: Loader) -> Problem | None:
+    """What is wrong with the choice of a group's option, as far as the word alone tells."""
+    group, value = word.key_or_group, word.value()
+    if word.is_hydra_override() and "." in group:
+        return None
+    origin = _said_by(word)
+    if word.is_delete() and value is None:
+        return None
+    if value is None:
+        return Problem(group, f"needs an option; ~{group} leaves the group out", origin)
+    if not isinstance(value, str):
+        return Problem(group, f"takes the name of one option, but is {value!r}", origin)
+    if word.is_force_add():
+        return Problem(group, f"is a group; write {group}={value}", origin)
+    if ".." in value.split("/") or value.startswith("_") or not loader.repository.config_exists(f"{group}/{value}"):
+        return Problem(group, _no_option(group, value, loader), origin)
+    return None
+
+
+def _no_option(group: str, value: str, loader: Loader) -> str:
+    options = [o for o in loader.repository.get_group_options(group) if not o.startswith("_")]
+    hint = did_you_mean(closest(value, options))
+    return f"there is no option {value!r}{hint or '; it can be: ' + ', '.join(options)}"
+
+
+def bad_word(word: Override, error: BaseException, loader: Loader) -> Problem:
+    """A group's option that Hydra cannot merge."""
+    key = word.key_or_group
+    if word.is_add() and key in _CHOICES:
+        message = f"is chosen already; write {key}={word.value()} without the +"
+    elif isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, value = error.missing_cfg_file.rpartition("/")
+        message = _no_option(group, value, loader)
+    else:
+        message = _first_lines(error)
+    return Problem(key, message, _said_by(word))
+
+
+def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
+    """A value that cannot be set: most often its key does not exist."""
+    origin = _said_by(word)
+    key = str(getattr(error.__cause__, "full_key", None) or word.key_or_group)
+    known = list(_keys(cfg))
+    if word.package is not None:
+        hint = did_you_mean(closest(word.key_or_group, _CHOICES))
+        return Problem(word.key_or_group, f"no such group{hint}", origin)
+    if word.is_add() and key in known:
+        return Problem(key, "is set already; leave out the +", origin)
+    if key in known:
+        return Problem(key, _first_lines(error), origin)
+    return Problem(key, unknown_key(key, OmegaConf.to_container(cfg, resolve=False)), origin)
+
+
+def unknown_key(key: str, mapping: Any) -> str:
+    """What to say about a key that nothing in a composed config is called."""
+    from launcher.config.schema import RunConfig
+
+    known = [*_keys(mapping), *_CHOICES]
+    parent, _, last = key.rpartition(".")
+    field = field_at(RunConfig, mapping, parent) if parent in known else None
+    if field is not None and "dict[" in str(field.annotation):
+        return f"is not there yet; add it with +{key}=VALUE"
+    if found := closest_keys(key, known):
+        return f"no such setting{did_you_mean(found)}"
+    group = key.partition(".")[0]
+    values = mapping.get(group) if isinstance(mapping, dict) else None
+    if group in GROUPS and isinstance(values, dict):
+        if others := other_kinds_with(group, last, values.get("kind")):
+            named = " and ".join(f"{group}={other}" for other in others)
+            verb = "have" if len(others) > 1 else "has"
+            return f"no such setting of {group}={values.get('kind')}; {named} {verb} it"
+        return f"no such setting; {group} has: {', '.join(map(str, values))}"
+    return "no such setting; `trainctl config show` lists them"
+
+
+def bad_files(
+    error: BaseException, loader: Loader, config_name: str, chosen: Sequence[Override]
+) -> list[Problem]:
+    """What is wrong with the YAML files themselves, since no word is to blame."""
+    paths = [config_name]
+    paths += re.findall(r"[Ii]n '([^'\n]+)'", str(error))
+    paths += [f"{word.key_or_group}/{word.value()}" for word in chosen if word.value()]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file == config_name:
+        options = [o for o in loader.repository.get_group_options("") if not o.startswith("_")]
+        hint = did_you_mean(closest(config_name, options))
+        hint = hint or f"; there are: {', '.join(options)}"
+        return [Problem("", f"there is no primary config {config_name!r}{hint}", "--config-name")]
+    files = [file for path in dict.fromkeys(paths) if (file := _file(loader, path))]
+    if problems := [problem for file in files for problem in _bad_defaults(file, loader)]:
+        return problems
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        where = f"{shown(Path(mark.name))}:{mark.line + 1}"
+        return [Problem("", f"not valid YAML: {error.problem or error.context}", where)]
+    for file in _every_file(loader):
+        try:
+            file.text()
+        except (UnicodeDecodeError, OSError) as unreadable:
+            return [Problem("", f"cannot be read: {unreadable}", file.shown)]
+    return [Problem("", _first_lines(error), ", ".join(file.shown for file in files[1:2]))]
+
+
+def _file(loader: Loader, config_path: str) -> ConfigFile | None:
+    for source in loader.repository.get_sources():
+        if source.scheme() in {"file", "pkg", "recipes"} and source.is_config(config_path):
+            return ConfigFile(f"{source.scheme()}://{source.path}", config_path)
+    return None
+
+
+def _every_file(loader: Loader) -> Iterator[ConfigFile]:
+    for group in ("", *_CHOICES):
+        for option in loader.repository.get_group_options(group):
+            file = _file(loader, f"{group}/{option}" if group else option)
+            if file is not None and not file.folder.startswith("pkg://hydra"):
+                yield file
+
+
+def _bad_defaults(file: ConfigFile, loader: Loader) -> Iterator[Problem]:
+    """The items of a file's defaults list that name nothing."""
+    try:
+        root = yaml.compose(file.text(), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    folder = file.config_path.rpartition("/")[0]
+    for key, value in pairs:
+        if key.value != "defaults" or not isinstance(value, yaml.SequenceNode):
+            continue
+        for item in value.value:
+            for message in _bad_item(item, folder, loader):
+                where = f"{file.shown}:{item.start_mark.line + 1}"
+                yield Problem("defaults", message, where)
+
+
+def _bad_item(item: yaml.Node, folder: str, loader: Loader) -> Iterator[str]:
+    if isinstance(item, yaml.ScalarNode):
+        name = item.value.partition("@")[0]
+        path = name.removeprefix("/") if name.startswith("/") or not folder else f"{folder}/{name}"
+        if name != "_self_" and not loader.repository.config_exists(path):
+            siblings = loader.repository.get_group_options(folder)
+            yield f"there is no {name!r}{did_you_mean(closest(name, ['_self_', *siblings]))}"
+        return
+    if not isinstance(item, yaml.MappingNode):
+        return
+    for key, value in item.value:
+        *keywords, place = key.value.split(" ")
+        for keyword in keywords:
+            if keyword not in {"override", "optional"}:
+                yield (
+                    f"{keyword!r} is no keyword{did_you_mean(closest(keyword, ['override', 'optional']))}"
+                )
+        name = place.partition("@")[0]
+        group = name.removeprefix("/") if name.startswith("/") or not folder else f"{folder}/{name}"
+        if not loader.repository.group_exists(group):
+            slash = "/" if name.startswith("/") else ""
+            found = [f"{slash}{near}" for near in closest(name.removeprefix("/"), _CHOICES)]
+            yield f"there is no group {name!r}{did_you_mean(found)}"
+        elif (
+            isinstance(value, yaml.ScalarNode)
+            and value.tag == "tag:yaml.org,2002:str"
+            and "$" not in value.value
+            and not loader.repository.config_exists(f"{group}/{value.value}")
+            and "optional" not in keywords
+        ):
+            yield f"{group}: {_no_option(group, value.value, loader)}"
+
+
+def _first_lines(error: BaseException) -> str:
+    """What an exception of Hydra says, and its cause, without the advice that does not apply here."""
+    texts = [str(error), str(error.__cause__ or "")]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    useful = [line for line in lines if line and not line.startswith(("full_key", "object_type", "To append", "Config search path", "See https"))]
+    return ": ".join(useful[:2]) or type(error).__name__
+
+
+def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all values and mappings of a config."""
+    if OmegaConf.is_config(cfg):
+        cfg = OmegaConf.to_container(cfg, resolve=False)
+    if isinstance(cfg, dict):
+        for key, value in cfg.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")

@@ -1,0 +1,76 @@
+"""The schema at a dotted key: what may stand there, and what the field says about itself."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from launcher.config.registry import kinds, option_class
+from launcher.contracts import GROUPS
+from launcher.errors import ConfigError
+
+
+def settings_at(
+    root: type[BaseModel], mapping: Any, parts: Sequence[str | int]
+) -> type[BaseModel] | None:
+    """The class that validates what stands under a key; None when none does, or its kind is unknown.
+
+    Args:
+        root: The class of the whole config.
+        mapping: The config's values: a group's `kind` decides its class.
+        parts: The key, part by part.
+    """
+    current: Any = root
+    for depth, part in enumerate(parts):
+        if depth == 0 and part in GROUPS:
+            current = _option_class(str(part), mapping)
+        elif _is_settings(current):
+            field = current.model_fields.get(part)
+            current = field.annotation if field else None
+        settings = next(_settings_in(current), None)
+        current = settings or current
+    return current if _is_settings(current) else None
+
+
+def field_at(root: type[BaseModel], mapping: Any, key: str) -> FieldInfo | None:
+    """The field that a dotted key names; None for what is below a field that takes free mappings or lists."""
+    *parents, last = key.split(".")
+    settings = settings_at(root, mapping, parents)
+    return settings.model_fields.get(last) if settings else None
+
+
+def other_kinds_with(group: str, field: str, kind: object) -> list[str]:
+    """The kinds of a group, but for one, that have a field."""
+    return [
+        other
+        for other in kinds(group)
+        if other != kind and field in option_class(group, other).model_fields
+    ]
+
+
+def _option_class(group: str, mapping: Any) -> type[BaseModel] | None:
+    values = mapping.get(group) if isinstance(mapping, Mapping) else None
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if not isinstance(kind, str):
+        return None
+    try:
+        return option_class(group, kind)
+    except ConfigError:
+        return None
+
+
+def _is_settings(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+
+
+def _settings_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes inside an annotation such as `tuple[Rule, ...] | None`."""
+    if _is_settings(annotation):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _settings_in(argument)

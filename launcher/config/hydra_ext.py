@@ -1,0 +1,138 @@
+"""What trainctl adds to Hydra: where YAML is looked for, and recipes/ shown as the group `recipe`.
+
+First match wins: the user's folders, conf/, recipes/, then what installed packages bring by entry points of the
+group `trainctl.conf` (a Python package that holds YAML). Unlike Hydra's own --config-dir, a user's folder stands
+before the packaged one, so that its files may replace packaged ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from typing_extensions import override
+
+from launcher.config.paths import CONF, RECIPES
+from launcher.errors import ConfigError, Problem
+
+ENTRY_POINTS = "trainctl.conf"
+VARIABLE = "TRAINCTL_CONFIG_DIR"
+
+_user_folders: ContextVar[tuple[Path, ...]] = ContextVar("_user_folders", default=())
+
+
+class TrainctlSearchPath(SearchPathPlugin):
+    """Puts the user's folders before conf/, recipes and extensions after it."""
+
+    @override
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        main = SearchPathQuery(provider="main", path=None)
+        if not any(_is_conf(element.path) for element in search_path.get_path()):
+            return  # another Hydra application in the same process
+        for folder in reversed(_user_folders.get()):
+            search_path.prepend("user", f"file://{folder}", anchor=main)
+        search_path.append("recipes", f"{RecipeSource.scheme()}://{RECIPES}")
+        for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
+            search_path.append(f"extension {entry_point.name}", f"pkg://{entry_point.value}")
+
+
+class RecipeSource(ConfigSource):
+    """A folder of YAML shown as the config group `recipe`."""
+
+    def __init__(self, provider: str, path: str) -> None:
+        super().__init__(provider, path)
+        self._files = FileConfigSource(provider, f"file://{self.path}")
+
+    @staticmethod
+    @override
+    def scheme() -> str:
+        return "recipes"
+
+    @override
+    def available(self) -> bool:
+        return self._files.available()
+
+    @override
+    def load_config(self, config_path: str) -> ConfigResult:
+        inside = _inside(config_path)
+        if inside is None:
+            raise ConfigLoadError(f"Config not found : {config_path}")
+        return self._files.load_config(inside)
+
+    @override
+    def is_group(self, config_path: str) -> bool:
+        inside = _inside(config_path)
+        return config_path == "" or (inside is not None and self._files.is_group(inside))
+
+    @override
+    def is_config(self, config_path: str) -> bool:
+        inside = _inside(config_path)
+        return bool(inside) and self._files.is_config(inside or "")
+
+    @override
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path == "":
+            return [] if results_filter == ObjectType.CONFIG else ["recipe"]
+        inside = _inside(config_path)
+        return [] if inside is None else self._files.list(inside, results_filter)
+
+
+def _inside(config_path: str) -> str | None:
+    """`recipe/llm/sft` -> `llm/sft`; None when the path is of another group."""
+    group, _, rest = config_path.partition("/")
+    return rest if group == "recipe" else None
+
+
+def _is_conf(path: str) -> bool:
+    return path.removeprefix("file://") == str(CONF)
+
+
+@contextmanager
+def search_path_of(config_dirs: Sequence[str | Path]) -> Iterator[None]:
+    """Let every search path that Hydra makes in this context include ours.
+
+    Args:
+        config_dirs: The user's folders; those in $TRAINCTL_CONFIG_DIR follow them.
+
+    Raises:
+        ConfigError: A folder does not exist.
+    """
+    token = _user_folders.set(_existing(config_dirs))
+    for plugin in (RecipeSource, TrainctlSearchPath):
+        Plugins.instance().register(plugin)
+    try:
+        yield
+    finally:
+        _user_folders.reset(token)
+
+
+def _existing(config_dirs: Sequence[str | Path]) -> tuple[Path, ...]:
+    wanted = [(Path(folder), "--config-dir") for folder in config_dirs]
+    listed = os.environ.get(VARIABLE, "").split(os.pathsep)
+    wanted += [(Path(folder), VARIABLE) for folder in listed if folder]
+    problems = [
+        Problem("", f"the config folder {str(folder)!r} does not exist", source)
+        for folder, source in wanted
+        if not folder.is_dir()
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return tuple(folder.absolute() for folder, _ in wanted)
+
+
+def base() -> dict[str, Any]:
+    """The compatibility level that Hydra 1.3 wants to be told and 1.4 wants not to be."""
+    major, minor = (int(part) for part in re.findall(r"\d+", version("hydra-core"))[:2])
+    return {"version_base": "1.3"} if (major, minor) < (1, 4) else {}

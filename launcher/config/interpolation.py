@@ -1,0 +1,108 @@
+"""Plain aliases `${a.b}` are resolved; anything that would compute, or ask the world, is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from launcher.config.problems import leaves
+from launcher.config.suggest import closest_keys, did_you_mean
+from launcher.errors import Problem
+
+_ANY = re.compile(r"(?<!\\)\$\{")
+_ALIAS = re.compile(r"(?<!\\)\$\{\s*(\.*[\w-]+(?:\.[\w-]+|\[\w+\])*)\s*\}")
+_MISSING = "???"
+Path = tuple[str | int, ...]
+
+
+def resolved(cfg: DictConfig, problems: list[Problem]) -> dict[str, Any]:
+    """The values of a composed config; one that cannot be told is None, and a problem says why."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    bad = {path: problem for path, value in _texts(raw) if (problem := _problem(path, value, raw))}
+    if not bad:
+        try:
+            return _plain(OmegaConf.to_container(cfg, resolve=True))
+        except (OmegaConfBaseException, RecursionError):
+            bad = _unresolvable(raw)
+    problems += bad.values()
+    for path in bad:
+        _put_none(raw, path)
+    return _plain(OmegaConf.to_container(OmegaConf.create(raw), resolve=True))
+
+
+def _texts(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _texts(child, (*path, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _texts(child, (*path, index))
+    elif isinstance(value, str) and ("${" in value or value == _MISSING):
+        yield path, value
+
+
+def _problem(path: Path, text: str, raw: Any) -> Problem | None:
+    key = ".".join(map(str, path))
+    if text == _MISSING:
+        return Problem(key, f"has no value yet (???); give one with {key}=VALUE")
+    if _ANY.search(_ALIAS.sub("", text)):
+        return Problem(
+            key, f"only plain aliases such as ${{optimizer.lr}} are allowed, but it is {text!r}"
+        )
+    known = [known for known, _ in leaves(raw)]
+    for name in _ALIAS.findall(text):
+        if not name.startswith(".") and "[" not in name and _lookup(raw, name.split(".")) is None:
+            hint = did_you_mean(closest_keys(name, known))
+            return Problem(key, f"refers to {name}, which is not there{hint}")
+    return None
+
+
+def _lookup(raw: Any, parts: list[str]) -> Any:
+    """What stands at a key, wrapped so that None is a value; None if nothing stands there."""
+    for part in parts:
+        if isinstance(raw, str) and "${" in raw:
+            return (raw,)  # an alias of a mapping: only resolving can tell
+        if isinstance(raw, Mapping) and part in raw:
+            raw = raw[part]
+        elif isinstance(raw, list) and part.isdecimal() and int(part) < len(raw):
+            raw = raw[int(part)]
+        else:
+            return None
+    return (raw,)
+
+
+def _unresolvable(raw: Any) -> dict[Path, Problem]:
+    """The aliases that run in a circle or lead nowhere."""
+    bad = {}
+    aliases = dict(_texts(raw))
+    cfg = OmegaConf.create(raw)
+    for path, text in aliases.items():
+        node: Any = cfg
+        try:
+            for part in path:
+                node = node[part]
+        except (OmegaConfBaseException, RecursionError):
+            bad[path] = _astray(path, text)
+    # A mapping may hold an alias of itself, which only shows when all of it is wanted.
+    return bad or {path: _astray(path, text) for path, text in aliases.items()}
+
+
+def _astray(path: Path, text: str) -> Problem:
+    return Problem(".".join(map(str, path)), f"the alias {text!r} leads nowhere, or to itself")
+
+
+def _put_none(raw: Any, path: Path) -> None:
+    *parents, last = path
+    for part in parents:
+        raw = raw[part]
+    raw[last] = None
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("a config is a mapping")
+    return {str(key): child for key, child in value.items()}

@@ -1,0 +1,23 @@
+"""Where the packaged YAML lives: inside the package in a wheel, beside it in a checkout or editable install."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def _folder(name: str) -> Path:
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
+
+
+CONF = _folder("conf")
+RECIPES = _folder("recipes")
+
+
+def shown(path: Path) -> str:
+    """A path as messages show it: packaged files from `conf/` on, the user's from the current folder on."""
+    for folder in (CONF, RECIPES):
+        if path.is_relative_to(folder):
+            return str(path.relative_to(folder.parent))
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

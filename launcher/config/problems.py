@@ -1,0 +1,158 @@
+"""Pydantic's complaints as problems: which key, what is wrong, what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from launcher.config.fields import other_kinds_with, settings_at
+from launcher.config.registry import kinds
+from launcher.config.suggest import closest, did_you_mean
+from launcher.contracts import GROUPS
+from launcher.errors import Problem
+
+Location = tuple[str | int, ...]
+_SHOWN = 60
+
+
+def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> list[Problem]:
+    """One problem per key, in the order of the schema.
+
+    A misspelt key is unknown under one name and missing under the other; it is told once.
+
+    Args:
+        error: What validation raised.
+        root: The class that was validated.
+        mapping: The values that were validated.
+    """
+    found: dict[Location, list[str]] = {}
+    meant: set[Location] = set()
+    for details in error.errors(include_url=False):
+        location, message, intended = _explained(details, root, mapping)
+        found.setdefault(location, []).append(message)
+        meant |= {(*location[:-1], word) for word in intended}
+    if ("defaults",) in meant:
+        meant |= {(group,) for group in GROUPS}
+    return [
+        Problem(".".join(map(str, location)), _joined(messages))
+        for location, messages in found.items()
+        if location not in meant
+    ]
+
+
+def _explained(
+    details: ErrorDetails, root: type[BaseModel], mapping: Any
+) -> tuple[Location, str, Sequence[str]]:
+    """Where, what, and, for an unknown key, which names were probably meant."""
+    location = _real(details["loc"], mapping)
+    kind = details["type"]
+    if kind == "extra_forbidden":
+        return _unknown(location, root, mapping)
+    if kind == "no_kind":
+        return _without_kind(location, details["input"])
+    if kind == "option":
+        return (*location, "kind"), details["msg"], ()
+    if kind == "missing":
+        return location, _missing(location), ()
+    if kind == "json_invalid":
+        return (), f"holds text that cannot be stored: {details['msg']}", ()
+    return location, _wrong(details), ()
+
+
+def _real(location: Location, mapping: Any) -> Location:
+    """The location without the names that pydantic gives to the branches of a union."""
+    parts: list[str | int] = []
+    value = mapping
+    for position, part in enumerate(location):
+        if isinstance(value, Mapping) and (part in value or position == len(location) - 1):
+            parts.append(part)
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            parts.append(part)
+            value = value[part] if part < len(value) else None
+    return tuple(parts)
+
+
+def _unknown(
+    location: Location, root: type[BaseModel], mapping: Any
+) -> tuple[Location, str, Sequence[str]]:
+    *parents, last = location
+    settings = settings_at(root, mapping, parents)
+    known = list(settings.model_fields) if settings else []
+    if not parents:
+        known.append("defaults")
+    found = closest(str(last), known)
+    if not found:
+        hint = f"; there are: {', '.join(sorted(known))}"
+        if len(parents) == 1 and parents[0] in GROUPS:
+            group, chosen = str(parents[0]), mapping[parents[0]].get("kind")
+            if others := other_kinds_with(group, str(last), chosen):
+                named = " and ".join(f"{group}={other}" for other in others)
+                hint = f" of {group}={chosen}; {named} {'have' if len(others) > 1 else 'has'} it"
+        return location, f"no such setting{hint}", ()
+    return location, f"no such setting{did_you_mean(found)}", found
+
+
+def _without_kind(location: Location, values: Any) -> tuple[Location, str, Sequence[str]]:
+    group = str(location[0])
+    for meant in ("kind", "defaults"):
+        for key in values:
+            if meant in closest(str(key), [meant]) and key != meant:
+                message = f"no such setting{did_you_mean([meant])}"
+                return (*location, key), message, [meant]
+    return (
+        (*location, "kind"),
+        f"must name the kind of {group}; it can be: {', '.join(kinds(group))}",
+        (),
+    )
+
+
+def _missing(location: Location) -> str:
+    key = ".".join(map(str, location))
+    if key in GROUPS:
+        return f"has no option; choose one with {key}=OPTION ({', '.join(kinds(key))})"
+    return f"has no value; write it in the YAML file or add +{key}=VALUE"
+
+
+def _wrong(details: ErrorDetails) -> str:
+    message = details["msg"]
+    value = details["input"]
+    if message.startswith("Value error, "):
+        return message.removeprefix("Value error, ")
+    if message.startswith("Input should "):
+        message = f"must {message.removeprefix('Input should ')}"
+    else:
+        message = message[:1].lower() + message[1:]
+    hint = ""
+    if details["type"] == "int_type" and isinstance(value, float) and value.is_integer():
+        hint = f"; write {value:.0f}"
+    return f"{message}, but is {_shown(value)}{hint}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _joined(messages: Sequence[str]) -> str:
+    """The branches of a union complain one by one: `must be a valid integer or a valid number, but is …`."""
+    unique = list(dict.fromkeys(messages))
+    heads = [message.partition(", but is ") for message in unique]
+    if len({tail for _, _, tail in heads}) == 1 and all(h.startswith("must be ") for h, _, _ in heads):
+        wanted = " or ".join(head.removeprefix("must be ") for head, _, _ in heads)
+        return f"must be {wanted}, but is {heads[0][2]}"
+    return "; ".join(unique)
+
+
+def leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of all that is not a mapping with something in it."""
+    for key, value in mapping.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{path}.")
+        else:
+            yield path, value

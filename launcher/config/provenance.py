@@ -1,0 +1,156 @@
+"""Where every value came from: YAML files read again with line numbers, and words of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.config.paths import shown
+from launcher.config.problems import leaves
+
+COMMAND_LINE = "command line"
+TARGET = "_target_"
+_SHOWN = 100
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One writer of a value.
+
+    Attributes:
+        key: What it wrote: a dotted key. A mapping is written leaf by leaf.
+        where: `file:line`, or `command line`.
+        text: The line, or the word.
+    """
+
+    key: str
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text}"
+
+
+@dataclass(slots=True)
+class Origins:
+    """Every writer in the order of writing; the last one wins.
+
+    Attributes:
+        written: The writers.
+        targets: Where a `_target_` stands, which no config may have.
+    """
+
+    written: list[Origin] = field(default_factory=list)
+    targets: list[Origin] = field(default_factory=list)
+
+    def add_file(self, file: ConfigFile, package: str) -> None:
+        """A YAML file, merged at a dotted package."""
+        text = file.text()
+        root = yaml.compose(text, Loader=_LOADER)
+        if not isinstance(root, yaml.MappingNode):
+            return
+        # Hydra has consumed the defaults list of the top level; deeper ones are ordinary values.
+        root.value = [pair for pair in root.value if pair[0].value != "defaults"]
+        lines = text.splitlines()
+
+        def origin(key: str, node: yaml.Node, value: yaml.Node) -> Origin:
+            quoted = " ".join(_between(lines, node.start_mark, value.end_mark).split())
+            quoted = quoted if len(quoted) <= _SHOWN else f"{quoted[: _SHOWN - 1]}…"
+            return Origin(key, f"{file.shown}:{node.start_mark.line + 1}", quoted)
+
+        for key, node, value in _yaml_leaves(root, package):
+            self.written.append(origin(key, node, value))
+        for key, node, value in _yaml_targets(root, package):
+            self.targets.append(origin(key, node, value))
+
+    def add_word(self, word: str, key: str, value: Any) -> None:
+        """A word of the command line that sets a key, or everything in the mapping it gives."""
+        nested = dict(leaves({key: value}) if isinstance(value, Mapping) else [(key, value)])
+        self.written += [Origin(leaf, COMMAND_LINE, word) for leaf in nested]
+        self.add_targets(word, key, value)
+
+    def add_targets(self, word: str, key: str, value: Any) -> None:
+        """A word of the command line, as far as it sets a `_target_`."""
+        if TARGET in key.split(".") or _has_target(value):
+            self.targets.append(Origin(key, COMMAND_LINE, word))
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A YAML file in a folder or in an installed package.
+
+    Attributes:
+        folder: Scheme and place of Hydra's config source, e.g. `file:///home/me/conf`.
+        config_path: Place in it without suffix, e.g. `optimizer/adamw`.
+    """
+
+    folder: str
+    config_path: str
+
+    @property
+    def _place(self) -> Any:
+        scheme, _, folder = self.folder.partition("://")
+        name = self.config_path.removesuffix(".yaml") + ".yaml"
+        if scheme == "pkg":
+            return files(folder).joinpath(name)
+        return Path(folder) / (name.removeprefix("recipe/") if scheme == "recipes" else name)
+
+    @property
+    def shown(self) -> str:
+        """The file's name for messages."""
+        return shown(Path(str(self._place)))
+
+    def text(self) -> str:
+        """What is written in it."""
+        text: str = self._place.read_text(encoding="utf-8")
+        return text
+
+
+def _between(lines: Sequence[str], start: yaml.Mark, end: yaml.Mark) -> str:
+    """The text between two marks, without comments behind it. The marks of an alias lie elsewhere."""
+    if end.line <= start.line:
+        line = lines[start.line]
+        return line[start.column : end.column] if end.line == start.line else line.strip()
+    last = lines[end.line][: end.column] if end.line < len(lines) else ""
+    return "\n".join([lines[start.line][start.column :], *lines[start.line + 1 : end.line], last])
+
+
+def _yaml_leaves(
+    node: yaml.MappingNode, prefix: str
+) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """Dotted key, key node and value node of everything that is not a mapping with something in it."""
+    for key_node, value_node in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            for each in merged:
+                yield from _yaml_leaves(each, prefix)
+            continue
+        key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
+        if isinstance(value_node, yaml.MappingNode) and value_node.value:
+            yield from _yaml_leaves(value_node, key)
+        else:
+            yield key, key_node, value_node
+
+
+def _yaml_targets(node: yaml.Node, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _yaml_targets(item, f"{prefix}.{index}")
+    elif isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
+            if key_node.value == TARGET:
+                yield key, key_node, value_node
+            yield from _yaml_targets(value_node, key)
+
+
+def _has_target(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return TARGET in value or any(map(_has_target, value.values()))
+    return isinstance(value, list) and any(map(_has_target, value))

@@ -1,0 +1,115 @@
+"""Rules that span groups. Each yields problems; none composes, changes or starts anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.config import derive
+from launcher.config.schema import RunConfig
+from launcher.contracts import BatchPlan, Horizon
+from launcher.errors import DataError, Problem
+
+# A schedule may count in epochs, and how many steps an epoch has is known only with the data. What is wrong
+# however short or long it is, is wrong now.
+_EPOCHS_IN_STEPS = (1e-3, 1e9)
+
+
+def batch_is_whole(config: RunConfig) -> Iterator[Problem]:
+    """Micro-batches, ranks and global batch must make one equation."""
+    if isinstance(plan := _plan(config), ValueError):
+        yield Problem("accumulation", str(plan))
+
+
+def run_ends(config: RunConfig) -> Iterator[Problem]:
+    """A run needs a length."""
+    if config.max_steps is None and config.max_epochs is None:
+        yield Problem(
+            "max_steps", "is null, and so is max_epochs: the run would never end; give one of them"
+        )
+
+
+def samples_fit_model(config: RunConfig) -> Iterator[Problem]:
+    """A sample must not be longer than the network can see."""
+    try:
+        positions = config.model.limits().max_positions
+    except DataError:
+        return  # the model's own preflight says so
+    if positions is not None and config.task.seq_len > positions:
+        yield Problem(
+            "task.seq_len",
+            f"is {config.task.seq_len}, but the model sees at most {positions} positions; "
+            f"write task.seq_len={positions} or choose a model that sees more",
+        )
+
+
+def single_is_one_rank(config: RunConfig) -> Iterator[Problem]:
+    """The engine `single` does not communicate."""
+    ranks = config.launch.ranks
+    if config.parallelism.kind == "single" and ranks != 1:
+        yield Problem(
+            "parallelism.kind", f"single is one process, but launch={config.launch.kind} starts {ranks}"
+        )
+
+
+def schedule_fits(config: RunConfig) -> Iterator[Problem]:
+    """The schedule must fit the run and the optimizer, as far as the size of the data does not matter."""
+    plan = _plan(config)
+    if isinstance(plan, ValueError):
+        return
+    complaints = []
+    for steps_per_epoch in _EPOCHS_IN_STEPS:
+        max_steps = config.max_steps
+        if max_steps is None:
+            if config.optimizer.lr is not None:
+                return
+            max_steps = 10**9  # only whether there is a learning rate can be wrong now
+        horizon = Horizon(max_steps, plan.samples_per_step, plan.tokens_per_step, steps_per_epoch)
+        try:
+            config.scheduler.build(config.optimizer.lr, horizon)
+        except ValueError as error:
+            complaints.append(str(error))
+    if len(complaints) == len(_EPOCHS_IN_STEPS):
+        yield Problem("scheduler", complaints[0])
+
+
+def optimizer_owns_schedule(config: RunConfig) -> Iterator[Problem]:
+    """An optimizer that finds its own learning rates must not have them moved by a schedule."""
+    optimizer, kind = config.optimizer, config.scheduler.kind
+    if optimizer.owns_schedule and kind != "constant":
+        yield Problem(
+            "scheduler.kind",
+            f"{optimizer.kind} finds its own learning rates, which scheduler={kind} would distort; "
+            "choose scheduler=constant",
+        )
+
+
+def clipped_once(config: RunConfig) -> Iterator[Problem]:
+    """An optimizer that limits its own updates must not have its gradients limited as well."""
+    if config.optimizer.clips_itself and config.max_grad_norm is not None:
+        yield Problem(
+            "max_grad_norm",
+            f"{config.optimizer.kind} limits its own updates; write max_grad_norm=null",
+        )
+
+
+RULES = (
+    batch_is_whole,
+    run_ends,
+    samples_fit_model,
+    single_is_one_rank,
+    schedule_fits,
+    optimizer_owns_schedule,
+    clipped_once,
+)
+
+
+def broken(config: RunConfig) -> list[Problem]:
+    """Every rule that a config breaks."""
+    return [problem for rule in RULES for problem in rule(config)]
+
+
+def _plan(config: RunConfig) -> BatchPlan | ValueError:
+    try:
+        return derive.batch_plan(config)
+    except ValueError as error:
+        return error

@@ -1,0 +1,146 @@
+"""The whole config as one frozen, typed value: what passes the door, and all that a rank reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from launcher.config.problems import problems_in
+from launcher.config.registry import OPTION_TYPES, option_class
+from launcher.contracts import (
+    AccumulationOption,
+    CheckpointOption,
+    DataOption,
+    LaunchOption,
+    LoggingOption,
+    ModelOption,
+    Option,
+    OptimizerOption,
+    ParallelismOption,
+    PrecisionOption,
+    SchedulerOption,
+    Settings,
+    TaskOption,
+)
+from launcher.errors import ConfigError, Problem
+
+
+def _reader(group: str) -> Callable[[Any], Option]:
+    def read(value: Any) -> Option:
+        """The option of the kind that the value names, with the locations of errors preserved."""
+        if isinstance(value, OPTION_TYPES[group]):
+            return value
+        if not isinstance(value, dict):
+            raise PydanticCustomError("mapping", "Input should be a mapping with a `kind`")
+        kind = value.get("kind")
+        if not isinstance(kind, str):
+            raise PydanticCustomError("no_kind", "Input should have a `kind`")
+        try:
+            option = option_class(group, kind)
+        except ConfigError as error:
+            [problem] = error.problems
+            raise PydanticCustomError(
+                "option", "{message}", {"key": problem.key, "message": problem.message}
+            ) from error
+        # JSON mode is the strict one that config.json will meet again: arrays are tuples, text is no number.
+        return option.model_validate_json(json.dumps(value))
+
+    return read
+
+
+# The JSON schema of a group is the union over its kinds, which `json_schema` puts here.
+_GROUP = WithJsonSchema({"type": "object"})
+
+
+class RunConfig(Settings):
+    """A run, complete: every value is here, none is a default of the code."""
+
+    name: str = Field(max_length=128, pattern=r"^\w[\w.+=,@-]*$")
+    """What the run is called: one folder under `run_root`. Letters, digits and `_ . + = , @ -`."""
+    seed: int = Field(ge=0, lt=2**63)
+    """Where all randomness comes from: initial weights, data order, dropout."""
+    max_steps: int | None = Field(gt=0)
+    """Optimizer steps of the whole run; null leaves its length to max_epochs."""
+    max_epochs: float | None = Field(gt=0)
+    """Passes over the training set; null leaves the run's length to max_steps. What comes first ends the run."""
+    max_grad_norm: float | None = Field(gt=0)
+    """Limit of the 2-norm of all gradients together; null does not clip."""
+    max_grad_value: float | None = Field(gt=0)
+    """Limit of the absolute value of every gradient element; null does not clip."""
+    eval_every_steps: int | None = Field(gt=0)
+    """Score the held-out documents after every so many steps; null only at the end of the run."""
+    eval_max_samples: int | None = Field(gt=0)
+    """Held-out samples that an evaluation looks at; null takes all."""
+    log_every_steps: int = Field(gt=0)
+    """Write a row of metrics after every so many steps."""
+    on_nonfinite: Literal["stop", "skip"]
+    """When loss or gradient norm is not finite: end the run, or leave the weights alone and go on."""
+    run_root: str = Field(min_length=1, pattern=r"^[^\x00]*$")
+    """Folder of all runs, relative to the current one."""
+    model: Annotated[SerializeAsAny[ModelOption], PlainValidator(_reader("model")), _GROUP]
+    """Which network is trained."""
+    task: Annotated[SerializeAsAny[TaskOption], PlainValidator(_reader("task")), _GROUP]
+    """What is learned from the documents."""
+    data: Annotated[SerializeAsAny[DataOption], PlainValidator(_reader("data")), _GROUP]
+    """Where the documents come from."""
+    optimizer: Annotated[SerializeAsAny[OptimizerOption], PlainValidator(_reader("optimizer")), _GROUP]
+    """How gradients become updates."""
+    scheduler: Annotated[SerializeAsAny[SchedulerOption], PlainValidator(_reader("scheduler")), _GROUP]
+    """How the learning rate moves over the run."""
+    precision: Annotated[SerializeAsAny[PrecisionOption], PlainValidator(_reader("precision")), _GROUP]
+    """Which number formats are used."""
+    accumulation: Annotated[
+        SerializeAsAny[AccumulationOption], PlainValidator(_reader("accumulation")), _GROUP
+    ]
+    """How many samples make one optimizer step."""
+    parallelism: Annotated[
+        SerializeAsAny[ParallelismOption], PlainValidator(_reader("parallelism")), _GROUP
+    ]
+    """Which engine runs the model."""
+    checkpoint: Annotated[
+        SerializeAsAny[CheckpointOption], PlainValidator(_reader("checkpoint")), _GROUP
+    ]
+    """When and how the state of the run is saved."""
+    logging: Annotated[SerializeAsAny[LoggingOption], PlainValidator(_reader("logging")), _GROUP]
+    """Where the numbers of a run go."""
+    launch: Annotated[SerializeAsAny[LaunchOption], PlainValidator(_reader("launch")), _GROUP]
+    """Where the ranks run."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config that `to_json` wrote.
+
+        Raises:
+            ConfigError: The text is not one, or not one of this version of trainctl.
+        """
+        try:
+            mapping = json.loads(text)
+        except ValueError as error:
+            raise ConfigError([Problem("", f"the config is not JSON: {error}")]) from error
+        return cls.from_mapping(mapping)
+
+    @classmethod
+    def from_mapping(cls, mapping: Any) -> Self:
+        """The config in a composed mapping.
+
+        Raises:
+            ConfigError: Every value that is missing, unknown or out of range.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(mapping, default=str))
+        except ValidationError as error:
+            raise ConfigError(problems_in(error, cls, mapping)) from error
+
+    def to_json(self) -> str:
+        """The one text of this config: sorted keys, so that equal configs are equal files."""
+        values = self.model_dump(mode="json")
+        return json.dumps(values, sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+    def fingerprint(self) -> str:
+        """16 hex digits that differ when anything in the config does."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]

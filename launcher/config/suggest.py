@@ -1,0 +1,88 @@
+"""Which word did the user mean? Typing slips are counted, so that `l` still finds `lr`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+_SHOWN = 5
+
+
+def edit_distance(a: str, b: str, limit: int) -> int:
+    """Slips between two words: letters left out, added, mistaken, or two neighbours exchanged.
+
+    Args:
+        a: One word.
+        b: The other.
+        limit: Where counting stops: a greater distance comes back as `limit + 1`.
+
+    Source: optimal string alignment distance (Damerau 1964, restricted to non-overlapping exchanges).
+    """
+    if abs(len(a) - len(b)) > limit:
+        return limit + 1
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        before, last, row = row, before, [i]
+        for j, right in enumerate(b, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (left != right))
+            if i > 1 and j > 1 and left == b[j - 2] and a[i - 2] == right:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+        if min(row) > limit:
+            return limit + 1
+    return min(row[-1], limit + 1)
+
+
+def closest(word: str, options: Iterable[str], limit: int | None = None) -> list[str]:
+    """The options with the fewest slips to the word; empty when even they have too many to be meant.
+
+    Args:
+        word: What was typed.
+        options: What could have been.
+        limit: The most slips; a third of the word's letters if None.
+    """
+    limit = max(1, len(word) // 3) if limit is None else limit
+    found: dict[str, int] = {}
+    for option in options:
+        distance = edit_distance(word, option, limit)
+        # One wrong letter of one is no resemblance; one left out of two (`l` for `lr`) is.
+        if distance <= limit and distance < len(option):
+            found[option] = distance
+    best = min(found.values(), default=0)
+    return sorted(option for option, distance in found.items() if distance == best)
+
+
+def closest_keys(key: str, known: Iterable[str]) -> list[str]:
+    """The dotted keys that were meant by `key`.
+
+    A key matches with slips in any of its parts, with a dot left out, or, failing that, by its end alone:
+    `lr` finds `optimizer.lr`.
+    """
+    known = list(known)
+    parts = key.split(".")
+    alike = [k for k in known if _alike(parts, k.split("."))]
+    if found := closest(key, alike, len(key)) or closest(key, known, 1):
+        return found
+    ends = [k for k in known if k.split(".")[-len(parts) :] == parts]
+    if ends:
+        return sorted(ends)
+    by_end: dict[str, list[str]] = {}
+    for k in known:
+        end = k.split(".")[-len(parts) :]
+        if _alike(parts, end):
+            by_end.setdefault(".".join(end), []).append(k)
+    return sorted(k for end in closest(key, by_end, len(key)) for k in by_end[end])
+
+
+def _alike(parts: Sequence[str], others: Sequence[str]) -> bool:
+    return len(parts) == len(others) and all(
+        part == other or closest(part, [other]) for part, other in zip(parts, others, strict=True)
+    )
+
+
+def did_you_mean(found: Sequence[str]) -> str:
+    """`; did you mean 'x' or 'y'?`, to stand at the end of a message; empty when nothing was found."""
+    if not found:
+        return ""
+    shown = [repr(word) for word in found[:_SHOWN]]
+    return f"; did you mean {' or '.join(filter(None, [', '.join(shown[:-1]), shown[-1]]))}?"
