@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     except TrainctlError as error:
         if traceback:
             sys.excepthook(type(error), error, error.__traceback__)
-        print(f"trainctl: error: {error}", file=sys.stderr)
+        lines = [f"trainctl: error: {error}", *getattr(error, "__notes__", ())]
+        print("\n".join(lines), file=sys.stderr)
         return error.exit_status
     except Exception as error:
         error.add_note("This is a mistake in trainctl, not in your config; please report it.")
@@ -112,10 +113,9 @@ def _unknown(verb: str, words: Sequence[str]) -> str:
         import shlex
 
         return f"a verb must come first; did you mean `trainctl run {shlex.join(words)}`?"
-    from difflib import get_close_matches
+    from launcher.config.suggest import closest, did_you_mean
 
-    close = get_close_matches(verb, VERBS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; it can be: {', '.join(VERBS)}"
+    hint = did_you_mean(closest(verb, VERBS)) or f"; it can be: {', '.join(VERBS)}"
     return f"no verb {verb!r}{hint}"
 
 

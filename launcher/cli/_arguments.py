@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
 
+from launcher.config.suggest import closest, did_you_mean
 from launcher.errors import TrainctlError
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ class Arguments(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> NoReturn:
         flag = word.partition("=")[0]
-        close = get_close_matches(flag, self._option_string_actions, n=1)
-        self.error(f"no option {flag!r}{f'; did you mean {close[0]}?' if close else ''}")
+        self.error(f"no option {flag!r}{did_you_mean(closest(flag, self._option_string_actions))}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,157 @@
+"""What could stand at the cursor: reads folders and option classes, composes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+
+from launcher.cli import VERBS
+from launcher.cli._presets import default_of, kind, presets, primary
+
+_COMPOSING = {"run", "resume", "check", "lr"}
+_COMPOSING |= {f"config {verb}" for verb in ("show", "explain", "diff", "params", "memory")}
+_PREFIXES = "+~"
+
+
+def candidates(line: str) -> list[str]:
+    """Whole words that continue the last word of a line; one that is complete ends with a space.
+
+    Args:
+        line: What was typed, up to the cursor, from the name of the program on.
+    """
+    *words, last = re.split(r"\s+", line.lstrip())
+    found = {word for word in _possible(words[1:], last) if word.startswith(last)}
+    return [word if word.endswith(("=", ".", "/")) else f"{word} " for word in sorted(found)]
+
+
+def _possible(words: Sequence[str], last: str) -> Iterable[str]:
+    """What the verb takes, whether it fits the last word or not."""
+    from launcher.cli.config import VERBS as CONFIG_VERBS
+
+    if not words:
+        return VERBS
+    verb, *rest = words
+    if verb == "config":
+        if not rest:
+            return CONFIG_VERBS
+        verb, *rest = f"config {rest[0]}", *rest[1:]
+    if last.startswith("-"):
+        return _flags(verb)
+    if rest and rest[-1] in {"--config-dir", "-cd"}:
+        return ()  # the shell completes folders
+    return [*_own_words(verb, rest, last), *(_overrides(rest, last) if verb in _COMPOSING else ())]
+
+
+def _own_words(verb: str, rest: Sequence[str], last: str) -> Iterator[str]:
+    match verb:
+        case "completion":
+            yield from ("bash", "zsh")
+        case "recipes":
+            yield from presets("recipe", _config_dirs(rest)) if rest == ["show"] else ["show"]
+        case "list":
+            yield from _kinds(last)
+        case "resume" | "config diff":
+            yield from _runs()
+    if verb == "config diff":
+        yield from presets("recipe", _config_dirs(rest))
+
+
+def _flags(verb: str) -> list[str]:
+    """The verb's own --help says which flags there are, so that nothing else need know."""
+    first, *rest = verb.split()
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit, ImportError):
+        import_module(f"launcher.cli.{first}").main([*rest, "--help"])
+    return [*re.findall(r"(?<=[\s,])--[a-z][a-z-]+", shown.getvalue()), "--traceback"]
+
+
+def _runs() -> Iterator[str]:
+    """Run directories where a run of this folder puts them."""
+    for config in Path("runs").glob("*/*/config.json"):
+        yield str(config.parent)
+
+
+def _kinds(last: str) -> Iterator[str]:
+    from launcher.config.registry import kinds
+    from launcher.contracts import GROUPS
+
+    yield from GROUPS
+    group = last.partition(".")[0]
+    if group in GROUPS:
+        yield from (f"{group}.{name}" for name in kinds(group))
+
+
+def _overrides(rest: Sequence[str], last: str) -> Iterator[str]:
+    """Groups and their presets, keys and their values."""
+    bare = last.lstrip(_PREFIXES)
+    prefix = last[: len(last) - len(bare)]
+    key, equals, value = bare.partition("=")
+    found = _values(key, value, rest) if equals else _keys(key, rest)
+    yield from (f"{prefix}{word}" for word in found)
+
+
+def _values(key: str, value: str, rest: Sequence[str]) -> Iterator[str]:
+    before = value[: value.rfind(",") + 1]  # a sweep lists several
+    options: Iterable[str] = () if "." in key else presets(key, _config_dirs(rest))
+    yield from (f"{key}={before}{option}" for option in options or _choices(key, rest))
+
+
+def _choices(key: str, rest: Sequence[str]) -> list[str]:
+    """The values of a key that has few."""
+    from launcher.cli._types import choices
+    from launcher.config.fields import field_at
+    from launcher.config.schema import RunConfig
+
+    field = field_at(RunConfig, _kind_in(key.partition(".")[0], rest), key)
+    return list(choices(field.annotation)) if field else []
+
+
+def _keys(key: str, rest: Sequence[str]) -> Iterator[str]:
+    from pydantic import BaseModel
+
+    from launcher.config.fields import settings_at
+    from launcher.config.schema import RunConfig
+    from launcher.contracts import GROUPS
+
+    *parents, _ = key.split(".")
+    if not parents:
+        yield from ("recipe=", *(f"{group}=" for group in GROUPS))
+    settings = settings_at(RunConfig, _kind_in(parents[0], rest) if parents else {}, parents)
+    for name, field in settings.model_fields.items() if settings else ():
+        below = field.annotation
+        group = not parents and name in GROUPS
+        nested = group or (isinstance(below, type) and issubclass(below, BaseModel))
+        yield ".".join([*parents, name]) + ("." if nested else "=")
+
+
+def _kind_in(group: str, rest: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The kind that the words, the recipe they name, or config.yaml choose for a group."""
+    config_dirs = _config_dirs(rest)
+    name = _last_value(group, rest)
+    if not name and (recipe := _last_value("recipe", rest)):
+        path = presets("recipe", config_dirs).get(recipe)
+        name = default_of(path, f"override /{group}") if path else None
+    if not name:
+        name = default_of(primary(config_dirs), group)
+    path = presets(group, config_dirs).get(name or "")
+    found = kind(path) if path else None
+    return {group: {"kind": found}} if found else {}
+
+
+def _last_value(key: str, words: Sequence[str]) -> str | None:
+    values = (word.partition("=")[2] for word in words if word.startswith(f"{key}="))
+    return next(reversed([*values]), None)
+
+
+def _config_dirs(words: Sequence[str]) -> list[Path]:
+    flags = {"--config-dir", "--config_dir", "-cd"}
+    joined = (word.partition("=") for word in words)
+    return [
+        *(Path(folder) for flag, folder in pairwise(words) if flag in flags),
+        *(Path(folder) for flag, _, folder in joined if flag in flags and folder),
+    ]

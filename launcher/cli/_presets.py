@@ -1,0 +1,102 @@
+"""The YAML files that words of a command line can name: presets of groups, and recipes.
+
+Hydra lists them too, but takes longer to import than a Tab may take; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from launcher.config.paths import CONF, RECIPES
+
+
+def presets(group: str, config_dirs: Iterable[Path] = ()) -> dict[str, Path]:
+    """What `group=NAME` can choose, sorted by name; recipes are the group `recipe`.
+
+    Args:
+        group: The config group.
+        config_dirs: The user's folders; those of the environment follow them.
+
+    Returns:
+        Files by name. Of equal names it is the file that Hydra takes: the user's, ours, that of an
+        installed package, in this order. A leading underscore hides a file.
+    """
+    folders = [*config_dirs, *_from_environment(), CONF, *_from_packages()]
+    places = [folder / group for folder in folders]
+    if group == "recipe":
+        places.insert(places.index(CONF / group) + 1, RECIPES)
+    found: dict[str, Path] = {}
+    for place in places:
+        for path in place.rglob("*.yaml") if place.is_dir() else ():
+            name = path.relative_to(place).with_suffix("").as_posix()
+            if not name.startswith("_") and "/_" not in name:
+                found.setdefault(name, path)
+    return dict(sorted(found.items()))
+
+
+def primary(config_dirs: Iterable[Path] = ()) -> Path:
+    """The config.yaml that Hydra takes."""
+    folders = [*config_dirs, *_from_environment()]
+    found = (folder / "config.yaml" for folder in folders)
+    return next((path for path in found if path.is_file()), CONF / "config.yaml")
+
+
+def default_of(path: Path, group: str) -> str | None:
+    """What a file's defaults list says of a group: `optimizer`, or `override /optimizer`."""
+    entries = _read(path).get("defaults")
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and isinstance(name := entry.get(group), str):
+            return name
+    return None
+
+
+def summary(path: Path) -> str:
+    """What a file says of itself: the first sentence of its comment, without the full stop."""
+    lines: list[str] = []
+    with suppress(OSError, UnicodeDecodeError):
+        for line in path.read_text("utf-8").splitlines():
+            text = line.removeprefix("#").strip()
+            if line.startswith("#") and not text.startswith("@package"):
+                lines.append(text)
+            elif lines or not line.startswith("#"):
+                break
+    return " ".join(lines).partition(". ")[0].removesuffix(".")
+
+
+def kind(path: Path, seen: frozenset[Path] = frozenset()) -> str | None:
+    """The kind of a preset, its own or that of the preset it extends; None when no file says it."""
+    values = _read(path)
+    if isinstance(values.get("kind"), str):
+        return str(values["kind"])
+    extended = values.get("defaults")
+    for name in reversed(extended) if isinstance(extended, list) else ():
+        parent = path.with_name(f"{name}.yaml")
+        if parent not in seen | {path} and (found := kind(parent, seen | {path})):
+            return found
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = yaml.safe_load(path.read_text("utf-8"))
+        return values if isinstance(values, dict) else {}
+    return {}
+
+
+def _from_environment() -> Iterator[Path]:
+    listed = os.environ.get("TRAINCTL_CONFIG_DIR", "").split(os.pathsep)
+    return (Path(folder) for folder in listed if folder)
+
+
+def _from_packages() -> Iterator[Path]:
+    for entry_point in sorted(entry_points(group="trainctl.conf"), key=lambda e: e.name):
+        with suppress(ModuleNotFoundError, TypeError):
+            yield Path(str(files(entry_point.value)))

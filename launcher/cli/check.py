@@ -1,0 +1,91 @@
+"""`trainctl check`: would this run?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from launcher.cli._arguments import Arguments, add_composition_flags, composition
+from launcher.cli._console import print_json
+from launcher.errors import ConfigError, TrainctlError
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
+
+
+def main(argv: list[str]) -> int:
+    """Apply every rule, and let every option look at the world; start nothing, download nothing."""
+    arguments = Arguments(
+        "check",
+        "[group=option] [key=value]",
+        "Validate a config, apply every rule, and look for the files it names. Starts no process.",
+        "trainctl check data=text data.files='corpus/**/*.txt'",
+        json=True,
+    )
+    add_composition_flags(arguments)
+    flags, overrides = arguments.split(argv)
+    try:
+        config = composition(flags, overrides).checked().config
+        preflight(config)
+    except TrainctlError as error:
+        if not flags.json:
+            raise
+        print_json({"ok": False, "problems": _problems(error)})
+        return error.exit_status
+    facts = _facts(config)
+    if flags.json:
+        print_json({"ok": True, "problems": [], **facts})
+    else:
+        print(f"ok: {facts['batch']}\n    {_length(config)}")
+    return 0
+
+
+def preflight(config: RunConfig) -> None:
+    """Let every option look at the world.
+
+    Raises:
+        TrainctlError: What the first option found; the others' findings are its notes.
+    """
+    from launcher.contracts import GROUPS
+
+    found: list[TrainctlError] = []
+    for group in GROUPS:
+        try:
+            getattr(config, group).preflight()
+        except TrainctlError as error:
+            found.append(error)
+    if found:
+        for other in found[1:]:
+            found[0].add_note(f"and: {other}")
+        raise found[0]
+
+
+def _problems(error: TrainctlError) -> list[dict[str, str]]:
+    if isinstance(error, ConfigError):
+        found = [{"key": p.key, "message": p.message, "origin": p.origin} for p in error.problems]
+    else:
+        found = [{"key": "", "message": str(error), "origin": ""}]
+    notes = [note.removeprefix("and: ") for note in getattr(error, "__notes__", ())]
+    return [*found, *({"key": "", "message": note, "origin": ""} for note in notes)]
+
+
+def _facts(config: RunConfig) -> dict[str, Any]:
+    from launcher.config import derive
+
+    plan = derive.batch_plan(config)
+    return {
+        "fingerprint": config.fingerprint(),
+        "batch": str(plan),
+        "samples_per_step": plan.samples_per_step,
+        "tokens_per_step": plan.tokens_per_step,
+        "max_steps": config.max_steps,
+        "max_epochs": config.max_epochs,
+    }
+
+
+def _length(config: RunConfig) -> str:
+    """What is known of the run's length before the data is read."""
+    steps = None if config.max_steps is None else f"{config.max_steps:,} steps"
+    epochs = None if config.max_epochs is None else f"{config.max_epochs:g} epochs"
+    return " or ".join(filter(None, [steps, epochs])) + (
+        ", what comes first" if steps and epochs else ""
+    )

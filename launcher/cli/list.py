@@ -1,0 +1,185 @@
+"""`trainctl list`: what can stand in a config, from groups down to fields."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from launcher.cli._arguments import Arguments, add_composition_flags
+from launcher.cli._console import bold, print_json, table
+from launcher.cli._presets import kind, presets, summary
+from launcher.cli._types import type_text
+from launcher.config.suggest import closest, did_you_mean
+from launcher.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+def main(argv: list[str]) -> int:
+    """List the groups, what one of them can be, or the fields of a kind."""
+    arguments = Arguments(
+        "list",
+        "[GROUP | GROUP.KIND | GROUP=PRESET]",
+        "List the config groups; the presets and kinds of one; or the fields of a kind: type,\n"
+        "range, meaning, and the value that the preset gives them.",
+        "trainctl list optimizer",
+        "trainctl list optimizer.adamw",
+        json=True,
+    )
+    add_composition_flags(arguments)
+    flags, words = arguments.words(argv, at_most=1)
+    from launcher.contracts import GROUPS
+
+    word = words[0] if words else ""
+    group, sign, name = word.partition("=") if "=" in word else word.partition(".")
+    if not group:
+        facts = _groups(flags)
+    elif group not in GROUPS:
+        hint = did_you_mean(closest(group, GROUPS)) or f"; it can be: {', '.join(GROUPS)}"
+        arguments.error(f"no group {group!r}{hint}")
+    elif not sign:
+        facts = _options(group, flags)
+    else:
+        facts = _fields_of(group, name, flags, arguments)
+    if flags.json:
+        print_json(facts)
+    else:
+        text = _groups_text if not group else _fields_text if sign else _options_text
+        print(text(facts))
+    return 0
+
+
+def _groups(flags: Namespace) -> dict[str, Any]:
+    from launcher.config.schema import RunConfig
+    from launcher.contracts import GROUPS
+
+    return {
+        group: {
+            "doc": _line(RunConfig.model_fields[group].description),
+            "presets": [*presets(group, flags.config_dir)],
+        }
+        for group in GROUPS
+    }
+
+
+def _groups_text(groups: Mapping[str, Any]) -> str:
+    rows = [
+        (group, facts["doc"].removesuffix("."), ", ".join(facts["presets"]))
+        for group, facts in groups.items()
+    ]
+    return table(rows)
+
+
+def _options(group: str, flags: Namespace) -> dict[str, Any]:
+    from launcher.config import registry
+    from launcher.config.schema import RunConfig
+
+    found = presets(group, flags.config_dir)
+    return {
+        "group": group,
+        "doc": _line(RunConfig.model_fields[group].description),
+        "presets": [
+            {"preset": name, "kind": kind(path), "doc": summary(path) or _doc(group, kind(path))}
+            for name, path in found.items()
+        ],
+        "kinds": [{"kind": name, "doc": _doc(group, name)} for name in registry.kinds(group)],
+    }
+
+
+def _options_text(facts: Mapping[str, Any]) -> str:
+    group = facts["group"]
+    rows = [
+        (f"  {group}={each['preset']}", f"kind {each['kind'] or '?'}", each["doc"])
+        for each in facts["presets"]
+    ]
+    shown = {each["kind"] for each in facts["presets"]}
+    rest = [each for each in facts["kinds"] if each["kind"] not in shown]
+    rows += [(f"  {group}.{each['kind']}", "no preset", each["doc"]) for each in rest]
+    return f"{bold(group)}: {facts['doc']}\n{table(rows)}"
+
+
+def _fields_of(group: str, name: str, flags: Namespace, arguments: Arguments) -> dict[str, Any]:
+    """The fields of a kind, or of a preset's kind, with the values of the preset."""
+    from launcher.config import registry
+
+    found = presets(group, flags.config_dir)
+    kinds = {preset: kind(path) for preset, path in found.items()}
+    names = {*kinds, *registry.kinds(group)}
+    if name not in names:
+        hint = did_you_mean(closest(name, names)) or f"; it can be: {', '.join(sorted(names))}"
+        arguments.error(f"{group} has no kind or preset {name!r}{hint}")
+    of_kind = [preset for preset, its_kind in kinds.items() if its_kind == name]
+    preset = name if name in found else next(iter(of_kind), None)
+    chosen = (kinds.get(preset) if preset else None) or name
+    option = registry.option_class(group, chosen)
+    values = _values(group, preset, flags) if preset else {}
+    return {
+        "group": group,
+        "kind": chosen,
+        "class": f"{option.__module__}.{option.__qualname__}",
+        "doc": registry.summary(group, chosen),
+        "preset": preset,
+        "presets": [p for p, its_kind in kinds.items() if its_kind == chosen],
+        "fields": [*_fields(option, values)],
+    }
+
+
+def _fields(settings: type[BaseModel], values: Any, prefix: str = "") -> Iterator[dict[str, Any]]:
+    from pydantic import BaseModel
+
+    given = values if isinstance(values, dict) else {}
+    for name, field in settings.model_fields.items():
+        below = field.annotation
+        if isinstance(below, type) and issubclass(below, BaseModel):
+            yield from _fields(below, given.get(name), f"{prefix}{name}.")
+            continue
+        known = {"value": given[name]} if name in given else {}
+        doc = _line(field.description)
+        yield {"key": f"{prefix}{name}", "type": type_text(field), "doc": doc, **known}
+
+
+def _fields_text(facts: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f"  {field['key']}",
+            field["type"],
+            json.dumps(field["value"], ensure_ascii=False) if "value" in field else "",
+            field["doc"],
+        )
+        for field in facts["fields"]
+        if field["key"] != "kind"
+    ]
+    of = f" as {facts['group']}={facts['preset']} sets it" if facts["preset"] else ", no preset"
+    others = [preset for preset in facts["presets"] if preset != facts["preset"]]
+    return "\n".join(
+        [
+            f"{bold(facts['group'] + '.' + facts['kind'])}: {facts['doc']}",
+            f"{facts['class']},{of}" if not of.startswith(",") else f"{facts['class']}{of}",
+            table([("  key", "type", "value", "meaning"), *rows]) if rows else "  no settings",
+            *([f"other presets: {', '.join(others)}"] if others else []),
+        ]
+    )
+
+
+def _values(group: str, preset: str, flags: Namespace) -> Any:
+    """What the preset gives the fields; nothing where the rest of the config does not compose."""
+    from launcher.config.compose import compose_leniently
+
+    composed, _ = compose_leniently([f"{group}={preset}"], flags.config_name, flags.config_dir)
+    return composed.mapping.get(group) if composed else None
+
+
+def _doc(group: str, name: str | None) -> str:
+    from launcher.config import registry
+
+    try:
+        return registry.summary(group, name or "").removesuffix(".")
+    except ConfigError:
+        return ""
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())

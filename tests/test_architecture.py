@@ -1,0 +1,208 @@
+"""What CONTRIBUTING.md promises about the shape of the tree; each test names what breaks it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.contracts import GROUPS
+
+ROOT = Path(__file__).parents[1]
+LAUNCHER = ROOT / "launcher"
+SOURCES = sorted(LAUNCHER.rglob("*.py"))
+PRESETS = sorted(path for group in GROUPS for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def kinds(group: str) -> set[str]:
+    modules = {path.stem for path in (LAUNCHER / group).glob("[!_]*.py")}
+    packages = {path.parent.name for path in (LAUNCHER / group).glob("[!_]*/__init__.py")}
+    return modules | packages
+
+
+def documented(tree: ast.Module) -> Iterator[Documented]:
+    for node in ast.walk(tree):
+        if isinstance(node, Documented):
+            yield node
+
+
+def docstring_lines(node: Documented) -> set[int]:
+    match node.body:
+        case [ast.Expr(value=ast.Constant(value=str())) as text, *_]:
+            return set(range(text.lineno, (text.end_lineno or text.lineno) + 1))
+    return set()
+
+
+def code_lines(path: Path) -> set[int]:
+    """Lines that hold code; neither docstrings (fields' too), comments nor blank lines count."""
+    quiet = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENCODING,
+        tokenize.ENDMARKER,
+    }
+    with path.open("rb") as file:
+        tokens = [token for token in tokenize.tokenize(file.readline) if token.type not in quiet]
+    lines = {n for token in tokens for n in range(token.start[0], token.end[0] + 1)}
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return lines
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_has_a_package_yaml_tests_and_a_field(group: str) -> None:
+    from launcher.config.schema import RunConfig
+
+    doc = ast.get_docstring(ast.parse((LAUNCHER / group / "__init__.py").read_text("utf-8")))
+    assert doc, f"launcher/{group}/__init__.py needs a docstring: what lives here, how to add one"
+    assert len(doc) > 100, f"launcher/{group}/__init__.py says too little: {doc!r}"
+    assert list((ROOT / "conf" / group).glob("*.yaml")), f"conf/{group} holds no preset"
+    assert list((ROOT / "tests" / group).glob("test_*.py")), f"tests/{group} holds no test"
+    assert group in RunConfig.model_fields
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_kind_has_a_preset(group: str) -> None:
+    presets = (yaml.safe_load(path.read_text("utf-8")) for path in PRESETS)
+    used = {
+        preset.get("kind")
+        for path, preset in zip(PRESETS, presets, strict=True)
+        if path.parent.name == group
+    }
+    assert kinds(group) <= used, (
+        f"kinds without YAML in conf/{group}: {sorted(kinds(group) - used)}"
+    )
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=relative)
+def test_every_preset_names_its_kind_first(path: Path) -> None:
+    first = next(line for line in path.read_text("utf-8").splitlines() if not line.startswith("#"))
+    match = re.fullmatch(r"kind: (\w+)", first)
+    assert match, f"the first line of {relative(path)} must be `kind: …`, not {first!r}"
+    assert match[1] in kinds(path.parent.name), (
+        f"there is no launcher/{path.parent.name}/{match[1]}.py"
+    )
+
+
+def test_conf_holds_no_folder_that_is_not_a_group() -> None:
+    folders = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    assert folders == set(GROUPS)
+
+
+def test_the_loop_fits_one_screen_and_names_no_kind() -> None:
+    text = (LAUNCHER / "training" / "loop.py").read_text("utf-8")
+    assert len(text.splitlines()) <= 120
+    words = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    words |= {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    assert not words & {kind for group in GROUPS for kind in kinds(group)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_files_stay_small(path: Path) -> None:
+    lines = len(code_lines(path))
+    assert lines <= 400, (
+        f"{relative(path)} has {lines} lines of code: what second thing does it do?"
+    )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_functions_stay_small(path: Path) -> None:
+    code = code_lines(path)
+    for node in documented(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = set(range(node.lineno, (node.end_lineno or node.lineno) + 1)) & code
+            assert len(body) <= 60, f"{relative(path)}:{node.lineno} {node.name}: {len(body)} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_public_things_are_documented(path: Path) -> None:
+    bare = [
+        f"{relative(path)}:{getattr(node, 'lineno', 1)} {getattr(node, 'name', 'module')}"
+        for node in public(ast.parse(path.read_text("utf-8")))
+        if not docstring_lines(node) and not overrides(node)
+    ]
+    assert not bare
+
+
+def public(tree: ast.Module) -> Iterator[Documented]:
+    """The module, its public classes and functions, and the public methods of those classes."""
+    yield tree
+    for node in tree.body:
+        if isinstance(node, Documented) and not getattr(node, "name", "").startswith("_"):
+            yield node
+            for member in node.body if isinstance(node, ast.ClassDef) else []:
+                if isinstance(member, Documented) and not getattr(member, "name", "_").startswith(
+                    "_"
+                ):
+                    yield member
+
+
+def overrides(node: Documented) -> bool:
+    """Whether the contract that the method fulfils documents it."""
+    return isinstance(node, ast.FunctionDef) and any(
+        isinstance(mark, ast.Name) and mark.id == "override" for mark in node.decorator_list
+    )
+
+
+def test_field_docs_are_written() -> None:
+    from launcher.config import registry
+
+    silent = [
+        f"{group}.{kind}.{name}"
+        for group in GROUPS
+        for kind in registry.kinds(group)
+        for name, field in registry.option_class(group, kind).model_fields.items()
+        if not field.description
+    ]
+    assert not silent
+
+
+def test_there_are_no_drawers_for_odds_and_ends() -> None:
+    banned = re.compile(r"_?(utils?|helpers?|managers?|base|common|misc)")
+    assert not [relative(path) for path in SOURCES if banned.fullmatch(path.stem)]
+
+
+def test_the_readme_map_is_the_tree() -> None:
+    """The fenced block that starts with the root folder: an entry a line, indented by its depth."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    trees = [block for block in blocks if re.search(r"^\W*launcher/", block, re.MULTILINE)]
+    assert len(trees) == 1, "README.md must hold one fenced tree map that names launcher/"
+    mapped = {Path(path) for path in tree_paths(trees[0])}
+    missing = sorted(str(path) for path in mapped if not (ROOT / path).exists())
+    assert not missing, f"the map in README.md names what is not there: {missing}"
+    packages = {path.parent.relative_to(ROOT) for path in LAUNCHER.glob("*/__init__.py")}
+    unmapped = sorted(str(path) for path in packages - mapped)
+    assert not unmapped, f"the map in README.md leaves out: {unmapped}"
+
+
+def tree_paths(block: str) -> Iterator[str]:
+    """Paths of a tree drawn with spaces or box characters; a comma separates entries of a line."""
+    parents: list[tuple[int, str]] = []
+    for line in block.splitlines():
+        match = re.match(r"([\s│├└─|`+-]*)((?:[\w.*-]+/?(?:, *)?)+)", line)
+        if not match or not match[2]:
+            continue
+        depth = len(match[1])
+        while parents and parents[-1][0] >= depth:
+            parents.pop()
+        folder = "".join(name for _, name in parents)
+        names = [name for name in re.split(r", *", match[2]) if name]
+        yield from (folder + name for name in names if name not in {"./", "trainctl/"})
+        if len(names) == 1 and names[0].endswith("/") and names[0] not in {"./", "trainctl/"}:
+            parents.append((depth, names[0]))
