@@ -4,8 +4,9 @@ Every kind states the batch its own way and works out the one equation (`BatchPl
 
     samples_per_step = micro_batch_size × micro_batches × ranks
 
-`plan` is pure arithmetic: it needs no torch, no data and no device, so `trainctl check` knows the batch
-before anything starts. Numbers that contradict each other are a ValueError with the nearest that do not.
+`plan` is pure arithmetic: it needs no torch, no data and no device, so `trainctl check` knows the
+batch before anything starts. Numbers that contradict each other are a ValueError that gives the
+nearest that do not.
 
 To add a kind: one module with one public `AccumulationOption`, and conf/accumulation/<kind>.yaml.
 """

@@ -35,7 +35,7 @@ def plan_for(
 
 
 def _fitting_micro_batches(target: int, divisor: int, wanted: int) -> list[int]:
-    """The micro-batch sizes nearest to the wanted one, below and above, with which the target works."""
+    """The sizes nearest to the wanted one, below and above, with which the target works."""
     if target % divisor:
         return []
     per_rank = target // divisor

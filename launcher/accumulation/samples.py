@@ -15,7 +15,8 @@ class Samples(AccumulationOption):
     kind: Literal["samples"]
     """Accumulate up to a number of samples."""
     samples_per_step: int = Field(gt=0)
-    """Global batch: samples in one optimizer step over all ranks. A multiple of micro_batch_size × ranks."""
+    """Global batch: samples in one optimizer step over all ranks; a multiple of micro_batch_size ×
+    ranks."""
 
     @override
     def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:

@@ -9,7 +9,7 @@ from launcher.contracts import AccumulationOption, BatchPlan
 
 
 class Steps(AccumulationOption):
-    """A fixed number of micro-batches per step on every rank; the global batch grows with the ranks."""
+    """A fixed number of micro-batches per step on every rank; more ranks make a larger batch."""
 
     kind: Literal["steps"]
     """Accumulate a fixed number of micro-batches."""

@@ -15,9 +15,8 @@ class Tokens(AccumulationOption):
     kind: Literal["tokens"]
     """Accumulate up to a number of tokens."""
     tokens_per_step: int = Field(gt=0)
-    """Global batch: tokens in one optimizer step over all ranks, every sample counted with the task's full
-    seq_len. A multiple of micro_batch_size × ranks × seq_len.
-    """
+    """Global batch: tokens in one optimizer step over all ranks, every sample counted with the
+    task's full seq_len; a multiple of micro_batch_size × ranks × seq_len."""
 
     @override
     def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:

@@ -11,19 +11,14 @@ class Floored(WarmedUp):
     """A schedule that comes down to a floor: `min_lr`, or `min_lr_ratio` of the peak, or 0."""
 
     min_lr: float | None = Field(ge=0)
-    """Lowest learning rate; null when min_lr_ratio says it. Both null: 0. Groups with their own learning
-    rate have the floor in proportion.
-    """
+    """Lowest learning rate; null where min_lr_ratio says it. Both null: 0. A parameter group with a
+    learning rate of its own has its floor in proportion."""
     min_lr_ratio: float | None = Field(ge=0, le=1)
-    """Lowest learning rate over the peak; null when min_lr says it."""
+    """Lowest learning rate over the peak; null where min_lr says it."""
 
     @model_validator(mode="after")
     def _one_floor(self) -> Self:
-        if self.min_lr is not None and self.min_lr_ratio is not None:
-            raise ValueError(
-                f"min_lr {self.min_lr:g} and min_lr_ratio {self.min_lr_ratio:g} both say the lowest "
-                "learning rate; set one of them to null"
-            )
+        one_of("min_lr", self.min_lr, "min_lr_ratio", self.min_lr_ratio)
         return self
 
     def floor(self, peak_lr: float) -> float:
@@ -32,10 +27,32 @@ class Floored(WarmedUp):
         Raises:
             ValueError: The floor is above the peak.
         """
-        if self.min_lr is None:
-            return self.min_lr_ratio or 0.0
-        if self.min_lr > peak_lr:
-            raise ValueError(
-                f"min_lr must not be above the peak learning rate {peak_lr:g}, but is {self.min_lr:g}"
-            )
-        return self.min_lr / peak_lr
+        return over_peak("min_lr", self.min_lr, self.min_lr_ratio, peak_lr)
+
+
+def one_of(name: str, rate: float | None, ratio_name: str, ratio: float | None) -> None:
+    """Refuse a floor that is given twice.
+
+    Raises:
+        ValueError: Both are given.
+    """
+    if rate is not None and ratio is not None:
+        raise ValueError(
+            f"{name} {rate:g} and {ratio_name} {ratio:g} both say the lowest learning rate; "
+            "set one of them to null"
+        )
+
+
+def over_peak(name: str, rate: float | None, ratio: float | None, peak_lr: float) -> float:
+    """The floor over the peak, from whichever of the two is given; 0 when neither is.
+
+    Raises:
+        ValueError: The floor is above the peak.
+    """
+    if not rate:
+        return ratio or 0.0
+    if rate > peak_lr:
+        raise ValueError(
+            f"{name} must not be above the peak learning rate {peak_lr:g}, but is {rate:g}"
+        )
+    return rate / peak_lr

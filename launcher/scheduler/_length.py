@@ -31,16 +31,17 @@ def _parsed(text: str) -> tuple[Decimal, str]:
 
 
 def _checked(value: object) -> int | float | str:
-    """The value itself when it is a length: how it was written is kept in config.json."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a length; {_HOW}")  # noqa: TRY004 - pydantic collects ValueErrors
+    """The value itself when it is a length: config.json keeps it as it was written."""
     if isinstance(value, str):
         _parsed(value)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        # Not a TypeError: pydantic collects ValueErrors only.
+        raise ValueError(f"{value!r} is not a length; {_HOW}")  # noqa: TRY004
     elif value < 0:
         raise ValueError(f"a length must not be negative, but is {value}")
     elif isinstance(value, float) and not value < 1:
         raise ValueError(
-            f"a length written with a decimal point is a fraction of the run and must be below 1, "
+            "a length with a decimal point is a fraction of the run and must be below 1, "
             f"but is {value}; {_HOW}"
         )
     return value
@@ -49,32 +50,48 @@ def _checked(value: object) -> int | float | str:
 Length = Annotated[
     int | float | str, PlainValidator(_checked, json_schema_input_type=int | float | str)
 ]
-"""Optimizer steps as an integer, a fraction of the run as a float below 1, or an amount with its unit."""
+"""Optimizer steps (an integer), a fraction of the run (a float below 1), or an amount with a unit:
+`5%`, `2 epochs`, `2ep`, `1000 samples`, `10M tokens`, `300 steps`."""
 
 
 def resolve(length: float | str, horizon: Horizon) -> int:
     """The length in optimizer steps, rounded up: at least as much as was asked for.
 
-    A float is Transformers' convention, to the bit: `ceil(max_steps * fraction)` in floating point, which
-    makes 0.07 of 100 steps 8. Everything written as text is exact: "7%" of 100 steps is 7.
+    A float is Transformers' convention to the bit, `ceil(max_steps * fraction)` in floating point,
+    which makes 0.07 of 100 steps 8. All that is written as text is exact: "7%" of 100 steps is 7.
     """
     if isinstance(length, int):
         return length
     if isinstance(length, float):
         return math.ceil(horizon.max_steps * length)
     amount, unit = _parsed(length)
-    if unit == "%":
-        return math.ceil(amount * horizon.max_steps / 100)
-    if unit == "epochs":
-        # Nanosteps: an epoch that divides evenly must not gain a step from floating point.
-        return math.ceil(round(amount * Decimal(horizon.steps_per_epoch), 9))
-    if unit == "samples":
-        return math.ceil(amount / horizon.samples_per_step)
-    if unit == "tokens":
-        return math.ceil(amount / horizon.tokens_per_step)
-    return math.ceil(amount)
+    match unit:
+        case "%":
+            steps = amount * horizon.max_steps / 100
+        case "epochs":
+            # Rounded to a billionth: an epoch that divides evenly must not gain a step.
+            steps = round(amount * Decimal(horizon.steps_per_epoch), 9)
+        case "samples":
+            steps = amount / horizon.samples_per_step
+        case "tokens":
+            steps = amount / horizon.tokens_per_step
+        case _:
+            steps = amount
+    return math.ceil(steps)
+
+
+def resolve_positive(name: str, length: float | str, horizon: Horizon) -> int:
+    """The length in optimizer steps, of a part that cannot be empty.
+
+    Raises:
+        ValueError: It comes to no step.
+    """
+    steps = resolve(length, horizon)
+    if steps < 1:
+        raise ValueError(f"{name} must be at least one step, but is {told(length, steps)}")
+    return steps
 
 
 def told(length: float | str, steps: int) -> str:
-    """The length as a message shows it: what was written, and what it came to."""
+    """The length for a message: what was written, and what it came to."""
     return str(length) if isinstance(length, int) else f"{length} ({steps} steps)"

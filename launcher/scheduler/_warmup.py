@@ -6,15 +6,15 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule, SchedulerOption
-from launcher.scheduler._curve import Curve, Factor
+from launcher.scheduler._curve import Curve, Factor, Ramp
 from launcher.scheduler._length import Length, resolve, told
 
 
 class WarmedUp(SchedulerOption):
-    """A schedule that starts with a ramp from 0 to the peak; its own curve begins where the ramp ends.
+    """A schedule that starts with a ramp from 0 to the peak; its own step 0 is where the ramp ends.
 
-    Source: Transformers' `WarmUp` for TensorFlow: lr = peak · (step / warmup_steps) ^ power, then the other
-    schedule with its step 0 at `warmup_steps`. With power 1 it is the warm-up of `get_scheduler`.
+    Source: Transformers' `WarmUp` for TensorFlow: lr = peak · (step / warmup_steps) ^ power, then
+    the other schedule at `step - warmup_steps`. With power 1 it is the warm-up of `get_scheduler`.
     """
 
     warmup_steps: Length
@@ -23,11 +23,11 @@ class WarmedUp(SchedulerOption):
     """Exponent of the ramp: 1 is a straight line, 2 starts slowly, 0.5 starts fast."""
 
     @abstractmethod
-    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Factor:
-        """The schedule's own curve, as a factor of the peak over the steps since the warm-up.
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        """The schedule itself, over the steps since the warm-up; defined past the run's end too.
 
         Args:
-            peak_lr: What the factor will multiply.
+            peak_lr: Learning rate at the end of the warm-up.
             warmup: Length of the warm-up in steps.
             horizon: The whole run, warm-up included.
 
@@ -35,42 +35,27 @@ class WarmedUp(SchedulerOption):
             ValueError: Lengths or rates do not fit each other.
         """
 
-    def warmup(self, peak_lr: float, warmup: int) -> Factor:
-        """The ramp, as a factor of the peak over the steps from 0 to `warmup` - 1."""
+    def ramp(self, peak_lr: float, warmup: int) -> Factor:
+        """The warm-up over the peak, for the steps from 0 to `warmup` - 1."""
         del peak_lr
         return lambda step: (step / warmup) ** self.warmup_power
 
-    def curve(self, peak_lr: float, warmup: int, horizon: Horizon) -> Curve:
-        """Ramp and curve joined, for a warm-up that may be longer than the run."""
-        return Curve(
-            peak_lr,
-            warmup,
-            self.warmup(peak_lr, warmup),
-            self.after_warmup(peak_lr, warmup, horizon),
-        )
+    def joined(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        """Ramp and schedule in one, also for a warm-up that is longer than the run."""
+        then = self.after_warmup(peak_lr, warmup, horizon)
+        return Ramp(Curve(peak_lr, self.ramp(peak_lr, warmup)), warmup, then) if warmup else then
 
     @override
     def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
-        peak = required(peak_lr, self.kind)
+        if peak_lr is None:
+            raise ValueError(
+                f"{self.kind} scales the optimizer's learning rate, but optimizer.lr is null: the "
+                "optimizer sets its own; choose scheduler=adafactor, or give optimizer.lr"
+            )
         warmup = resolve(self.warmup_steps, horizon)
         if warmup > horizon.max_steps:
             raise ValueError(
-                f"warmup_steps is {told(self.warmup_steps, warmup)}, "
-                f"but the whole run has {horizon.max_steps} steps; "
-                "shorten the warm-up or lengthen the run"
+                f"warmup_steps is {told(self.warmup_steps, warmup)}, but the whole run has "
+                f"{horizon.max_steps} steps; shorten the warm-up or lengthen the run"
             )
-        return self.curve(peak, warmup, horizon)
-
-
-def required(peak_lr: float | None, kind: str) -> float:
-    """The peak learning rate, which every schedule but `adafactor` needs.
-
-    Raises:
-        ValueError: The optimizer sets its own learning rate.
-    """
-    if peak_lr is None:
-        raise ValueError(
-            f"{kind} scales the optimizer's learning rate, but optimizer.lr is null: the optimizer sets "
-            "its own; choose scheduler=adafactor, or give optimizer.lr"
-        )
-    return peak_lr
+        return self.joined(peak_lr, warmup, horizon)

@@ -5,23 +5,24 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Horizon
-from launcher.scheduler._curve import Factor
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
 from launcher.scheduler._warmup import WarmedUp
 
 
 class Constant(WarmedUp):
     """One learning rate for the whole run, after a warm-up if there is one.
 
-    Past the end of the run it stays. Source: Transformers' `get_constant_schedule` and
-    `get_constant_schedule_with_warmup`.
+    Past the end of the run it stays.
+
+    Source: Transformers' `get_constant_schedule` and `get_constant_schedule_with_warmup`.
     """
 
     kind: Literal["constant"]
     """Keep one learning rate."""
     factor: float = Field(ge=0)
-    """The learning rate over the peak: 1 but for the pieces of a `sequence`."""
+    """The learning rate over the peak: 1, but for the pieces of a `sequence`."""
 
     @override
-    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Factor:
-        return lambda step: self.factor
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        return Curve(peak_lr, lambda _: self.factor)

@@ -4,21 +4,23 @@ from typing import Literal
 
 from typing_extensions import override
 
-from launcher.contracts import Horizon
-from launcher.scheduler._curve import Factor
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
 from launcher.scheduler._warmup import WarmedUp
 
 
 class Linear(WarmedUp):
-    """From the peak straight to 0, which would be reached one step after the last.
+    """From the peak straight to 0, which the step after the last would have.
 
-    Past the end of the run it stays 0. Source: Transformers' `get_linear_schedule_with_warmup`.
+    Past the end of the run it stays 0.
+
+    Source: Transformers' `get_linear_schedule_with_warmup`.
     """
 
     kind: Literal["linear"]
     """Fall in a straight line to 0."""
 
     @override
-    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Factor:
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = horizon.max_steps - warmup
-        return lambda step: max(0.0, (steps - step) / max(1, steps))
+        return Curve(peak_lr, lambda step: max(0.0, (steps - step) / max(1, steps)))

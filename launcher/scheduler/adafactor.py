@@ -1,0 +1,36 @@
+"""The optimizer's own learning rate."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule, SchedulerOption
+
+
+class Adafactor(SchedulerOption):
+    """Leaves the rate to an optimizer that sets its own, and so has no `optimizer.lr`.
+
+    What the optimizer chose is what the run reports.
+
+    Source: Transformers' `AdafactorSchedule`.
+    """
+
+    kind: Literal["adafactor"]
+    """Leave the learning rate to the optimizer."""
+
+    @override
+    def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
+        if peak_lr is not None:
+            raise ValueError(
+                "adafactor reports the rate of an optimizer that sets its own, but optimizer.lr is "
+                f"{peak_lr:g}; set optimizer.lr=null (adafactor with relative_step), or choose "
+                "scheduler=constant"
+            )
+        return _Internal()
+
+
+class _Internal(Schedule):
+    @override
+    def lr(self, step: int, memory: Mapping[str, float]) -> None:
+        return None

@@ -1,0 +1,62 @@
+"""Schedules multiplied with each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._nested import AnySchedule, recalled, remembered
+from launcher.scheduler._warmup import WarmedUp
+
+
+class Chained(WarmedUp):
+    """The peak times the factors of several schedules, all over the same steps.
+
+    Source: torch's `ChainedScheduler`.
+    """
+
+    kind: Literal["chained"]
+    """Multiply several schedules."""
+    parts: tuple[AnySchedule, ...] = Field(min_length=1)
+    """The schedules; to each, the steps after the warm-up are the whole run."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        inner = replace(horizon, max_steps=max(1, horizon.max_steps - warmup))
+        parts = []
+        for place, part in enumerate(self.parts):
+            try:
+                parts.append(part.build(peak_lr, inner))
+            except ValueError as error:
+                raise ValueError(f"parts.{place}: {error}") from error
+        return Product(peak_lr, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Product(Schedule):
+    """Schedules with the same peak, multiplied as factors of it."""
+
+    peak_lr: float
+    parts: Sequence[Schedule]
+
+    @override
+    def lr(self, step: int, memory: Mapping[str, float]) -> float:
+        product = self.peak_lr
+        for place, part in enumerate(self.parts):
+            lr = part.lr(step, recalled(memory, place))
+            if lr is not None and self.peak_lr:
+                product *= lr / self.peak_lr
+        return product
+
+    @override
+    def observe(
+        self, memory: Mapping[str, float], scores: Mapping[str, float], step: int
+    ) -> Mapping[str, float]:
+        for place, part in enumerate(self.parts):
+            old = recalled(memory, place)
+            new = part.observe(old, scores, step)
+            memory = memory if new is old else remembered(memory, place, new)
+        return memory

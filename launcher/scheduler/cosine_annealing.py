@@ -1,0 +1,38 @@
+"""A cosine with a period of its own."""
+
+import math
+from typing import Literal
+
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._floor import Floored
+from launcher.scheduler._length import Length, resolve_positive
+
+
+class CosineAnnealing(Floored):
+    """Along a cosine from the peak to the floor in T_max steps, and back up in as many, forever.
+
+    Source: torch's `CosineAnnealingLR`, whose `eta_min` is `min_lr`; Loshchilov and Hutter 2017,
+    arXiv:1608.03983, equation 5 without restarts.
+    """
+
+    kind: Literal["cosine_annealing"]
+    """Swing along a cosine between the peak and the floor."""
+    T_max: Length | None
+    """Steps from the peak to the floor; null: the run, without its warm-up."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        floor = self.floor(peak_lr)
+        half = (
+            max(1, horizon.max_steps - warmup)
+            if self.T_max is None
+            else resolve_positive("T_max", self.T_max, horizon)
+        )
+
+        def factor(step: int) -> float:
+            return floor + (1 - floor) * (1 + math.cos(math.pi * step / half)) / 2
+
+        return Curve(peak_lr, factor)

@@ -1,0 +1,43 @@
+"""Cosines that start again, each longer than the one before."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._floor import Floored
+from launcher.scheduler._length import Length, resolve_positive
+
+
+class CosineWarmRestarts(Floored):
+    """Along a cosine from the peak to the floor, then again from the peak, forever.
+
+    Source: torch's `CosineAnnealingWarmRestarts`, whose `eta_min` is `min_lr`; Loshchilov and
+    Hutter 2017, arXiv:1608.03983, equation 5.
+    """
+
+    kind: Literal["cosine_warm_restarts"]
+    """Fall along a cosine again and again."""
+    T_0: Length
+    """Length of the first cosine."""
+    T_mult: int = Field(ge=1)
+    """Length of each cosine over that of the one before."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        floor = self.floor(peak_lr)
+        first = resolve_positive("T_0", self.T_0, horizon)
+
+        def factor(step: int) -> float:
+            length = first
+            if self.T_mult == 1:
+                step %= length
+            while step >= length:
+                step -= length
+                length *= self.T_mult
+            return floor + (1 - floor) * (1 + math.cos(math.pi * step / length)) / 2
+
+        return Curve(peak_lr, factor)

@@ -1,0 +1,48 @@
+"""The cosine whose warm-up and decay both start one step early."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve, Factor
+from launcher.scheduler._floor import Floored
+
+
+class CosineWarmupWithMinLr(Floored):
+    """A warm-up that does not begin at 0, then a cosine that is at the floor on the last step.
+
+    Past the end of the run the cosine goes on: it rises again.
+
+    Source: Transformers' `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`: the warm-up is
+    (step + 1) / warmup_steps, or a line from `warmup_lr_rate` to 1 on its last step; the cosine
+    counts from step + 1.
+    """
+
+    kind: Literal["cosine_warmup_with_min_lr"]
+    """Warm up from above 0, then fall along a cosine to the floor."""
+    num_cycles: float = Field(gt=0)
+    """Waves of the cosine in the run: 0.5 falls once; 1.5 falls, rises and falls again."""
+    warmup_lr_rate: float | None = Field(ge=0, le=1)
+    """Learning rate of the first step over the peak; null: 1 / warmup_steps."""
+
+    @override
+    def ramp(self, peak_lr: float, warmup: int) -> Factor:
+        start = self.warmup_lr_rate
+        if start is None:
+            return lambda step: ((step + 1) / warmup) ** self.warmup_power
+        rise = 1 - start
+        return lambda step: start + rise * (step / max(1, warmup - 1)) ** self.warmup_power
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        steps = max(1, horizon.max_steps - warmup)
+        floor = self.floor(peak_lr)
+
+        def factor(step: int) -> float:
+            wave = 0.5 * (1 + math.cos(math.pi * self.num_cycles * 2 * (step + 1) / steps))
+            return wave * (1 - floor) + floor
+
+        return Curve(peak_lr, factor)

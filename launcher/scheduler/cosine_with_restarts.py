@@ -1,0 +1,39 @@
+"""Cosines that start again from the peak."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._floor import Floored
+
+
+class CosineWithRestarts(Floored):
+    """Several equal cosines from the peak to the floor, each starting with a jump to the peak.
+
+    Past the end of the run it stays at the floor.
+
+    Source: Transformers' `get_cosine_with_hard_restarts_schedule_with_warmup`.
+    """
+
+    kind: Literal["cosine_with_restarts"]
+    """Fall along a cosine several times."""
+    num_cycles: int = Field(ge=1)
+    """How many cosines fill the run."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        steps = max(1, horizon.max_steps - warmup)
+        floor = self.floor(peak_lr)
+
+        def factor(step: int) -> float:
+            progress = step / steps
+            if progress >= 1:
+                return floor
+            wave = 0.5 * (1 + math.cos(math.pi * (self.num_cycles * progress % 1.0)))
+            return wave * (1 - floor) + floor
+
+        return Curve(peak_lr, factor)

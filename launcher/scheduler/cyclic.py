@@ -1,0 +1,61 @@
+"""Triangles between the floor and the peak."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._floor import Floored
+from launcher.scheduler._length import Length, resolve_positive
+
+
+class Cyclic(Floored):
+    """Up from the floor to the peak and down again, forever.
+
+    Source: torch's `CyclicLR`, whose `base_lr` is `min_lr` and whose `max_lr` is the optimizer's
+    rate; Smith 2015, arXiv:1506.01186.
+    """
+
+    kind: Literal["cyclic"]
+    """Go up and down in triangles."""
+    step_size_up: Length
+    """Steps from the floor to the top."""
+    step_size_down: Length | None
+    """Steps from the top to the floor; null: as many as up."""
+    mode: Literal["triangular", "triangular2", "exp_range"]
+    """Height of the triangles: all the same; each half the one before; gamma ^ step."""
+    gamma: float = Field(gt=0, le=1)
+    """Factor of the height per step in mode exp_range; 1 in the others."""
+
+    @model_validator(mode="after")
+    def _gamma_used(self) -> Self:
+        if self.mode != "exp_range" and self.gamma != 1:
+            raise ValueError(f"gamma must be 1 in mode {self.mode}, but is {self.gamma:g}")
+        return self
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        floor = self.floor(peak_lr)
+        up = resolve_positive("step_size_up", self.step_size_up, horizon)
+        down = (
+            up
+            if self.step_size_down is None
+            else resolve_positive("step_size_down", self.step_size_down, horizon)
+        )
+
+        def factor(step: int) -> float:
+            period = up + down
+            cycle = math.floor(1 + step / period)
+            place = 1 + step / period - cycle
+            rise = up / period
+            height = place / rise if place <= rise else (place - 1) / (rise - 1)
+            if self.mode == "triangular2":
+                height /= 2.0 ** (cycle - 1)
+            elif self.mode == "exp_range":
+                height *= self.gamma**step
+            return floor + (1 - floor) * height
+
+        return Curve(peak_lr, factor)

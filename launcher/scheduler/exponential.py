@@ -1,0 +1,40 @@
+"""The same factor for equal stretches of time."""
+
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._length import Length, resolve_positive
+from launcher.scheduler._warmup import WarmedUp
+
+
+class Exponential(WarmedUp):
+    """The peak times `gamma` for every `decay_steps` that have passed, without steps in between.
+
+    It goes on past the end of the run. With `gamma` above 1 it rises: a learning-rate range test.
+
+    Source: torch's `ExponentialLR`, whose `decay_steps` is 1.
+    """
+
+    kind: Literal["exponential"]
+    """Multiply by the same factor in equal times."""
+    gamma: float = Field(gt=0)
+    """Factor per `decay_steps`."""
+    decay_steps: Length
+    """Steps that multiply the rate by gamma once."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        stretch = resolve_positive("decay_steps", self.decay_steps, horizon)
+        steps = horizon.max_steps - warmup
+        try:
+            _ = peak_lr * self.gamma ** (steps / stretch)
+        except OverflowError:
+            raise ValueError(
+                f"gamma {self.gamma:g} every {stretch} steps is no finite number after {steps}; "
+                "make it smaller or decay_steps longer"
+            ) from None
+        return Curve(peak_lr, lambda step: self.gamma ** (step / stretch))

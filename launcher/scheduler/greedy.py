@@ -1,0 +1,110 @@
+"""Higher rates while a score gets better, lower ones when it stops."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._watching import Watching, current
+
+
+class Greedy(Watching):
+    """Divides by `factor` after a run of better scores, multiplies by it after a run of worse ones.
+
+    At the floor it counts down and starts anew from the peak. Past the end of the run it stays,
+    until a score says otherwise.
+
+    Source: Transformers' `GreedyLR` (`greedy`).
+    """
+
+    kind: Literal["greedy"]
+    """Rise while a score gets better, fall when it stops."""
+    max_lr: float = Field(gt=0)
+    """Highest learning rate."""
+    warmup_evaluations: int = Field(ge=0)
+    """Evaluations after a rise that do not count; GreedyLR calls it `warmup`."""
+    smooth: bool
+    """Watch the mean of the last scores, not the last score."""
+    window_size: int = Field(ge=1)
+    """Scores in that mean."""
+    reset_start: int = Field(ge=1)
+    """Reductions wanted at the floor before everything starts anew."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        self.floored(peak_lr)
+        if self.max_lr < peak_lr:
+            raise ValueError(
+                f"max_lr must not be below the optimizer's learning rate {peak_lr:g}, "
+                f"but is {self.max_lr:g}"
+            )
+        return GreedyClimb(peak_lr, self)
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyClimb(Schedule):
+    """The rate that the memory holds, and how a score changes it.
+
+    The memory: `lr`, and the `peak_lr` it was worked out for; the `best` score; evaluations in a
+    row that were `good` or `bad`; evaluations to pass over, `cooldown` and `pause`; reductions left
+    until the reset, `left`; the last scores, `score.0` the oldest.
+    """
+
+    peak_lr: float
+    option: Greedy
+
+    @override
+    def lr(self, step: int, memory: Mapping[str, float]) -> float:
+        return current(self.peak_lr, memory)
+
+    @override
+    def observe(
+        self, memory: Mapping[str, float], scores: Mapping[str, float], step: int
+    ) -> Mapping[str, float]:
+        option = self.option
+        new = {"good": 0.0, "bad": 0.0, "cooldown": 0.0, "pause": 0.0, "left": option.reset_start}
+        new |= {**memory, "lr": current(self.peak_lr, memory), "peak_lr": self.peak_lr}
+        score = self._smoothed(new, option.score(scores)) if option.smooth else option.score(scores)
+        for wait in ("cooldown", "pause"):
+            if new[wait] > 0:
+                return new | {wait: new[wait] - 1, "good": 0, "bad": 0}
+        if option.improves(score, new):
+            new |= {"best": score, "good": new["good"] + 1, "bad": 0}
+        else:
+            new |= {"good": 0, "bad": new["bad"] + 1}
+        if new["good"] > option.patience:
+            self._rise(new)
+        elif new["bad"] > option.patience:
+            return self._fall(new)
+        return new
+
+    def _smoothed(self, new: dict[str, float], score: float) -> float:
+        """Take a score into the window; its mean."""
+        window = [new[f"score.{i}"] for i in range(self.option.window_size) if f"score.{i}" in new]
+        window = [*window, score][-self.option.window_size :]
+        new |= {f"score.{i}": value for i, value in enumerate(window)}
+        return sum(window) / len(window)
+
+    def _rise(self, new: dict[str, float]) -> None:
+        option, lr = self.option, new["lr"]
+        higher = min(lr / option.factor, option.max_lr)
+        new |= {
+            "lr": higher if higher - lr > option.eps else lr,
+            "left": option.reset_start,
+            "pause": option.warmup_evaluations,
+            "good": 0,
+        }
+
+    def _fall(self, new: dict[str, float]) -> dict[str, float]:
+        option, lr = self.option, new["lr"]
+        lower = max(lr * option.factor, option.min_lr)
+        lr = lower if lr - lower > option.eps else lr
+        new |= {"lr": lr, "cooldown": option.cooldown, "bad": 0}
+        if lr <= option.min_lr:
+            new["left"] -= 1
+            if new["left"] <= 0:
+                return {"lr": self.peak_lr, "peak_lr": self.peak_lr, "cooldown": option.cooldown}
+        return new

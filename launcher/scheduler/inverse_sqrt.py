@@ -1,0 +1,43 @@
+"""The schedule that needs no end."""
+
+import math
+from typing import Literal
+
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._length import Length, resolve_positive
+from launcher.scheduler._warmup import WarmedUp
+
+
+class InverseSqrt(WarmedUp):
+    """One over the square root of the step: it falls ever more slowly and never ends.
+
+    The factor of step t of the run is sqrt(timescale / (t + shift)).
+
+    Source: Transformers' `get_inverse_sqrt_schedule`; Zhai et al. 2022, arXiv:2106.04560.
+    """
+
+    kind: Literal["inverse_sqrt"]
+    """Fall as one over the square root of the step."""
+    timescale: Length | None
+    """Steps after which the fall is felt: four times as many halve the rate. Null: warmup_steps, or
+    10000 without a warm-up."""
+    shift: int | None
+    """Steps added to the step; null: timescale - warmup_steps, which makes the fall start at the
+    peak."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        if self.timescale is None:
+            timescale = warmup or 10_000
+        else:
+            timescale = resolve_positive("timescale", self.timescale, horizon)
+        shift = timescale - warmup if self.shift is None else self.shift
+        first = warmup + shift
+        if first < 1:
+            raise ValueError(
+                f"warmup_steps + shift must be at least 1, but is {warmup} + {shift} = {first}"
+            )
+        return Curve(peak_lr, lambda step: 1 / math.sqrt((step + first) / timescale))

@@ -1,0 +1,37 @@
+"""A straight line between any two rates."""
+
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._length import Length, resolve_positive
+from launcher.scheduler._warmup import WarmedUp
+
+
+class LinearRamp(WarmedUp):
+    """A straight line from one factor of the peak to another, which then stays.
+
+    Source: torch's `LinearLR`.
+    """
+
+    kind: Literal["linear_ramp"]
+    """Move in a straight line, up or down."""
+    start_factor: float = Field(ge=0)
+    """First rate over the peak."""
+    end_factor: float = Field(ge=0)
+    """Last rate over the peak."""
+    total_iters: Length | None
+    """Steps from the first rate to the last; null: the run, without its warm-up."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        start, rise = self.start_factor, self.end_factor - self.start_factor
+        steps = (
+            max(1, horizon.max_steps - warmup)
+            if self.total_iters is None
+            else resolve_positive("total_iters", self.total_iters, horizon)
+        )
+        return Curve(peak_lr, lambda step: start + rise * min(steps, step) / steps)

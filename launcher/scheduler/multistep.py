@@ -1,0 +1,41 @@
+"""A staircase with steps at chosen places."""
+
+from bisect import bisect_right
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._length import Length, resolve, told
+from launcher.scheduler._warmup import WarmedUp
+
+
+class Multistep(WarmedUp):
+    """The peak, multiplied by `gamma` at each milestone; a milestone named twice counts twice.
+
+    Past the end of the run it stays.
+
+    Source: torch's `MultiStepLR`.
+    """
+
+    kind: Literal["multistep"]
+    """Fall by a factor at chosen steps."""
+    milestones: tuple[Length, ...] = Field(min_length=1)
+    """Steps from which the next level holds, counted from the end of the warm-up."""
+    gamma: float = Field(gt=0, le=1)
+    """Factor from one level to the next."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        steps = horizon.max_steps - warmup
+        milestones = [resolve(milestone, horizon) for milestone in self.milestones]
+        for written, milestone in zip(self.milestones, milestones, strict=True):
+            if milestone > steps:
+                raise ValueError(
+                    f"the milestone {told(written, milestone)} is never reached: the run has "
+                    f"{steps} steps after its warm-up; take it out or lengthen the run"
+                )
+        milestones.sort()
+        return Curve(peak_lr, lambda step: self.gamma ** bisect_right(milestones, step))

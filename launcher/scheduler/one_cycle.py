@@ -1,0 +1,75 @@
+"""Up and down once, as torch does it."""
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._warmup import WarmedUp
+
+
+class OneCycle(WarmedUp):
+    """From a low rate up to the peak, and down to a much lower one on the last step.
+
+    Its rise is its own; `warmup_steps` is a ramp to the peak before it, and 0 as a rule. Past the
+    end of the run it keeps the last step's rate.
+
+    Source: torch's `OneCycleLR`; Smith and Topin 2017, arXiv:1708.07120.
+    """
+
+    kind: Literal["one_cycle"]
+    """Rise to the peak once and fall far below the start."""
+    pct_start: float = Field(gt=0, lt=1)
+    """Part of the run that rises."""
+    anneal_strategy: Literal["cos", "linear"]
+    """Shape of each phase."""
+    div_factor: float = Field(ge=1)
+    """Peak over the first rate."""
+    final_div_factor: float = Field(ge=1)
+    """First rate over the last."""
+    three_phase: bool
+    """Fall to the first rate as fast as it rose, then on to the last; else fall in one phase."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        steps = horizon.max_steps - warmup
+        cycle = self.cycle(peak_lr, steps)
+        return Curve(peak_lr, lambda step: cycle.factor(min(step, steps - 1)))
+
+    def cycle(self, peak_lr: float, steps: int) -> Curve:
+        """The phases, of which the last goes on past the end as torch's does.
+
+        Raises:
+            ValueError: A phase has no length.
+        """
+        start = 1 / self.div_factor
+        final = start / self.final_div_factor
+        top = self.pct_start * steps - 1
+        if self.three_phase:
+            phases = [(top, start, 1.0), (2 * top, 1.0, start), (steps - 1, start, final)]
+        else:
+            phases = [(top, start, 1.0), (steps - 1, 1.0, final)]
+        ends = [0.0, *(end for end, _, _ in phases)]
+        if any(end <= begin for begin, end in pairwise(ends)):
+            raise ValueError(
+                f"the phases of {steps} steps with pct_start {self.pct_start:g} end at "
+                f"{', '.join(f'{end:g}' for end in ends[1:])}: each must be later than the one "
+                "before; lengthen the run or change pct_start"
+            )
+
+        def factor(step: int) -> float:
+            index = next((i for i, phase in enumerate(phases) if step <= phase[0]), -1)
+            end, high, low = phases[index]
+            begin = ends[:-1][index]
+            return self._annealed(high, low, (step - begin) / (end - begin))
+
+        return Curve(peak_lr, factor)
+
+    def _annealed(self, start: float, end: float, progress: float) -> float:
+        if self.anneal_strategy == "cos":
+            return end + (start - end) / 2 * (math.cos(math.pi * progress) + 1)
+        return (end - start) * progress + start

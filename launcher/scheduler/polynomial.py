@@ -1,0 +1,52 @@
+"""A power of the time that is left."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._floor import one_of, over_peak
+from launcher.scheduler._warmup import WarmedUp
+
+
+class Polynomial(WarmedUp):
+    """From the peak to an end value as a power of the time left; the step after the last has it.
+
+    Past the end of the run it stays at the end value.
+
+    Source: Transformers' `get_polynomial_decay_schedule_with_warmup`; with `lr_end_ratio` the
+    `create_optimizer` of Transformers for TensorFlow; torch's `PolynomialLR` with `lr_end` 0.
+    """
+
+    kind: Literal["polynomial"]
+    """Fall as a power of the time left."""
+    lr_end: float | None = Field(ge=0)
+    """Learning rate at the end, below the peak; null where lr_end_ratio says it. Both null: 0."""
+    lr_end_ratio: float | None = Field(ge=0, lt=1)
+    """Learning rate at the end over the peak; null where lr_end says it."""
+    power: float = Field(gt=0)
+    """Exponent: 1 is a straight line, 2 falls fast at first, 0.5 falls fast at last."""
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        one_of("lr_end", self.lr_end, "lr_end_ratio", self.lr_end_ratio)
+        return self
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        steps = horizon.max_steps - warmup
+        end = over_peak("lr_end", self.lr_end, self.lr_end_ratio, peak_lr)
+        if end == 1:
+            raise ValueError(
+                f"lr_end must be below the peak learning rate {peak_lr:g}, but is {self.lr_end:g}"
+            )
+
+        def factor(step: int) -> float:
+            if step >= steps:
+                return end
+            height: float = (1 - step / steps) ** self.power
+            return (1 - end) * height + end
+
+        return Curve(peak_lr, factor)

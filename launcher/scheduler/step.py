@@ -1,0 +1,38 @@
+"""A staircase with equal steps."""
+
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve
+from launcher.scheduler._length import Length, resolve_positive, told
+from launcher.scheduler._warmup import WarmedUp
+
+
+class Step(WarmedUp):
+    """The peak, multiplied by `gamma` each time `step_size` steps have passed.
+
+    It goes on past the end of the run.
+
+    Source: torch's `StepLR`.
+    """
+
+    kind: Literal["step"]
+    """Fall by a factor at equal distances."""
+    step_size: Length
+    """Steps on one level, counted from the end of the warm-up."""
+    gamma: float = Field(gt=0, le=1)
+    """Factor from one level to the next."""
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        size = resolve_positive("step_size", self.step_size, horizon)
+        steps = horizon.max_steps - warmup
+        if size > steps:
+            raise ValueError(
+                f"step_size is {told(self.step_size, size)}, but the run has {steps} steps after "
+                "its warm-up: the rate would never fall; shorten step_size or choose constant"
+            )
+        return Curve(peak_lr, lambda step: self.gamma ** (step // size))

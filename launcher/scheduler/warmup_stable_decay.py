@@ -1,0 +1,118 @@
+"""Trapezoid: up, level, down."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._curve import Curve, Factor
+from launcher.scheduler._floor import Floored
+from launcher.scheduler._length import Length, resolve, told
+
+Shape = Literal["linear", "cosine", "1-sqrt"]
+
+_RISES: Mapping[Shape, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: 0.5 * (1 - math.cos(math.pi * progress)),
+    "1-sqrt": lambda progress: 1 - math.sqrt(1 - progress),
+}
+
+
+class WarmupStableDecay(Floored):
+    """A warm-up from the floor, a level stretch at the peak, a cool-down to the floor.
+
+    The cool-down ends with the run unless `stable_steps` or `decay_start` place it. To cool down
+    from a checkpoint of step k, resume with decay_start=k and max_steps=k + decay_steps; the steps
+    before k keep their rates if the warm-up is not a part of the run. After the cool-down, and past
+    the end of the run, the rate stays at the floor.
+
+    Source: Transformers' `get_wsd_schedule`; Hu et al. 2024, arXiv:2404.06395 (MiniCPM); the
+    1-sqrt cool-down: Hägele et al. 2024, arXiv:2405.18392.
+    """
+
+    kind: Literal["warmup_stable_decay"]
+    """Warm up, stay level, cool down."""
+    decay_steps: Length
+    """Length of the cool-down."""
+    stable_steps: Length | None
+    """Length of the level stretch; null: what warm-up and cool-down leave."""
+    decay_start: Length | None
+    """Step of the run on which the cool-down begins, another way to give stable_steps; null: that
+    says it."""
+    warmup_type: Shape
+    """Shape of the warm-up: `linear`, `cosine` (slow at both ends), `1-sqrt` (slow at first)."""
+    decay_type: Shape
+    """Shape of the cool-down: `linear`, `cosine`, `1-sqrt` (fast at first)."""
+    num_cycles: float = Field(gt=0)
+    """Waves of a cosine cool-down: 0.5 falls once."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.stable_steps is not None and self.decay_start is not None:
+            raise ValueError(
+                f"stable_steps {self.stable_steps} and decay_start {self.decay_start} both say "
+                "when the cool-down begins; set one of them to null"
+            )
+        return self
+
+    @override
+    def ramp(self, peak_lr: float, warmup: int) -> Factor:
+        floor = self.floor(peak_lr)
+
+        def factor(step: int) -> float:
+            height = _RISES[self.warmup_type]((step / warmup) ** self.warmup_power)
+            return height * (1 - floor) + floor
+
+        return factor
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        decay = resolve(self.decay_steps, horizon)
+        return self.level_then_down(peak_lr, self._stable(warmup, decay, horizon), decay)
+
+    def level_then_down(self, peak_lr: float, stable: int, decay: int) -> Schedule:
+        """What follows the warm-up, from lengths in steps that were found to fit the run."""
+        floor = self.floor(peak_lr)
+
+        def factor(step: int) -> float:
+            if step < stable:
+                return 1.0
+            if step >= stable + decay:
+                return floor
+            return max(0.0, self._height((step - stable) / decay) * (1 - floor) + floor)
+
+        return Curve(peak_lr, factor)
+
+    def _height(self, progress: float) -> float:
+        """The cool-down from 1 to 0, at a part of its length in [0, 1)."""
+        match self.decay_type:
+            case "linear":
+                return 1 - progress
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * self.num_cycles * 2 * progress))
+            case "1-sqrt":
+                return 1 - math.sqrt(progress)
+
+    def _stable(self, warmup: int, decay: int, horizon: Horizon) -> int:
+        """Length of the level stretch in steps."""
+        if self.decay_start is not None:
+            start = resolve(self.decay_start, horizon)
+            if start < warmup:
+                raise ValueError(
+                    f"decay_start is {told(self.decay_start, start)}, but the warm-up takes "
+                    f"{warmup} steps; start the cool-down later or shorten the warm-up"
+                )
+            stable = start - warmup
+        elif self.stable_steps is not None:
+            stable = resolve(self.stable_steps, horizon)
+        else:
+            stable = max(0, horizon.max_steps - warmup - decay)
+        if warmup + stable + decay > horizon.max_steps:
+            raise ValueError(
+                f"warm-up {warmup} + stable {stable} + decay {decay} = {warmup + stable + decay} "
+                f"steps, but the whole run has {horizon.max_steps}; shorten one of them"
+            )
+        return stable
