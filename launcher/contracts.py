@@ -206,8 +206,8 @@ class ParamGroups(Settings):
 class OptimizerOption(Option):
     """How gradients become updates."""
 
-    group_options: ClassVar[frozenset[str]] = frozenset()
-    """Fields that may differ from group to group, beside `lr`, `lr_scale` and `weight_decay`."""
+    group_options: ClassVar[frozenset[str]] = frozenset({"lr", "lr_scale", "weight_decay"})
+    """What may differ from group to group: fields, and `lr_scale`, a factor on `lr`."""
     owns_schedule: ClassVar[bool] = False
     """The optimizer finds its own learning rates: only a constant schedule, warm-up aside, fits
     it."""
@@ -224,6 +224,10 @@ class OptimizerOption(Option):
 
     @model_validator(mode="after")
     def _overrides_fit(self) -> Self:
+        if self.groups.layer_decay is not None and (
+            self.lr is None or "lr_scale" not in self.group_options
+        ):
+            raise ValueError("groups.layer_decay: this optimizer has one learning rate; use null")
         for place, override in enumerate(self.groups.overrides):
             try:
                 self.overridden(override.values)
@@ -242,9 +246,8 @@ class OptimizerOption(Option):
         Raises:
             ValueError: A field is unknown, cannot differ by group, or its value does not fit.
         """
-        allowed = {"lr", "lr_scale", "weight_decay", *self.group_options}
-        if unknown := sorted(values.keys() - allowed):
-            can = ", ".join(sorted(allowed))
+        if unknown := sorted(values.keys() - self.group_options):
+            can = ", ".join(sorted(self.group_options))
             raise ValueError(f"{', '.join(unknown)}: cannot differ by group; what can: {can}")
         changed = dict(values)
         if changed.keys() & {"lr", "lr_scale"} and self.lr is None:

@@ -1,0 +1,73 @@
+"""The source text of Python's own standard library: real text that is on every machine."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import DataOption, DataSplits, Document
+from launcher.data._files import is_held_out, read_document
+from launcher.errors import DataError
+
+# Other people's code, tests, and tables that a program wrote.
+_SKIPPED_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
+)
+# Written when this very interpreter was built or set up.
+_SKIPPED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "sitecustomize", "usercustomize")
+
+
+class StandardLibrary(DataOption):
+    """The source text of this Python's standard library, tests left out; some 11 MB.
+
+    The files, their order and the split are the same wherever the same version of Python is
+    installed whole.
+    """
+
+    validation_fraction: float = Field(gt=0, lt=1)
+    """Share of the files that are held out, by a hash of their path."""
+
+    @override
+    def preflight(self) -> None:
+        if not any(_root().glob("*.py")):
+            raise _no_source()
+
+    @override
+    def build(self) -> DataSplits:
+        root = _root()
+        splits: dict[bool, list[Document]] = {True: [], False: []}
+        for name in sorted(_names(root)):
+            document = read_document(root / name)
+            # Packages with nothing in their __init__.py are no text; the rest is UTF-8 by Python's
+            # rules.
+            if isinstance(document, Document):
+                held_out = is_held_out(name, self.validation_fraction)
+                splits[held_out].append(Document(name, document.text))
+        if not splits[False]:
+            raise _no_source()
+        return DataSplits(train=splits[False], validation=splits[True])
+
+
+def _root() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _names(root: Path) -> Iterator[str]:
+    """Paths of the source files below the root, with `/`."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        for name in files:
+            if name.endswith(".py") and not name.startswith(_SKIPPED_PREFIXES):
+                yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _no_source() -> DataError:
+    return DataError(
+        f"{_root()}: this Python comes without the source of its standard library; train on your "
+        "own text with data=text data.files='corpus/**/*.txt'"
+    )

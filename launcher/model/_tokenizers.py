@@ -1,0 +1,130 @@
+"""The live tokenizers: plain bytes, and what AutoTokenizer loads from a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import override
+
+from launcher.contracts import Tokenizer
+from launcher.errors import DataError
+from launcher.model._folder import check_ids
+
+BYT5 = "byt5"
+"""The name of the tokenizer that needs no files."""
+BYT5_VOCAB_SIZE = 384
+"""Padding, end and unknown, 256 bytes, 125 sentinels."""
+
+_FIRST_BYTE = 3
+_END_OF_BYTES = _FIRST_BYTE + 256
+
+
+def build_tokenizer(name: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a name, made sure to fit the network.
+
+    Args:
+        name: `byt5`, or a local folder.
+        vocab_size: Rows of the network's embedding table.
+
+    Raises:
+        DataError: The folder holds no tokenizer, or one with ids that the network has no row for.
+    """
+    tokenizer = ByteTokenizer() if name == BYT5 else FolderTokenizer(Path(name).expanduser())
+    check_ids(name, tokenizer.vocab_size, vocab_size)
+    return tokenizer
+
+
+class ByteTokenizer(Tokenizer):
+    """Bytes of UTF-8, numbered as ByT5 does: byte + 3, after padding, end and unknown.
+
+    Text is only ever text: `</s>` in it is four bytes, where ByT5's own tokenizer reads its end
+    token.
+
+    Source: Xue et al. 2022, arXiv:2105.13626, section 3.1; transformers' ByT5Tokenizer.
+    """
+
+    eos_id = 1
+    vocab_size = BYT5_VOCAB_SIZE
+
+    @override
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        values = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+        return values + np.int32(_FIRST_BYTE)
+
+    @override
+    def decode(self, ids: Sequence[int]) -> str:
+        # A sequence may begin or end within a character; what is left of it is dropped, as ByT5
+        # does.
+        values = np.asarray(ids, dtype=np.int64)
+        values = values[(values >= _FIRST_BYTE) & (values < _END_OF_BYTES)] - _FIRST_BYTE
+        return values.astype(np.uint8).tobytes().decode("utf-8", errors="ignore")
+
+    @override
+    def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
+        return int(np.count_nonzero((ids >= _FIRST_BYTE) & (ids < _END_OF_BYTES)))
+
+    @override
+    def save(self, folder: Path) -> None:
+        from transformers import ByT5Tokenizer
+
+        ByT5Tokenizer().save_pretrained(folder)
+
+
+class FolderTokenizer(Tokenizer):
+    """What AutoTokenizer makes of a local folder; no code in the folder is run.
+
+    Args:
+        folder: The tokenizer's files, as transformers saved them.
+
+    Raises:
+        DataError: They cannot be loaded, or name no token that ends a text.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: no tokenizer can be loaded from here: {error}") from error
+        eos_id = self._tokenizer.eos_token_id
+        if eos_id is None:
+            raise DataError(
+                f"{folder}: the tokenizer has no eos_token, which ends each document; name one in "
+                "tokenizer_config.json"
+            )
+        self.eos_id = int(eos_id)
+        self.vocab_size = len(self._tokenizer)
+
+    @override
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        # Text that spells a special token stays text; `verbose` would warn of long documents.
+        encoded = self._tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return np.asarray(encoded["input_ids"], dtype=np.int32)
+
+    @override
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    @override
+    def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
+        return len(self.decode(ids.tolist()).encode("utf-8"))
+
+    @override
+    def save(self, folder: Path) -> None:
+        self._tokenizer.save_pretrained(folder)

@@ -1,0 +1,69 @@
+"""Leaves a model where transformers finds it: whole, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from launcher.contracts import Tokenizer
+
+
+def export(module: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write config, weights (safetensors) and tokenizer, then put them in the folder's place.
+
+    Args:
+        module: A transformers model with whole weights.
+        tokenizer: Its tokenizer.
+        folder: Where to; what an earlier run left there is replaced once the new files are on disk.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    # Saving makes accelerate import deepspeed, which warns of every machine without a GPU.
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        model: Any = module
+        model.save_pretrained(draft)
+        tokenizer.save(draft)
+        _share(draft)
+        _sync(draft)
+        _replace(folder, draft)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Setting accelerator to CPU")
+
+
+def _share(folder: Path) -> None:
+    """Let others read the weights, which safetensors writes for the owner alone."""
+    mode = (folder / "config.json").stat().st_mode
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace(folder: Path, draft: Path) -> None:
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,159 @@
+"""Cuts a token stream into samples: blocks of one length, or the pieces of each document."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from typing_extensions import override
+
+from launcher.contracts import MicroBatch, Samples
+from launcher.errors import DataError
+from launcher.task._token_stream import TokenStream
+
+NO_TARGET = -100
+"""The label of a place that has no target."""
+
+
+class TokenSamples(Samples, ABC):
+    """Samples that predict the next token.
+
+    A sample is a stretch of inputs, and as labels the same stretch one place further on.
+
+    Attributes:
+        bytes_per_target: Bytes of UTF-8 that all targets stand for, over their number. Exact for
+            byte-level tokenizers.
+    """
+
+    def __init__(self, stream: TokenStream, layout: str, num_targets: int, num_bytes: int) -> None:
+        self.bytes_per_target = num_bytes / num_targets
+        hashed = xxhash.xxh3_128(stream.tokens.data)
+        hashed.update(f"{stream.tokens.dtype} {layout}".encode())
+        hashed.update(stream.starts.data)
+        self.fingerprint = hashed.hexdigest()
+        self._stream = stream
+
+    @override
+    def describe(self, index: int) -> str:
+        return self._stream.describe(self._first_target(index))
+
+    @abstractmethod
+    def _first_target(self, index: int) -> int:
+        """Place of a sample's first target in the stream."""
+
+
+class Blocks(TokenSamples):
+    """The stream cut into blocks of one length; its ragged end is no target.
+
+    Args:
+        stream: The tokens.
+        seq_len: Targets in each block.
+
+    Raises:
+        DataError: The stream is shorter than one block.
+    """
+
+    def __init__(self, stream: TokenStream, seq_len: int) -> None:
+        self._seq_len = seq_len
+        self._len = (len(stream.tokens) - 1) // seq_len
+        if self._len == 0:
+            raise DataError(
+                f"{len(stream.tokens) - 1} tokens in {_documents(stream)}, but one sample needs "
+                f"task.seq_len={seq_len}: give more text, a smaller task.seq_len, or "
+                "task.packing=false"
+            )
+        end = self._len * seq_len
+        ragged = stream.tokens[end + 1 :]
+        num_bytes = stream.num_bytes - stream.tokenizer.num_bytes(ragged)
+        super().__init__(stream, f"blocks {seq_len}", end, num_bytes)
+        windows = np.lib.stride_tricks.sliding_window_view(stream.tokens, seq_len + 1)
+        self._blocks = windows[:end:seq_len]
+
+    @override
+    def __len__(self) -> int:
+        return self._len
+
+    @override
+    def num_targets(self, indices: Sequence[int]) -> int:
+        return len(indices) * self._seq_len
+
+    @override
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        blocks = torch.from_numpy(self._blocks[np.asarray(indices)].astype(np.int64))
+        inputs = {"input_ids": blocks[:, :-1].contiguous(), "labels": blocks[:, 1:].contiguous()}
+        return MicroBatch(inputs, self.num_targets(indices), indices)
+
+    @override
+    def _first_target(self, index: int) -> int:
+        return index * self._seq_len + 1
+
+
+class Pieces(TokenSamples):
+    """Each document cut by itself; the last piece of each is as long as it is.
+
+    Args:
+        stream: The tokens.
+        seq_len: Targets in the longest piece.
+
+    Raises:
+        DataError: There is no document.
+    """
+
+    def __init__(self, stream: TokenStream, seq_len: int) -> None:
+        if not stream.names:
+            raise DataError(f"no tokens in {_documents(stream)}: give some text")
+        ends = np.append(stream.starts[1:], len(stream.tokens))
+        # A document's targets are its tokens and the end token after it.
+        targets = ends - stream.starts
+        counts = -(-targets // seq_len)
+        first = np.cumsum(counts) - counts
+        offsets = (np.arange(counts.sum()) - np.repeat(first, counts)) * seq_len
+        self._starts: npt.NDArray[np.int64] = np.repeat(stream.starts, counts) - 1 + offsets
+        self._lengths: npt.NDArray[np.int64] = np.minimum(
+            np.repeat(targets, counts) - offsets, seq_len
+        )
+        super().__init__(stream, f"pieces {seq_len}", int(targets.sum()), stream.num_bytes)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @override
+    def num_targets(self, indices: Sequence[int]) -> int:
+        return int(self._lengths[np.asarray(indices)].sum())
+
+    @override
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        chosen = np.asarray(indices)
+        lengths = self._lengths[chosen, None]
+        places = np.arange(lengths.max() + 1)
+        # What is gathered past a piece's end, or past the stream's, is masked below.
+        tokens = self._stream.tokens.take(self._starts[chosen, None] + places, mode="clip")
+        inside = places[:-1] < lengths
+        # Attention looks back only, so that no target sees what stands to its right; any id will
+        # do.
+        input_ids = np.where(inside, tokens[:, :-1], self._stream.tokenizer.eos_id)
+        labels = np.where(inside, tokens[:, 1:].astype(np.int64), NO_TARGET)
+        inputs = {
+            "input_ids": torch.from_numpy(input_ids.astype(np.int64)),
+            "labels": torch.from_numpy(labels),
+        }
+        return MicroBatch(inputs, int(lengths.sum()), indices)
+
+    @override
+    def _first_target(self, index: int) -> int:
+        return int(self._starts[index]) + 1
+
+
+def _documents(stream: TokenStream) -> str:
+    match len(stream.names):
+        case 0:
+            return "no documents"
+        case 1:
+            return f"the one document, {stream.names[0]}"
+        case count:
+            return f"{count} documents, from {stream.names[0]} to {stream.names[-1]}"
