@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Bf16(PrecisionOption):
-    """Autocast to bfloat16 over float32 master weights; has the range of float32, so no loss scaling."""
+    """Autocast to bfloat16 over float32 master weights; its range is float32's: no loss scaling."""
 
     kind: Literal["bf16"]
 

@@ -1,0 +1,89 @@
+"""The one console of the process: rows, warnings and a live display never overwrite each other."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import sys
+
+from rich.console import Console
+from rich.text import Text
+from typing_extensions import override
+
+_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
+
+
+class SteadfastConsole(Console):
+    """A console whose reader may go away; it ends no run and leaves the cursor alone."""
+
+    insist = False
+    """Draw as on a terminal although standard output does not look like one."""
+
+    @property
+    @override
+    def is_terminal(self) -> bool:
+        """Whether escape sequences are understood."""
+        return self.insist or super().is_terminal
+
+    @override
+    def on_broken_pipe(self) -> None:
+        """Fall silent where rich would end the process: `trainctl run | head` must train on."""
+        fall_silent()
+
+    @override
+    def show_cursor(self, show: bool = True) -> bool:
+        """Never hide the cursor: a killed process could not bring it back."""
+        del show
+        return False
+
+
+@functools.cache
+def console() -> SteadfastConsole:
+    """The console on standard output. Colours as the terminal and NO_COLOR have it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot draw a character gets a question mark, not the run a traceback.
+        sys.stdout.reconfigure(errors="replace")
+    return SteadfastConsole(highlight=False)
+
+
+def say(line: Text) -> None:
+    """Print one line, never cut nor wrapped; above a live display if there is one."""
+    terminal = console()
+    try:
+        if terminal.is_terminal:
+            terminal.print(line, soft_wrap=True)
+        else:
+            # Rich takes ten times as long to find out that there is nothing to style.
+            terminal.file.write(f"{line.plain}\n")
+            terminal.file.flush()
+    except OSError:
+        fall_silent()
+
+
+def fall_silent() -> None:
+    """Send what is still to be printed nowhere, because whoever read it is gone."""
+    console().quiet = True
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, not a path of ours
+        os.dup2(nowhere.fileno(), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+
+
+def show_warnings() -> None:
+    """Show warnings of any logger on the console too, above a live display if there is one."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _WarningHandler) for handler in root.handlers):
+        root.addHandler(_WarningHandler(logging.WARNING))
+
+
+class _WarningHandler(logging.Handler):
+    """Prints `warning: …`; tracebacks and places stay in the rank's log."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.name == "py.warnings":
+            # The lines after the first quote the source.
+            message = message.partition("\n")[0]
+        text = f"{record.levelname.lower()}: {message}"
+        say(Text(text, style=_STYLES.get(record.levelname, "")))

@@ -1,0 +1,118 @@
+"""The console's two ways of showing a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from rich.text import Text
+
+from launcher.contracts import LogContext, Row, Sink
+from launcher.logging import _lines
+from launcher.logging._console import console, fall_silent, say, show_warnings
+
+_REDRAW_INTERVAL_S = 0.25
+_BAR_WIDTH = 40
+
+
+def display(mode: Literal["auto", "live", "plain"], context: LogContext) -> Sink:
+    """The sink of a mode; it has said the header when this returns."""
+    terminal = console()
+    show_warnings()
+    if mode == "live":
+        terminal.insist = True
+    live = mode == "live" or (mode == "auto" and terminal.file.isatty())
+    _say_header(context.summary)
+    # Nothing can be redrawn on a dumb terminal, whoever asks.
+    return LiveDisplay(context) if live and not terminal.is_dumb_terminal else PlainLines(context)
+
+
+class PlainLines:
+    """One line per row, for logs and pipes."""
+
+    def __init__(self, context: LogContext) -> None:
+        self._max_steps = context.max_steps
+        self._pace = _lines.Pace(context.start_step, context.max_steps)
+
+    def write(self, row: Row) -> None:
+        """Print the row, its scores on a line of their own."""
+        position = _lines.position(row, self._max_steps)
+        parts = _lines.training(row)
+        if eta := self._pace.eta(row):
+            parts.append(("ETA", eta))
+        say(Text(f"{position}  {_lines.joined(parts)}"))
+        if scores := _lines.scores(row):
+            say(Text(f"{position}  {_lines.joined(scores)}"))
+
+    def close(self) -> None:
+        """Every line is out already."""
+
+
+class LiveDisplay:
+    """A bar and the newest numbers, redrawn in place; scores scroll away above them.
+
+    No thread draws: a display that ticks between rows would take time from the training.
+    """
+
+    def __init__(self, context: LogContext) -> None:
+        from rich.live import Live
+
+        self._max_steps = context.max_steps
+        self._pace = _lines.Pace(context.start_step, context.max_steps)
+        self._picture = self._bar(context.start_step, "")
+        self._live = Live(self._picture, console=console(), auto_refresh=False)
+        self._drawn = time.monotonic()
+        _unless_gone(lambda: self._live.start(refresh=True))
+
+    def write(self, row: Row) -> None:
+        """Take the row; draw it if the last drawing is old enough."""
+        if scores := _lines.scores(row):
+            say(_assembled([("", _lines.position(row, self._max_steps)), *scores]))
+        self._picture = self._bar(int(row["step"] or 0), self._pace.eta(row))
+        self._picture.append("\n").append_text(_assembled(_lines.training(row)))
+        now = time.monotonic()
+        if now - self._drawn >= _REDRAW_INTERVAL_S:
+            self._drawn = now
+            _unless_gone(lambda: self._live.update(self._picture, refresh=True))
+
+    def close(self) -> None:
+        """Draw the last row and leave it standing."""
+        self._live.update(self._picture)
+        _unless_gone(self._live.stop)
+
+    def _bar(self, step: int, eta: str) -> Text:
+        done = step / self._max_steps
+        full = round(done * _BAR_WIDTH)
+        piece = "━" if console().encoding.startswith("utf") else "="
+        bar = Text(no_wrap=True, overflow="ellipsis")
+        bar.append(piece * full, "green").append(piece * (_BAR_WIDTH - full), "bright_black")
+        bar.append(f"  {step:,}/{self._max_steps:,}  {done:.0%}")
+        if eta:
+            bar.append("  ETA ", "dim").append(eta)
+        return bar
+
+
+def _say_header(summary: Sequence[tuple[str, str]]) -> None:
+    width = max((len(label) for label, _ in summary), default=0)
+    for label, text in summary:
+        say(Text.assemble((f"{label:<{width}}", "bold"), "  ", text))
+
+
+def _assembled(parts: Sequence[tuple[str, str]]) -> Text:
+    """What `_lines.joined` gives, with labels less bright than values."""
+    line = Text()
+    for place, (label, value) in enumerate(parts):
+        line.append("  " if place else "")
+        if label:
+            line.append(f"{label} ", "dim")
+        line.append(value)
+    return line
+
+
+def _unless_gone(draw: Callable[[], None]) -> None:
+    """Draw; a terminal that is gone must not end the run."""
+    try:
+        draw()
+    except OSError:
+        fall_silent()

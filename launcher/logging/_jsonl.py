@@ -1,0 +1,65 @@
+"""RUN_DIR/metrics.jsonl: the record of the run that other programs read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from launcher.contracts import LogContext, Row
+from launcher.logging._append import AppendFile, unwritable
+
+
+class JsonLines:
+    """One JSON object per row and line; numbers in full, `null` for a number that there is not.
+
+    Raises:
+        LaunchError: The file cannot be written.
+    """
+
+    def __init__(self, context: LogContext) -> None:
+        path = context.run_dir.metrics
+        drop_after(path, context.start_step)
+        self._file = AppendFile(path)
+
+    def write(self, row: Row) -> None:
+        """Append the row; a NaN or an infinity in it is a ValueError."""
+        self._file.append(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Take out what a killed predecessor wrote after a step, and a last line without an end.
+
+    The other lines stay byte for byte; a crash leaves the old file or the new one.
+
+    Raises:
+        LaunchError: The file cannot be rewritten.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with path.open("rb") as old, temporary.open("wb") as new:
+            new.writelines(line for line in old if _stays(line, step))
+            new.flush()
+            os.fsync(new.fileno())
+        temporary.replace(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def _stays(line: bytes, step: int) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        row = json.loads(line)
+    except ValueError:
+        # A whole line that is not ours: not ours to delete.
+        return True
+    logged = row.get("step") if isinstance(row, dict) else None
+    return not isinstance(logged, int) or logged <= step
