@@ -23,8 +23,8 @@ class Taste:
 def generate(module: nn.Module, tokenizer: Tokenizer, taste: Taste, *, max_positions: int) -> str:
     """The prompt and what the model makes of it, up to the end of a document.
 
-    The window is seen anew for every token: for a short text that costs little, and it works for
-    any causal model and any length.
+    The window is seen anew for every token, and always at its full width: that works for any causal
+    model, at any length, and one shape of input is far quicker than a new one for every token.
 
     Args:
         module: A transformers causal language model; its training mode is as before on return.
@@ -39,12 +39,16 @@ def generate(module: nn.Module, tokenizer: Tokenizer, taste: Taste, *, max_posit
     generator = torch.Generator().manual_seed(0)
     device = next(module.parameters()).device
     ids: list[int] = tokenizer.encode(taste.prompt).tolist() or [tokenizer.eos_id]
+    width = min(len(ids) + taste.num_tokens, max_positions)
     was_training = module.training
     module.eval()
     try:
         for _ in range(taste.num_tokens):
-            window = torch.tensor([ids[-max_positions:]], device=device)
-            logits = module(input_ids=window, use_cache=False).logits[0, -1]
+            window = ids[-width:]
+            # What stands to the right of the last token cannot be seen from it.
+            padding = [tokenizer.eos_id] * (width - len(window))
+            input_ids = torch.tensor([window + padding], device=device)
+            logits = module(input_ids=input_ids, use_cache=False).logits[0, len(window) - 1]
             token = _draw(
                 logits[: tokenizer.vocab_size].float().cpu(), taste.temperature, generator
             )
