@@ -52,7 +52,9 @@ def begin(config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[
 
 
 def run_ranks(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
-    """Run the ranks to their end; the last thing said, well or badly, is the command that goes on.
+    """Run the ranks to their end, and say what came of it.
+
+    The last thing said, well or badly, is the command that goes on.
 
     Args:
         config: What config.json holds.
@@ -70,6 +72,10 @@ def run_ranks(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
     except TrainctlError as error:
         error.add_note(f"resume with: {command}")
         raise
+    if result.sample is not None:
+        print(f"sample:\n{result.sample}\n")  # noqa: T201 - what was learned is the result
+    if run_dir.export.exists():
+        print(f"exported to {shown / 'export'}")  # noqa: T201
     print(f"train on with: {command} max_steps={2 * result.step}", flush=True)  # noqa: T201 - the last line
     return result
 

@@ -32,10 +32,12 @@ class Result:
     Attributes:
         step: Optimizer steps done.
         scores: The last validation scores.
+        sample: A taste of what was learned, if the task has one.
     """
 
     step: int
     scores: Mapping[str, float]
+    sample: str | None
 
 
 def start(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
@@ -81,7 +83,7 @@ def _result(run_dir: RunDir, status: int) -> Result:
         raise RankFailed(f"the rank ended with status {status}; see {log}", status or 1) from None
     if "error" in recorded:
         raise errors.revive(recorded["error"], recorded["message"])
-    return Result(recorded["step"], recorded["scores"])
+    return Result(**recorded)
 
 
 def _folder(run_dir: RunDir) -> str | None:

@@ -44,7 +44,8 @@ def main(path: str) -> int:
     except BaseException:
         logging.getLogger("trainctl").exception("rank %d failed", rank)
         raise
-    _record(run_dir, rank, step=outcome.state.step, scores=dict(outcome.scores))
+    scores = dict(outcome.scores)
+    _record(run_dir, rank, step=outcome.state.step, scores=scores, sample=outcome.sample)
     return 0
 
 

@@ -48,11 +48,13 @@ class Outcome:
 
     Attributes:
         state: The last state.
-        scores: The last validation scores, `loss` where none were made.
+        scores: The last validation scores; empty where none were made.
+        sample: A taste of what was learned, if the task has one.
     """
 
     state: TrainState
     scores: Mapping[str, float]
+    sample: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,10 @@ def run(
         state = _train(config, parts, world, state, [scores, recorder, saver])
         saver.close()
         recorder.close()
-        _finish(config, run_dir, parts)
-    return Outcome(state, scores.last)
+        module = parts.engine.module()
+        if config.checkpoint.export:
+            parts.task.export(module, run_dir.export)
+        return Outcome(state, scores.last, parts.task.sample(module))
 
 
 def _build(config: RunConfig, world: World) -> _Parts:
@@ -277,16 +281,6 @@ def _explained(progress: Progress, samples: Samples) -> Iterator[None]:
             "accumulation.micro_batch_size (the global batch stays what it is) or task.seq_len "
             f"({error})"
         ) from error
-
-
-def _finish(config: RunConfig, run_dir: RunDir, parts: _Parts) -> None:
-    """Show what was learned and leave it where transformers finds it."""
-    module = parts.engine.module()
-    if (text := parts.task.sample(module)) is not None:
-        _log.info("sample:\n%s", text)
-    if config.checkpoint.export:
-        parts.task.export(module, run_dir.export)
-        _log.info("exported to %s", run_dir.export)
 
 
 @dataclass(slots=True)

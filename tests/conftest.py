@@ -1,0 +1,82 @@
+"""Runs of trainctl as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOY = ROOT / "tests" / "toy"
+
+
+@dataclass
+class Console:
+    """trainctl in a folder of its own, with the toy kinds installed as a third party's."""
+
+    folder: Path
+
+    def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
+        """Start `trainctl WORDS`."""
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(TOY)]),
+            "TRAINCTL_CONFIG_DIR": str(TOY / "conf"),
+            "OMP_NUM_THREADS": "1",
+            **variables,
+        }
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "launcher", *words],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *words: str, status: int = 0, **variables: str) -> tuple[str, str]:
+        """Run `trainctl WORDS` to its end; what it printed on stdout and stderr."""
+        process = self.start(*words, **variables)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == status, f"status {process.returncode}\n{out}\n{err}"
+        return out, err
+
+    def toy(self, *words: str, **options: Any) -> tuple[str, str]:
+        """Run a toy job of 12 steps of 4 samples that evaluates and saves now and then."""
+        return self("run", *toy_words(*words), **options)
+
+    def run_dir(self, name: str = "toy") -> Path:
+        """The newest run of a name."""
+        return max((self.folder / "runs" / name).iterdir(), key=lambda p: p.stat().st_mtime_ns)
+
+    def rows(self, run_dir: Path) -> list[dict[str, Any]]:
+        """What is in metrics.jsonl."""
+        return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def toy_words(*words: str) -> Sequence[str]:
+    """The overrides of the toy job."""
+    settings = (
+        "name=toy model=toy task=toy data=toy accumulation=samples accumulation.micro_batch_size=2 "
+        "accumulation.samples_per_step=4 max_steps=12 eval_every_steps=5 log_every_steps=1 "
+        "checkpoint.every_steps=4 optimizer.lr=0.01 launch.device=cpu logging.tensorboard=false"
+    )
+    return [*settings.split(), *words]
+
+
+@pytest.fixture
+def trainctl(tmp_path: Path) -> Console:
+    """The command, in an empty folder."""
+    info = tmp_path / "site" / "toy-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
+    kinds = {"model": "ToyModel", "task": "ToyTask", "data": "ToyData"}
+    lines = [f"{group}.toy = options:{name}" for group, name in kinds.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[trainctl.options]", *lines, ""]))
+    return Console(tmp_path)

@@ -1,0 +1,158 @@
+"""What a run leaves behind, and how it says that it cannot go on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Console, toy_words
+
+
+def test_the_run_directory(trainctl: Console) -> None:
+    out, _ = trainctl.toy("seed=1")
+    run_dir = trainctl.run_dir()
+    names = {path.name for path in run_dir.iterdir()}
+    assert names == {
+        "config.json",
+        "provenance.json",
+        "overrides.txt",
+        "env.json",
+        "command.sh",
+        "run.lock",
+        "result.json",
+        "metrics.jsonl",
+        "logs",
+        "checkpoints",
+        "export",
+    }
+    rows = trainctl.rows(run_dir)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert {"loss", "lr", "grad_norm", "tokens_per_s"} <= rows[0].keys()
+    assert [row["step"] for row in rows if "eval_loss" in row] == [5, 10, 12]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    result = json.loads((run_dir / "result.json").read_text())
+    scores = {"eval_loss": rows[-1]["eval_loss"]}
+    assert result == {"step": 12, "scores": scores, "sample": "abc"}
+    assert "sample:\nabc\n" in out
+    assert "seed=1" in (run_dir / "overrides.txt").read_text().splitlines()
+    assert json.loads((run_dir / "provenance.json").read_text())["seed"].endswith("seed=1")
+    assert "4 samples (48 tokens) per step = micro-batch 2 × accumulation 2 × ranks 1" in out
+    assert out.splitlines()[-1].endswith(f"trainctl resume runs/toy/{run_dir.name} max_steps=24")
+
+
+def test_same_seed_same_run_and_another_seed_another(trainctl: Console) -> None:
+    losses = []
+    for number, seed in enumerate([3, 3, 4]):
+        trainctl.toy(f"name=s{number}", f"seed={seed}")
+        losses.append([row["loss"] for row in trainctl.rows(trainctl.run_dir(f"s{number}"))])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_poisoned_batch_ends_the_run_and_is_named(trainctl: Console) -> None:
+    _, err = trainctl.toy("task.poison=17", status=10)
+    assert "made-up/17" in err
+    assert "Traceback" not in err
+    run_dir = trainctl.run_dir()
+    rows = trainctl.rows(run_dir)
+    assert f"step {rows[-1]['step'] + 1}" in err
+    assert all(isinstance(row["loss"], float) for row in rows)
+    assert json.loads((run_dir / "result.json").read_text())["error"] == "NonFinite"
+
+
+def test_a_poisoned_batch_can_be_skipped(trainctl: Console) -> None:
+    trainctl.toy("task.poison=17", "on_nonfinite=skip", "max_steps=30")
+    rows = trainctl.rows(trainctl.run_dir())
+    skipped = [row for row in rows if row["loss"] is None]
+    assert rows[-1]["skipped"] == len(skipped) > 0
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_epochs_end_the_run_with_a_short_window(trainctl: Console) -> None:
+    trainctl.toy("max_steps=null", "max_epochs=1", "data.documents=13")
+    rows = trainctl.rows(trainctl.run_dir())
+    assert [row["samples"] for row in rows] == [4, 8, 12, 13]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["data.documents=3"], 13, "3 samples"),
+        (["run_root=/proc/nowhere"], 3, "run_root="),
+        (["launch.device=cuda"], 3, "launch.device=cuda"),
+        (["optimizer.no_decay=[nothing]"], 2, "nothing"),
+        (["optimizer.groups.no_decay=[nothing]"], 2, "nothing"),
+    ],
+)
+def test_bad_input(trainctl: Console, words: list[str], status: int, says: str) -> None:
+    _, err = trainctl.toy(*words, status=status)
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_a_file_where_the_runs_should_go(trainctl: Console) -> None:
+    (trainctl.folder / "runs").write_text("in the way")
+    _, err = trainctl.toy(status=3)
+    assert "cannot make a run directory" in err
+
+
+def test_dry_run_starts_nothing(trainctl: Console) -> None:
+    out, _ = trainctl.toy("--dry-run")
+    assert "launcher.launch._worker" in out
+    assert "micro-batch 2 × accumulation 2" in out
+    assert not (trainctl.folder / "runs").exists()
+
+
+def test_simultaneous_launches_never_share_a_directory(trainctl: Console) -> None:
+    words = toy_words("max_steps=1", "eval_every_steps=null", "checkpoint=none")
+    words = [word for word in words if not word.startswith("checkpoint.every")]
+    both = [trainctl.start("run", *words) for _ in range(3)]
+    for process in both:
+        process.communicate()
+        assert process.returncode == 0
+    assert len(list((trainctl.folder / "runs" / "toy").iterdir())) == 3
+
+
+def test_multirun_is_checked_whole_before_the_first_job(trainctl: Console) -> None:
+    _, err = trainctl("run", "-m", *toy_words("optimizer.lr=0.01,-1"), status=2)
+    assert "optimizer.lr" in err
+    assert not (trainctl.folder / "runs").exists()
+
+
+def test_multirun_runs_every_job(trainctl: Console) -> None:
+    trainctl("run", "-m", *toy_words("seed=1,2"))
+    runs = [p for p in (trainctl.folder / "runs/toy").iterdir() if (p / "config.json").exists()]
+    assert sorted(json.loads((p / "config.json").read_text())["seed"] for p in runs) == [1, 2]
+
+
+def test_disk_full_in_mid_save(trainctl: Console) -> None:
+    disk = trainctl.folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    try:
+        # One checkpoint of 3 × 26 × 2 × 4000 floats needs about 2.5 MB.
+        words = ("model.width=1000", f"run_root={disk}", "checkpoint.every_steps=4")
+        trainctl.toy(
+            "model.width=500", f"run_root={disk}", "max_steps=4", "checkpoint.export=false"
+        )
+        _, err = trainctl.toy(*words, "name=big", "model.width=4000", status=14)
+        assert "No space left" in err
+        assert "Traceback" not in err
+        big = next((disk / "big").iterdir())
+        assert not [p for p in (big / "checkpoints").iterdir() if p.name.startswith("step-")]
+        small = next((disk / "toy").iterdir())
+        assert (small / "checkpoints" / "step-00000004" / "manifest.json").exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_a_users_module_does_not_shadow_ours(trainctl: Console) -> None:
+    for name in ("random.py", "launcher.py", "torch.py"):
+        (trainctl.folder / name).write_text("raise SystemExit('shadowed')")
+    trainctl.toy("max_steps=1", "checkpoint.every_steps=null")
+    assert Path(trainctl.run_dir() / "result.json").exists()
