@@ -23,23 +23,21 @@ def plan_for(
     if target % smallest == 0:
         return BatchPlan(micro_batch_size, target // smallest, ranks, seq_len)
     below = target // smallest * smallest
-    per_sample = f" × seq_len {seq_len}" if unit != 1 else ""
-    fitting = f"{below} and {below + smallest}" if below else f"{smallest}"
-    sizes = _fitting_micro_batches(target, ranks * unit, micro_batch_size)
-    other = f", or set micro_batch_size to {' or '.join(map(str, sizes))}" if sizes else ""
+    nearest = f"fit: {below} and {below + smallest}" if below else f"fits: {smallest}"
+    sizes = _fitting_sizes(target, ranks * unit, micro_batch_size)
+    other = f"; or set micro_batch_size to {' or '.join(map(str, sizes))}" if sizes else ""
+    length = f" × seq_len {seq_len}" if unit != 1 else ""
     raise ValueError(
-        f"{name} = micro_batch_size {micro_batch_size} × accumulation × ranks {ranks}{per_sample} "
-        f"must hold for a whole accumulation, so {name} must be a multiple of {smallest}, "
-        f"but is {target}; nearest: {fitting}{other}"
+        f"{name} must be a multiple of {smallest} (micro_batch_size {micro_batch_size} × ranks "
+        f"{ranks}{length}), but is {target}; the nearest that {nearest}{other}"
     )
 
 
-def _fitting_micro_batches(target: int, divisor: int, wanted: int) -> list[int]:
+def _fitting_sizes(target: int, divisor: int, wanted: int) -> list[int]:
     """The sizes nearest to the wanted one, below and above, with which the target works."""
     if target % divisor:
         return []
     per_rank = target // divisor
-    fitting = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
-    below = [size for size in fitting if size < wanted][-1:]
-    above = [size for size in fitting if size > wanted][:1]
-    return below + above
+    below = next((n for n in range(min(wanted, per_rank), 0, -1) if per_rank % n == 0), None)
+    above = next((n for n in range(wanted + 1, per_rank + 1) if per_rank % n == 0), None)
+    return [size for size in (below, above) if size is not None]

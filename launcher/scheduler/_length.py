@@ -3,13 +3,13 @@
 import math
 import re
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import PlainValidator
 
 from launcher.contracts import Horizon
 
-_TEXT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<scale>[kMGBT]?)\s*(?P<unit>%|[a-z]*)")
+_TEXT = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<scale>[kMGBT]?)\s*(?P<unit>%|[a-z]*)")
 _SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _UNITS = {
     "%": "%",
@@ -18,6 +18,7 @@ _UNITS = {
     **dict.fromkeys(("sample", "samples"), "samples"),
     **dict.fromkeys(("tok", "token", "tokens"), "tokens"),
 }
+_Items = TypeVar("_Items")
 _HOW = "write 300, 0.05, '5%', '2 epochs', '1000 samples', '10M tokens' or '300 steps'"
 
 
@@ -52,6 +53,13 @@ Length = Annotated[
 ]
 """Optimizer steps (an integer), a fraction of the run (a float below 1), or an amount with a unit:
 `5%`, `2 epochs`, `2ep`, `1000 samples`, `10M tokens`, `300 steps`."""
+
+
+def not_empty(values: tuple[_Items, ...]) -> tuple[_Items, ...]:
+    """Refuse a tuple without items; pydantic's `min_length` would count wrong items as missing."""
+    if not values:
+        raise ValueError("must not be empty")
+    return values
 
 
 def resolve(length: float | str, horizon: Horizon) -> int:

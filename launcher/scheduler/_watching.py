@@ -55,11 +55,12 @@ class Watching(WarmedUp, ABC):
 
     def improves(self, score: float, memory: Mapping[str, float]) -> bool:
         """Whether a score is better than the best so far by more than the threshold."""
-        best = memory.get("best", math.inf if self.mode == "min" else -math.inf)
-        margin = self.threshold * best if self.threshold_mode == "rel" else self.threshold
-        if not math.isfinite(score):
-            return False
-        return score < best - margin if self.mode == "min" else score > best + margin
+        if "best" not in memory or not math.isfinite(score):
+            return math.isfinite(score)
+        best, sign = memory["best"], 1 if self.mode == "max" else -1
+        relative = self.threshold_mode == "rel"
+        bar = best * (1 + sign * self.threshold) if relative else best + sign * self.threshold
+        return score > bar if self.mode == "max" else score < bar
 
     def floored(self, peak_lr: float) -> None:
         """Refuse a floor that would raise the rate.

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
+from launcher.scheduler._length import not_empty
 from launcher.scheduler._nested import AnySchedule, recalled, remembered
 from launcher.scheduler._warmup import WarmedUp
 
@@ -20,7 +21,7 @@ class Chained(WarmedUp):
 
     kind: Literal["chained"]
     """Multiply several schedules."""
-    parts: tuple[AnySchedule, ...] = Field(min_length=1)
+    parts: Annotated[tuple[AnySchedule, ...], AfterValidator(not_empty)]
     """The schedules; to each, the steps after the warm-up are the whole run."""
 
     @override

@@ -1,14 +1,14 @@
 """A staircase with steps at chosen places."""
 
 from bisect import bisect_right
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
 from launcher.scheduler._curve import Curve
-from launcher.scheduler._length import Length, resolve, told
+from launcher.scheduler._length import Length, not_empty, resolve, told
 from launcher.scheduler._warmup import WarmedUp
 
 
@@ -22,7 +22,7 @@ class Multistep(WarmedUp):
 
     kind: Literal["multistep"]
     """Fall by a factor at chosen steps."""
-    milestones: tuple[Length, ...] = Field(min_length=1)
+    milestones: Annotated[tuple[Length, ...], AfterValidator(not_empty)]
     """Steps from which the next level holds, counted from the end of the warm-up."""
     gamma: float = Field(gt=0, le=1)
     """Factor from one level to the next."""

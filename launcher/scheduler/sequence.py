@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule, Settings
-from launcher.scheduler._length import Length, resolve, told
+from launcher.scheduler._length import Length, not_empty, resolve, told
 from launcher.scheduler._nested import AnySchedule, recalled, remembered
 from launcher.scheduler._warmup import WarmedUp
 
@@ -35,7 +35,7 @@ class Sequence(WarmedUp):
 
     kind: Literal["sequence"]
     """Follow several schedules one after another."""
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: Annotated[tuple[Stage, ...], AfterValidator(not_empty)]
     """The schedules in their order."""
 
     @override
