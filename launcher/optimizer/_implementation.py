@@ -13,7 +13,7 @@ from launcher.errors import ConfigError, Problem
 
 _log = logging.getLogger("trainctl.optimizer")
 
-# What torch's optimizers accept; torch keeps both lists where no public name reaches them.
+# What torch's optimizers accept; torch has no public name for either list.
 _FUSED = frozenset({"cpu", "cuda", "mps", "xpu", "hpu", "mtia"})
 _FOREACH = frozenset({"cuda", "xpu", "mtia"})
 
@@ -24,6 +24,7 @@ def choose(
     device_type: str,
     *,
     kind: str,
+    fused: frozenset[str] = _FUSED,
     fuses_sharded: bool = True,
 ) -> dict[str, bool]:
     """The `fused` and `foreach` arguments of a torch optimizer; says which was chosen, and why.
@@ -34,13 +35,14 @@ def choose(
         groups: The parameter groups that the optimizer will take.
         device_type: Where the parameters are.
         kind: The optimizer's kind, for messages.
+        fused: Kinds of devices for which torch has a fused kernel of this optimizer.
         fuses_sharded: Whether torch's fused kernel of this optimizer takes sharded (DTensor)
             parameters.
 
     Raises:
         ConfigError: `fused` is asked for where it does not exist.
     """
-    hindrance = _not_fusible(groups, device_type, fuses_sharded=fuses_sharded)
+    hindrance = _not_fusible(groups, device_type, fused, fuses_sharded=fuses_sharded)
     if asked == "fused" and hindrance:
         message = f"fused {kind} does not work with {hindrance}; use auto"
         raise ConfigError([Problem("optimizer.implementation", message)])
@@ -60,11 +62,15 @@ def choose(
 
 
 def _not_fusible(
-    groups: Sequence[dict[str, Any]], device_type: str, *, fuses_sharded: bool
+    groups: Sequence[dict[str, Any]],
+    device_type: str,
+    fused: frozenset[str],
+    *,
+    fuses_sharded: bool,
 ) -> str | None:
     """What keeps the fused kernel from taking these parameters; None when nothing does."""
     params: list[torch.Tensor] = [param for group in groups for param in group["params"]]
-    if device_type not in _FUSED:
+    if device_type not in fused:
         return f"device {device_type}"
     if odd := {str(p.dtype) for p in params if not p.is_floating_point()}:
         return f"parameters of {', '.join(sorted(odd))}"

@@ -61,7 +61,7 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Named:
+class Named:
     """A parameter under all of its names, each with the type of the module that holds it."""
 
     param: nn.Parameter
@@ -98,7 +98,7 @@ def assign(module: nn.Module, option: OptimizerOption) -> list[Assignment]:
     Raises:
         ConfigError: As `param_groups` does.
     """
-    named = list(_named(module))
+    named = list(parameters(module))
     _check_patterns(named, option)
     for parameter in named:
         if any(parameter.matched_by(pattern) for pattern in option.groups.frozen):
@@ -116,19 +116,19 @@ def assign(module: nn.Module, option: OptimizerOption) -> list[Assignment]:
     return assignments
 
 
-def _named(module: nn.Module) -> Iterator[_Named]:
-    found: dict[nn.Parameter, _Named] = {}
+def parameters(module: nn.Module) -> Iterator[Named]:
+    found: dict[nn.Parameter, Named] = {}
     for path, owner in module.named_modules(remove_duplicate=False):
         for last, param in owner.named_parameters(recurse=False, remove_duplicate=False):
             name = _WRAPPERS.sub("", f"{path}.{last}" if path else last)
-            entry = found.setdefault(param, _Named(param, [], []))
+            entry = found.setdefault(param, Named(param, [], []))
             entry.names.append(name)
             entry.owners.append(type(owner))
     yield from found.values()
 
 
 def _assign(
-    parameter: _Named, option: OptimizerOption, layer_scale: tuple[float, str]
+    parameter: Named, option: OptimizerOption, layer_scale: tuple[float, str]
 ) -> Assignment:
     decays, why = _decays(parameter, option)
     label = ["decay" if decays else "no_decay"]
@@ -154,7 +154,7 @@ def _assign(
     return Assignment(parameter.names[0], parameter.param, ", ".join(label), options, why)
 
 
-def _decays(parameter: _Named, option: OptimizerOption) -> tuple[bool, str]:
+def _decays(parameter: Named, option: OptimizerOption) -> tuple[bool, str]:
     """Whether a parameter decays, and the rule that says so."""
     groups = option.groups
     for pattern in groups.decay:
@@ -169,7 +169,7 @@ def _decays(parameter: _Named, option: OptimizerOption) -> tuple[bool, str]:
     return True, "decays by default"
 
 
-def _is_of_type(parameter: _Named, kind: str) -> bool:
+def _is_of_type(parameter: Named, kind: str) -> bool:
     match kind:
         case "norm":
             return any(_is_norm(owner) for owner in parameter.owners)
@@ -186,7 +186,7 @@ def _is_norm(owner: type[nn.Module]) -> bool:
     return any(_NORM.search(ancestor.__name__) for ancestor in owner.__mro__)
 
 
-def _layer_scales(named: Sequence[_Named], layer_decay: float | None) -> list[tuple[float, str]]:
+def _layer_scales(named: Sequence[Named], layer_decay: float | None) -> list[tuple[float, str]]:
     """Each parameter's learning-rate factor, and where it stands; (1, "") without layer decay."""
     if layer_decay is None:
         return [(1.0, "")] * len(named)
@@ -217,7 +217,7 @@ def _layer_scales(named: Sequence[_Named], layer_decay: float | None) -> list[tu
     return scales
 
 
-def _check_patterns(named: Sequence[_Named], option: OptimizerOption) -> None:
+def _check_patterns(named: Sequence[Named], option: OptimizerOption) -> None:
     """Find patterns that match no parameter."""
     groups = option.groups
     patterns = [
@@ -232,7 +232,7 @@ def _check_patterns(named: Sequence[_Named], option: OptimizerOption) -> None:
     names = [name for parameter in named for name in parameter.names]
     problems = [
         Problem(
-            key, f"{pattern!r} matches no parameter; nearest: {', '.join(_nearest(pattern, names))}"
+            key, f"{pattern!r} matches no parameter; nearest: {', '.join(nearest(pattern, names))}"
         )
         for key, pattern in patterns
         if not any(parameter.matched_by(pattern) for parameter in named)
@@ -241,7 +241,7 @@ def _check_patterns(named: Sequence[_Named], option: OptimizerOption) -> None:
         raise ConfigError(problems)
 
 
-def _nearest(pattern: str, names: Sequence[str]) -> list[str]:
+def nearest(pattern: str, names: Sequence[str]) -> list[str]:
     """Up to three names whose best-fitting part looks most like the pattern's plain characters."""
     plain = re.sub(r"[^\w.]|\\.", "", pattern).lower()
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import OptimizerOption
+from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-"""How much of a running mean is kept each step."""
-
 
 class TorchAdam(OptimizerOption):
     """Adam in torch's implementation, or without bias correction in ours."""
 
-    group_options: ClassVar[frozenset[str]] = frozenset({"betas", "eps"})
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
 
     lr: float = Field(gt=0)
     """Peak learning rate; the schedule scales it."""

@@ -21,7 +21,11 @@ class SGD(OptimizerOption):
         them.
     """
 
-    group_options: ClassVar[frozenset[str]] = frozenset({"momentum", "dampening", "nesterov"})
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {
+        "momentum",
+        "dampening",
+        "nesterov",
+    }
 
     kind: Literal["sgd"]
     lr: float = Field(gt=0)

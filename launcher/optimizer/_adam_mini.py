@@ -1,0 +1,137 @@
+"""Adam whose second moment is shared within blocks of a parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from launcher.errors import ConfigError, Problem
+from launcher.optimizer._param_groups import parameters
+
+
+def block_rows(
+    module: nn.Module, *, query_key: Sequence[str], head_dim: int | None
+) -> dict[nn.Parameter, int]:
+    """How each parameter is cut into blocks of whole rows.
+
+    Args:
+        module: The network.
+        query_key: Patterns of query and key matrices.
+        head_dim: Rows in one head; None to read it from `module.config`, as transformers' models
+            have it.
+
+    Returns:
+        Rows per block; 0 stands for elements of their own, -1 for one block.
+
+    Raises:
+        ConfigError: There are query or key matrices and no head size, or heads do not fit their
+            rows.
+    """
+    rows: dict[nn.Parameter, int] = {}
+    for parameter in parameters(module):
+        last = parameter.names[0].rpartition(".")[2]
+        if last == "bias" or last.endswith("_bias"):
+            rows[parameter.param] = 0
+        elif parameter.param.ndim < 2:
+            rows[parameter.param] = -1
+        elif any(parameter.matched_by(pattern) for pattern in query_key):
+            rows[parameter.param] = _head_rows(
+                module, parameter.names[0], parameter.param, head_dim
+            )
+        else:
+            rows[parameter.param] = 1
+    return rows
+
+
+def _head_rows(module: nn.Module, name: str, param: Tensor, head_dim: int | None) -> int:
+    config: Any = getattr(module, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    found = head_dim or getattr(config, "head_dim", None)
+    if found is None and heads:
+        found = config.hidden_size // heads
+    if not found or param.shape[0] % found:
+        size = (
+            f"{found}-row heads do not fit"
+            if found
+            else "the model's config tells no head size for"
+        )
+        message = f"{size} {name} of {param.shape[0]} rows; set it"
+        raise ConfigError([Problem("optimizer.head_dim", message)])
+    return int(found)
+
+
+class BlockwiseAdamW(torch.optim.Optimizer):
+    """AdamW with one second moment per block.
+
+    State of a parameter: `step` (int), `exp_avg` (its shape), `exp_avg_sq` (one number per block).
+
+    Args:
+        params: Parameter groups.
+        rows: Rows per block of each parameter; see `block_rows`.
+        lr: Learning rate.
+        betas: Decay of the first and the second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled decay, applied before the update.
+    """
+
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        rows: Mapping[nn.Parameter, int],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        )
+        self._rows = rows
+
+    @torch.no_grad()
+    @override
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._update(param, param.grad, group)
+        return loss
+
+    def _update(self, param: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        lr, weight_decay = group["lr"], group["weight_decay"]
+        squares = _block_means(grad, self._rows[param])
+        state = self.state[param]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(param)
+            state["exp_avg_sq"] = torch.zeros_like(squares)
+        state["step"] += 1
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        mean.lerp_(grad, 1 - beta1)
+        square.mul_(beta2).add_(squares, alpha=1 - beta2)
+        if weight_decay:
+            param.mul_(1 - lr * weight_decay)
+        root = (square.sqrt() / math.sqrt(1 - beta2 ** state["step"])).add_(group["eps"])
+        scale = root.reciprocal_().div_(1 - beta1 ** state["step"])
+        # Blocks are runs of the flattened parameter, so one view broadcasts each block's scale.
+        update = mean.reshape(scale.numel(), -1) * scale.reshape(-1, 1)
+        param.add_(update.view_as(param), alpha=-lr)
+
+
+def _block_means(grad: Tensor, rows: int) -> Tensor:
+    """Mean square of each block, shape (blocks,); the squares themselves where `rows` is 0."""
+    squares = grad.square()
+    if rows == 0:
+        return squares
+    if rows == -1:
+        return squares.mean().reshape(1)
+    return squares.reshape(grad.shape[0] // rows, -1).mean(dim=1)

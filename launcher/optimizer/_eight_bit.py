@@ -1,0 +1,111 @@
+"""What the 8-bit optimizers share: which library, which block size, and what stays in 32 bits."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption, Pattern
+from launcher.errors import ConfigError, Problem
+from launcher.optimizer._extras import require
+from launcher.optimizer._fields import Beta
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# bitsandbytes' kernels are compiled for it.
+_BITSANDBYTES_BLOCK = 256
+
+
+class EightBitAdam(OptimizerOption):
+    """Adam with moments in 8 bits, quantised in blocks.
+
+    Source: Dettmers et al. 2021, arXiv:2110.02861.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
+    paged: ClassVar[bool] = False
+    """Let the state move to the host's memory when the device is full."""
+    decoupled: ClassVar[bool] = True
+    """AdamW rather than Adam."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+    eps: float = Field(ge=0)
+    """Added to the root of the second moment."""
+    library: Literal["auto", "bitsandbytes", "torchao"]
+    """`auto` takes bitsandbytes on CUDA and torchao elsewhere; the log says which."""
+    block_size: int = Field(ge=32)
+    """Elements that share one scale. bitsandbytes knows 256 only."""
+    min_8bit_size: int = Field(ge=0)
+    """Smaller parameters keep 32-bit moments, in elements."""
+    keep_32bit: tuple[Pattern, ...]
+    """Patterns of parameters that keep 32-bit moments whatever their size; embeddings want it."""
+
+    @override
+    def preflight(self) -> None:
+        """See that a library is installed that the kind can use."""
+        if self.library == "auto" and not self.paged:
+            if not (find_spec("bitsandbytes") or find_spec("torchao")):
+                require("bitsandbytes", extra="8bit", kind=self.kind)
+            return
+        require(self._library("cuda"), extra="8bit", kind=self.kind)
+
+    def _library(self, device_type: str) -> str:
+        if self.library != "auto":
+            return self.library
+        return "bitsandbytes" if device_type == "cuda" or self.paged else "torchao"
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """The library's optimizer; says in the log which library and why."""
+        import logging
+
+        from launcher.optimizer._param_groups import param_groups, parameters
+
+        library = self._library(device_type)
+        self._check(library, device_type)
+        groups = param_groups(module, self)
+        found = list(parameters(module))
+        if missing := [
+            Problem("optimizer.keep_32bit", f"{pattern!r} matches no parameter")
+            for pattern in self.keep_32bit
+            if not any(re.search(pattern, name) for p in found for name in p.names)
+        ]:
+            raise ConfigError(missing)
+        kept = {p.param for p in found if any(p.matched_by(x) for x in self.keep_32bit)}
+        kept |= {p.param for p in found if p.param.numel() < self.min_8bit_size}
+        reason = f"device {device_type}" if self.library == "auto" else "as configured"
+        logging.getLogger("trainctl.optimizer").info(
+            "%s: %s (%s); %d of %d parameters keep 32-bit moments",
+            self.kind,
+            library,
+            reason,
+            len(kept),
+            len(found),
+        )
+        if library == "bitsandbytes":
+            from launcher.optimizer._eight_bit_bitsandbytes import bitsandbytes_adam
+
+            return bitsandbytes_adam(groups, self, kept)
+        from launcher.optimizer._eight_bit_torchao import torchao_adam
+
+        return torchao_adam(groups, self, kept)
+
+    def _check(self, library: str, device_type: str) -> None:
+        require(library, extra="8bit", kind=self.kind)
+        if self.paged and (library != "bitsandbytes" or device_type != "cuda"):
+            message = f"{self.kind} pages with bitsandbytes on CUDA only; use adamw_8bit"
+            raise ConfigError([Problem("optimizer.kind", message)])
+        if library == "bitsandbytes" and self.block_size != _BITSANDBYTES_BLOCK:
+            message = (
+                f"bitsandbytes' blocks have {_BITSANDBYTES_BLOCK} elements; set that, or torchao"
+            )
+            raise ConfigError([Problem("optimizer.block_size", message)])

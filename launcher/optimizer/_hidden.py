@@ -1,0 +1,79 @@
+"""Which parameters are hidden matrices, for optimizers that treat matrices as matrices.
+
+The rule: a hidden matrix has two dims, belongs to a numbered block (there is a number among the
+parts of its name: `model.layers.3.mlp.up_proj.weight`), and is no table of an Embedding. Token
+embeddings and the output head stand outside the blocks, vectors have one dim, and stacked experts
+three: all of these go to AdamW. `matrices` and `not_matrices` are patterns that overrule this.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from launcher.errors import ConfigError, Problem
+from launcher.optimizer._param_groups import nearest, parameters
+
+_NUMBERED = re.compile(r"(^|\.)\d+\.")
+
+
+def hidden_matrices(
+    module: nn.Module, *, matrices: Sequence[str], not_matrices: Sequence[str]
+) -> set[nn.Parameter]:
+    """The module's hidden matrices, by the rule above.
+
+    Args:
+        module: The network.
+        matrices: Patterns of two-dimensional parameters to treat as hidden though the rule would
+            not.
+        not_matrices: Patterns of parameters not to treat as hidden; they win over `matrices`.
+
+    Raises:
+        ConfigError: A pattern matches nothing, or there is no hidden matrix at all.
+    """
+    found = list(parameters(module))
+    names = [name for parameter in found for name in parameter.names]
+    problems = [
+        Problem(f"optimizer.{key}", f"{pattern!r} matches no parameter; nearest: {near}")
+        for key, patterns in (("matrices", matrices), ("not_matrices", not_matrices))
+        for pattern in patterns
+        if not any(re.search(pattern, name) for name in names)
+        for near in [", ".join(nearest(pattern, names))]
+    ]
+    if problems:
+        raise ConfigError(problems)
+    hidden = {
+        parameter.param
+        for parameter in found
+        if parameter.param.ndim == 2
+        and not any(parameter.matched_by(pattern) for pattern in not_matrices)
+        and (
+            any(parameter.matched_by(pattern) for pattern in matrices)
+            or (
+                _NUMBERED.search(parameter.names[0]) is not None
+                and not any(issubclass(owner, nn.Embedding) for owner in parameter.owners)
+            )
+        )
+    }
+    if not hidden:
+        message = "the model has no numbered blocks with matrices; name them by patterns"
+        raise ConfigError([Problem("optimizer.matrices", message)])
+    return hidden
+
+
+def split(
+    groups: Sequence[dict[str, Any]], belongs: Callable[[nn.Parameter], bool], name: str
+) -> list[dict[str, Any]]:
+    """The part of each group whose parameters belong, as a group of its own; no empty ones."""
+    parts = [
+        {
+            **group,
+            "params": [param for param in group["params"] if belongs(param)],
+            "name": f"{name}, {group['name']}",
+        }
+        for group in groups
+    ]
+    return [part for part in parts if part["params"]]

@@ -1,0 +1,57 @@
+"""SOAP whose state between steps is plain tensors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pytorch_optimizer import SOAP
+from pytorch_optimizer.optimizer.utils.shape import merge_small_dims
+from typing_extensions import override
+
+
+class PortableSOAP(SOAP):
+    """SOAP of pytorch-optimizer, with its lists of matrices unfolded between steps.
+
+    The library keeps a list of matrices per parameter, one per dim and empty where a dim is not
+    preconditioned, and two settings beside them. Between steps the state here is `GG.<dim>` and
+    `Q.<dim>`, so that it can be saved, sharded and loaded by name.
+    """
+
+    group_state = ("step",)
+    """What the groups remember between steps."""
+
+    def __init__(self, params: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__([{**group, "step": 0} for group in params], **options)
+
+    @override
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update; the first one only initialises the preconditioner."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param in self.state:
+                    _fold(self.state[param], group)
+        loss = super().step(closure)
+        for state in self.state.values():
+            _unfold(state)
+        return loss
+
+
+def _unfold(state: dict[str, Any]) -> None:
+    for name in ("GG", "Q"):
+        for dim, matrix in enumerate(state.pop(name, [])):
+            if len(matrix):
+                state[f"{name}.{dim}"] = matrix
+    state.pop("precondition_frequency", None)
+    state.pop("shampoo_beta", None)
+
+
+def _fold(state: dict[str, Any], group: dict[str, Any]) -> None:
+    shape = state["exp_avg"].size()
+    if group["merge_dims"] and len(shape) != 1:
+        shape = merge_small_dims(shape, group["max_precondition_dim"])
+    for name in ("GG", "Q"):
+        state[name] = [state.pop(f"{name}.{dim}", []) for dim in range(len(shape))]
+    beta = group["shampoo_beta"]
+    state["shampoo_beta"] = group["betas"][1] if beta is None else beta
+    state["precondition_frequency"] = group["precondition_frequency"]

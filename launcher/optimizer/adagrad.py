@@ -1,0 +1,62 @@
+"""Adagrad from torch.optim: the reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Adagrad(OptimizerOption):
+    """Steps shrink with the sum of all squared gradients so far.
+
+    Source: Duchi et al. 2011, JMLR 12, figure 1, diagonal form.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"eps", "lr_decay"}
+
+    kind: Literal["adagrad"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    lr_decay: float = Field(ge=0)
+    """The learning rate is divided by 1 + lr_decay times the steps done."""
+    initial_accumulator_value: float = Field(ge=0)
+    """What the sum of squared gradients starts from."""
+    eps: float = Field(ge=0)
+    """Added to the root of the sum."""
+    implementation: Literal["auto", "fused", "foreach", "loop"]
+    """`auto` takes what the device has, fused first, and says so in the log."""
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Torch's Adagrad."""
+        import torch
+
+        from launcher.optimizer._implementation import choose
+        from launcher.optimizer._param_groups import param_groups
+
+        groups = param_groups(module, self)
+        walk = choose(
+            self.implementation,
+            groups,
+            device_type,
+            kind=self.kind,
+            fused=frozenset({"cpu"}),
+            fuses_sharded=False,
+        )
+        return torch.optim.Adagrad(
+            groups,
+            lr=self.lr,
+            lr_decay=self.lr_decay,
+            weight_decay=self.weight_decay,
+            initial_accumulator_value=self.initial_accumulator_value,
+            eps=self.eps,
+            **walk,
+        )

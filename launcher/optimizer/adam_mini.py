@@ -1,0 +1,60 @@
+"""Adam-mini, our own.
+
+The authors' package tells blocks apart by names fixed in its code, asks torch.cuda rather than the
+process group how many ranks there are, and prints; its arithmetic is kept here and tested against
+it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption, Pattern
+from launcher.optimizer._fields import Beta
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class AdamMini(OptimizerOption):
+    """AdamW with one second moment per block: half of Adam's state.
+
+    Blocks: a head of the query and key projections; a row of every other matrix (a token of
+        embeddings and head, an output neuron elsewhere); a whole vector; each element of a bias.
+
+    Source: Zhang et al. 2024, arXiv:2406.16793, algorithms 1 and 3, and its package adam-mini
+    1.1.1.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
+
+    kind: Literal["adam_mini"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of the blocks' mean squares."""
+    eps: float = Field(ge=0)
+    """Added to the root of the second moment."""
+    query_key: tuple[Pattern, ...]
+    """Patterns of query and key matrices. Unlike other patterns they need not match anything."""
+    head_dim: int | None = Field(gt=0)
+    """Rows of a query or key matrix that make a head; null to ask the model's config."""
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Adam-mini over the module's groups."""
+        from launcher.optimizer._adam_mini import BlockwiseAdamW, block_rows
+        from launcher.optimizer._param_groups import param_groups
+
+        return BlockwiseAdamW(
+            param_groups(module, self),
+            block_rows(module, query_key=self.query_key, head_dim=self.head_dim),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+        )

@@ -1,0 +1,73 @@
+"""TensorFlow's AdamWeightDecay, as Transformers had it: our own, as torch has no such thing.
+
+What `include_in_weight_decay` and `exclude_from_weight_decay` were are `groups.decay` and
+`groups.no_decay` here, the former winning as it did there. `create_optimizer` excluded norms and
+biases by name; `groups.no_decay_types` does so by type. With `groups.no_decay_types: []` everything
+decays, which was the class's own default.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption
+from launcher.optimizer._fields import Beta
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class AdamWeightDecay(OptimizerOption):
+    """Adam with decoupled weight decay and clipping, as in TensorFlow.
+
+    Decay comes before the update; epsilon is added to the uncorrected root of the second moment.
+
+    Source: transformers 4.37, `optimization_tf.py`, over Keras' legacy Adam; Kingma & Ba 2014,
+        arXiv:1412.6980, end of section 2.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
+
+    kind: Literal["adam_weight_decay"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+    eps: float = Field(ge=0)
+    """Added to the root of the second moment, before bias correction."""
+    amsgrad: bool
+    """Divide by the largest second moment so far."""
+    clip_value: float | None = Field(gt=0)
+    """Limit of the absolute value of each gradient element; null for none."""
+    clip_norm: float | None = Field(gt=0)
+    """Limit of the 2-norm of each parameter's gradient; null for none."""
+    global_clip_norm: float | None = Field(gt=0)
+    """Limit of the 2-norm over all gradients; null for none."""
+
+    @model_validator(mode="after")
+    def _one_norm(self) -> Self:
+        if self.clip_norm is not None and self.global_clip_norm is not None:
+            raise ValueError("clip_norm and global_clip_norm: set only one")
+        return self
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """AdamWeightDecay over the module's groups."""
+        from launcher.optimizer._adam_weight_decay import TensorFlowAdamW
+        from launcher.optimizer._param_groups import param_groups
+
+        return TensorFlowAdamW(
+            param_groups(module, self),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            amsgrad=self.amsgrad,
+            clip_value=self.clip_value,
+            clip_norm=self.clip_norm,
+            global_clip_norm=self.global_clip_norm,
+        )

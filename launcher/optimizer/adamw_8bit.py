@@ -1,0 +1,14 @@
+"""8-bit AdamW: bitsandbytes on CUDA, whose kernels are fastest, torchao elsewhere."""
+
+from typing import Literal
+
+from launcher.optimizer._eight_bit import EightBitAdam
+
+
+class AdamW8bit(EightBitAdam):
+    """AdamW with moments in 8 bits: a quarter of the state.
+
+    Source: Dettmers et al. 2021, arXiv:2110.02861.
+    """
+
+    kind: Literal["adamw_8bit"]

@@ -1,0 +1,83 @@
+"""APOLLO, our own.
+
+The authors' package keeps the projection as a Python object in the optimizer's state, which cannot
+be saved without pickle, and installs bitsandbytes; pytorch-optimizer's class of that name scales
+the projected gradient instead of the gradient. The arithmetic of the authors' package is kept, and
+tested against it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption, Pattern
+from launcher.optimizer._fields import Beta
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class APOLLO(OptimizerOption):
+    """Gradients scaled by what AdamW does to their low-rank image.
+
+    Hidden matrices are treated so (rule in `_hidden.py`), the rest is trained by AdamW.
+
+    Source: Zhu et al. 2024, arXiv:2412.05270, algorithm 1, and its package apollo-torch 1.0.3.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
+
+    kind: Literal["apollo"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+    eps: float = Field(ge=0)
+    """Added to the root of the second moment."""
+    rank: int = Field(ge=1)
+    """Dims of the low-rank space."""
+    update_every: int = Field(ge=1)
+    """Optimizer steps between new projections."""
+    scale: float = Field(gt=0)
+    """Its root multiplies the updates; of the order of a matrix's width over the rank."""
+    scaling: Literal["channel", "tensor"]
+    """One factor per channel, or per matrix (APOLLO-Mini, with rank 1)."""
+    projection: Literal["random", "svd"]
+    """`random` depends on a parameter's name and the step alone; `svd` follows the gradient."""
+    growth_limit: float | None = Field(gt=1)
+    """Most that an update's norm may grow in a step, as a factor; null for any."""
+    side: Literal["std", "reverse_std", "left", "right"]
+    """Which dim of a matrix is projected: `std` its shorter one, `reverse_std` its longer one."""
+    matrices: tuple[Pattern, ...]
+    """Patterns of two-dimensional parameters outside the blocks that are projected too."""
+    not_matrices: tuple[Pattern, ...]
+    """Patterns of parameters that are not projected."""
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """APOLLO over the module's groups."""
+        from launcher.optimizer._hidden import hidden_matrices
+        from launcher.optimizer._low_rank import APOLLOAdamW
+        from launcher.optimizer._param_groups import param_groups, parameters
+
+        hidden = hidden_matrices(module, matrices=self.matrices, not_matrices=self.not_matrices)
+        return APOLLOAdamW(
+            param_groups(module, self),
+            hidden,
+            names={p.param: p.names[0] for p in parameters(module) if p.param in hidden},
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            rank=self.rank,
+            update_every=self.update_every,
+            scale=self.scale,
+            scaling=self.scaling,
+            random=self.projection == "random",
+            growth_limit=self.growth_limit,
+            side=self.side,
+        )

@@ -1,0 +1,71 @@
+"""GaLore, our own.
+
+The authors' package (last released in 2024) and pytorch-optimizer keep the projection as a Python
+object in the optimizer's state, which cannot be saved without pickle, and the former installs
+bitsandbytes. The arithmetic of the authors' package is kept, and tested against it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption, Pattern
+from launcher.optimizer._fields import Beta
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class GaLore(OptimizerOption):
+    """AdamW whose moments live in a low-rank space of the gradients.
+
+    Hidden matrices are projected (rule in `_hidden.py`), the rest is trained by AdamW.
+
+    Source: Zhao et al. 2024, arXiv:2403.03507, algorithm 2, and its package galore-torch 1.0.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
+
+    kind: Literal["galore"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+    eps: float = Field(ge=0)
+    """Added to the root of the second moment."""
+    rank: int = Field(ge=1)
+    """Dims of the low-rank space."""
+    update_every: int = Field(ge=1)
+    """Optimizer steps between new projections, each a singular value decomposition per matrix."""
+    scale: float = Field(gt=0)
+    """Factor on the projected updates."""
+    side: Literal["std", "reverse_std", "left", "right"]
+    """Which dim of a matrix is projected: `std` its shorter one, `reverse_std` its longer one."""
+    matrices: tuple[Pattern, ...]
+    """Patterns of two-dimensional parameters outside the blocks that are projected too."""
+    not_matrices: tuple[Pattern, ...]
+    """Patterns of parameters that are not projected."""
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """GaLore over the module's groups."""
+        from launcher.optimizer._hidden import hidden_matrices
+        from launcher.optimizer._low_rank import GaLoreAdamW
+        from launcher.optimizer._param_groups import param_groups
+
+        return GaLoreAdamW(
+            param_groups(module, self),
+            hidden_matrices(module, matrices=self.matrices, not_matrices=self.not_matrices),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            rank=self.rank,
+            update_every=self.update_every,
+            scale=self.scale,
+            side=self.side,
+        )

@@ -1,0 +1,98 @@
+"""Muon from torch.optim: maintained with torch, and the reference of its field.
+
+Muon is for hidden matrices; the rest is trained by torch's AdamW. Which parameter goes where is
+told by the rule in `_hidden.py`: two-dimensional parameters inside numbered blocks are hidden
+matrices; embeddings, the head, vectors and stacked experts are not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption, Pattern
+from launcher.optimizer._fields import Beta
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Muon(OptimizerOption):
+    """Orthogonalised momentum for hidden matrices, AdamW for the rest.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; `match_rms_adamw` is Liu
+        et al. 2025, arXiv:2502.16982, eq. 4.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {
+        "momentum",
+        "nesterov",
+        "betas",
+    }
+
+    kind: Literal["muon"]
+    lr: float = Field(gt=0)
+    """Peak learning rate of the hidden matrices; the schedule scales it."""
+    momentum: Beta
+    """How much of the running mean of gradients is kept."""
+    nesterov: bool
+    """Look ahead along the momentum."""
+    ns_steps: int = Field(ge=1, lt=100)
+    """Newton-Schulz iterations that orthogonalise the momentum."""
+    adjust_lr: Literal["original", "match_rms_adamw"]
+    """How a matrix's shape scales its learning rate: `original` by sqrt(max(1, rows / columns)),
+    `match_rms_adamw` by 0.2 sqrt(max(rows, columns)), after which rates tuned for AdamW fit."""
+    adamw_lr: float = Field(gt=0)
+    """Peak learning rate of the rest; the schedule scales it in the same measure."""
+    betas: tuple[Beta, Beta]
+    """AdamW's decay of the running mean of gradients and of their squares."""
+    eps: float = Field(ge=0)
+    """Added to the root of AdamW's second moment."""
+    matrices: tuple[Pattern, ...]
+    """Patterns of two-dimensional parameters outside the blocks that count as hidden matrices."""
+    not_matrices: tuple[Pattern, ...]
+    """Patterns of parameters that do not."""
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Torch's Muon and AdamW as one optimizer."""
+        import torch
+
+        from launcher.optimizer._hidden import hidden_matrices, split
+        from launcher.optimizer._implementation import choose
+        from launcher.optimizer._pair import Pair
+        from launcher.optimizer._param_groups import param_groups
+
+        hidden = hidden_matrices(module, matrices=self.matrices, not_matrices=self.not_matrices)
+        matrices = split(param_groups(module, self), hidden.__contains__, "muon")
+        others = split(
+            param_groups(module, self.model_copy(update={"lr": self.adamw_lr})),
+            lambda param: param not in hidden,
+            "adamw",
+        )
+        for group in others:
+            # The engine multiplies one schedule, that of the hidden matrices' peak.
+            group["lr_scale"] = group["lr"] / self.lr
+        muon = torch.optim.Muon(
+            matrices,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            ns_steps=self.ns_steps,
+            adjust_lr_fn=self.adjust_lr,
+        )
+        if not others:
+            return muon
+        adamw = torch.optim.AdamW(
+            others,
+            lr=self.adamw_lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            **choose("auto", others, device_type, kind="muon's AdamW"),
+        )
+        return Pair(muon, adamw)

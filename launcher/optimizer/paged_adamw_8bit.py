@@ -1,0 +1,16 @@
+"""Paged 8-bit AdamW from bitsandbytes, which alone has paged state."""
+
+from typing import ClassVar, Literal
+
+from launcher.optimizer._eight_bit import EightBitAdam
+
+
+class PagedAdamW8bit(EightBitAdam):
+    """AdamW with moments in 8 bits that move to the host when the GPU is full.
+
+    Source: Dettmers et al. 2023, arXiv:2305.14314, section 3.
+    """
+
+    paged: ClassVar[bool] = True
+
+    kind: Literal["paged_adamw_8bit"]

@@ -1,0 +1,80 @@
+"""SOAP from pytorch-optimizer.
+
+Its authors' code is a single file without releases; of the packages that carry SOAP,
+pytorch-optimizer is tested, typed and released monthly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption
+from launcher.optimizer._extras import require
+from launcher.optimizer._fields import Beta
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class SOAP(OptimizerOption):
+    """Adam in the slowly turning eigenbasis of Shampoo's preconditioner.
+
+    Its first step only measures: it changes no weight.
+
+    Source: Vyas et al. 2024, arXiv:2409.11321, algorithm 3.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
+
+    kind: Literal["soap"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+    shampoo_beta: float | None = Field(ge=0, lt=1)
+    """Decay of the preconditioner; null for the second beta."""
+    eps: float = Field(ge=0)
+    """Added to the root of the second moment."""
+    precondition_frequency: int = Field(ge=1)
+    """Optimizer steps between updates of the eigenbasis."""
+    max_precondition_dim: int = Field(ge=1)
+    """Longer dims are not preconditioned: the basis of a dim of n elements has n × n."""
+    merge_dims: bool
+    """Merge small dims before preconditioning."""
+    precondition_1d: bool
+    """Precondition vectors too."""
+    correct_bias: bool
+    """Adam's bias correction."""
+    normalize_gradient: bool
+    """Scale each update to a root mean square of 1."""
+
+    @override
+    def preflight(self) -> None:
+        """See that pytorch-optimizer is installed."""
+        require("pytorch_optimizer", extra="soap", kind=self.kind)
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """SOAP of pytorch-optimizer."""
+        self.preflight()
+        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._soap import PortableSOAP
+
+        return PortableSOAP(
+            param_groups(module, self),
+            lr=self.lr,
+            betas=self.betas,
+            shampoo_beta=self.shampoo_beta,
+            weight_decay=self.weight_decay,
+            precondition_frequency=self.precondition_frequency,
+            max_precondition_dim=self.max_precondition_dim,
+            merge_dims=self.merge_dims,
+            precondition_1d=self.precondition_1d,
+            correct_bias=self.correct_bias,
+            normalize_gradient=self.normalize_gradient,
+            eps=self.eps,
+        )
