@@ -1,8 +1,8 @@
 """Composes a config: Hydra merges, here every value's origin is kept and every problem collected.
 
-Private names of Hydra that this package leans on, each present in 1.3.8 and 1.4: `ConfigLoaderImpl` with
-`_compose_config_from_defaults_list` and `_apply_overrides_to_config`, `FileConfigSource` (hydra_ext),
-`BasicSweeper.split_arguments` (door), `get_args` (multirun). tests/config/test_hydra_names.py watches them.
+Private names of Hydra that this package leans on, each present in 1.3.8 and 1.4:
+`ConfigLoaderImpl` with `_compose_config_from_defaults_list` and `_apply_overrides_to_config`,
+`FileConfigSource` (hydra_ext), `BasicSweeper.split_arguments` (door), `get_args_parser` (multirun).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from launcher.config import diagnose, hydra_ext
-from launcher.config.interpolation import resolved
+from launcher.config.interpolation import escaped, resolved
 from launcher.config.paths import CONF
 from launcher.config.problems import leaves
 from launcher.config.provenance import COMMAND_LINE, TARGET, ConfigFile, Origin, Origins
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
 
-# What Hydra, OmegaConf and YAML raise for what a user may write. Hydra guards some of its inputs with bare
-# assertions and lets the built-in errors of its own slips through; a fuzzer collected them.
+# What Hydra, OmegaConf and YAML raise for what a user may write. Hydra guards some of its inputs
+# with bare assertions and lets the built-in errors of its own slips through.
 COMPOSITION_ERRORS = (
     HydraException,
     OmegaConfBaseException,
@@ -64,7 +64,7 @@ class Composed:
     origins: tuple[Origin, ...]
 
     def why(self, key: str) -> list[Origin]:
-        """Every writer of a key, of something it is part of, or of something in it; the last one won."""
+        """Every writer of a key, of what it is part of, or of something in it; the last one won."""
         return [
             origin
             for origin in self.origins
@@ -83,7 +83,7 @@ class Composed:
         return {key: self.origin(key) for key, _ in leaves(self.mapping)}
 
 
-class Loader(ConfigLoaderImpl):
+class Loader(ConfigLoaderImpl):  # type: ignore[misc] # Hydra types only its public names
     """Hydra's loader, remembering which files it composed from, in the order of merging."""
 
     read: Sequence[tuple[str, ConfigFile]] = ()
@@ -96,11 +96,12 @@ class Loader(ConfigLoaderImpl):
             for default, result in loaded
             if not result.path.startswith(("pkg://hydra", "structured://"))
         ]
-        return super()._compose_config_from_defaults_list(defaults=defaults, repo=repo)
+        cfg: DictConfig = super()._compose_config_from_defaults_list(defaults=defaults, repo=repo)
+        return cfg
 
     def compose(self, config_name: str, words: Sequence[str]) -> DictConfig:
-        """Merge the files that a primary config and words of groups choose, without the `hydra` node."""
-        cfg = self.load_configuration(config_name, list(words), RunMode.RUN)
+        """Merge the files that primary config and words of groups choose; no `hydra` node."""
+        cfg: DictConfig = self.load_configuration(config_name, list(words), RunMode.RUN)
         with open_dict(cfg):
             del cfg["hydra"]
         return cfg
@@ -144,18 +145,59 @@ def compose_leniently(
             origins.add_file(file, package)
         apply(words, cfg, problems, origins, loader)
         mapping = resolved(cfg, problems)
-    problems += [
-        Problem(target.key, f"a config cannot name code to run: {TARGET} is not allowed", str(target))
-        for target in origins.targets
-    ]
-    composed = Composed(mapping, tuple(origins.written))
-    return composed, problems
+    return Composed(mapping, tuple(origins.written)), problems + _named_code(origins)
+
+
+def recompose(
+    stored: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[Composed, list[Problem]]:
+    """Apply overrides to a resolved config: what `resume` does.
+
+    A word that names a group's option takes the group from a new composition; all else stays.
+
+    Returns:
+        The new config without the words that are wrong, and what is wrong with them.
+    """
+    with hydra_ext.search_path_of(()), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loader = make_loader()
+        words, problems = parsed(overrides)
+        for word in list(words):
+            if problem := diagnose.not_on_resume(word):
+                problems.append(problem)
+                words.remove(word)
+        fresh = _merged(loader, "config", words, problems)
+        cfg = OmegaConf.create(escaped(stored))
+        origins = Origins()
+        for package, file in loader.read:
+            origins.add_file(file, package)
+        for word in words:
+            if fresh is not None and chooses_group(word, loader):
+                cfg[word.key_or_group] = fresh[word.key_or_group]
+        OmegaConf.set_struct(cfg, value=True)
+        apply(words, cfg, problems, origins, loader)
+        mapping = resolved(cfg, problems)
+    return Composed(mapping, tuple(origins.written)), problems + _named_code(origins)
 
 
 def make_loader() -> Loader:
     """A loader over the search path of the current context (`hydra_ext.search_path_of`)."""
-    with initialize_config_dir(str(CONF), job_name="trainctl", **hydra_ext.base()):
-        return Loader(GlobalHydra.instance().config_loader().get_search_path())
+    running = GlobalHydra.instance()
+    outer, running.hydra = running.hydra, None  # a job of hydra.main composes inside it
+    try:
+        with initialize_config_dir(str(CONF), job_name="trainctl", **hydra_ext.base()):
+            return Loader(GlobalHydra.instance().config_loader().get_search_path())
+    finally:
+        running.hydra = outer
+
+
+def _named_code(origins: Origins) -> list[Problem]:
+    return [
+        Problem(
+            target.key, f"a config cannot name code to run: {TARGET} is not allowed", str(target)
+        )
+        for target in origins.targets
+    ]
 
 
 def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
@@ -177,7 +219,7 @@ def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
 
 
 def chooses_group(word: Override, loader: Loader) -> bool:
-    """Whether a word chooses the option of a group (or speaks to Hydra itself) and sets no value."""
+    """Whether a word chooses a group's option, or speaks to Hydra itself, and sets no value."""
     if word.is_hydra_override():
         return True
     is_group = word.key_or_group in {*GROUPS, "recipe"} or loader.repository.group_exists(
@@ -189,7 +231,7 @@ def chooses_group(word: Override, loader: Loader) -> bool:
 def _merged(
     loader: Loader, config_name: str, words: list[Override], problems: list[Problem]
 ) -> DictConfig | None:
-    """Hydra's merge of all files; words that it cannot follow are taken out of `words` into `problems`."""
+    """Hydra's merge of all files; a word it cannot follow leaves `words` and is a problem."""
     chosen = []
     for word in [word for word in words if chooses_group(word, loader)]:
         if problem := diagnose.bad_option(word, loader):

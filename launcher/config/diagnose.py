@@ -1,4 +1,4 @@
-"""Turns what Hydra, OmegaConf and YAML complain about into problems: which word or line, what is wrong, what to do."""
+"""Hydra's, OmegaConf's and YAML's complaints as problems: which word or line, what, what to do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def unparsable(word: str, error: BaseException) -> Problem:
     if not equals and re.fullmatch(r"[\w./@-]+", word):
         return Problem(key, f"has no value; write {key}=VALUE", origin)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("See https", "Error parsing override", "^"))]
+    lines = [
+        line for line in lines if not line.startswith(("See https", "Error parsing override", "^"))
+    ]
     why = lines[0] if lines else type(error).__name__
     return Problem(
         "",
@@ -57,23 +59,40 @@ def sweep(word: str, parsed: Override) -> Problem:
     )
 
 
+def not_on_resume(word: Override) -> Problem | None:
+    """A word that can only begin a run."""
+    key = word.key_or_group
+    if key == "recipe" or word.is_hydra_override():
+        message = "can only be given when a run starts; name the settings that should change"
+    elif key in GROUPS and word.is_delete():
+        message = "a run needs every group; choose another option instead"
+    else:
+        return None
+    return Problem(key, message, _said_by(word))
+
+
 def bad_option(word: Override, loader: Loader) -> Problem | None:
     """What is wrong with the choice of a group's option, as far as the word alone tells."""
     group, value = word.key_or_group, word.value()
-    if word.is_hydra_override() and "." in group:
-        return None
-    origin = _said_by(word)
-    if word.is_delete() and value is None:
+    speaks_to_hydra = word.is_hydra_override() and "." in group
+    if speaks_to_hydra or (word.is_delete() and value is None):
         return None
     if value is None:
-        return Problem(group, f"needs an option; ~{group} leaves the group out", origin)
-    if not isinstance(value, str):
-        return Problem(group, f"takes the name of one option, but is {value!r}", origin)
-    if word.is_force_add():
-        return Problem(group, f"is a group; write {group}={value}", origin)
-    if ".." in value.split("/") or value.startswith("_") or not loader.repository.config_exists(f"{group}/{value}"):
-        return Problem(group, _no_option(group, value, loader), origin)
-    return None
+        message = f"needs an option; ~{group} leaves the group out"
+    elif not isinstance(value, str):
+        message = f"takes the name of one option, but is {value!r}"
+    elif word.is_force_add():
+        message = f"is a group; write {group}={value}"
+    elif _hidden(value) or not loader.repository.config_exists(f"{group}/{value}"):
+        message = _no_option(group, value, loader)
+    else:
+        return None
+    return Problem(group, message, _said_by(word))
+
+
+def _hidden(option: str) -> bool:
+    """Whether a name leads out of its group, or to a part that only other files include."""
+    return any(part == ".." or part.startswith("_") for part in option.split("/"))
 
 
 def _no_option(group: str, value: str, loader: Loader) -> str:
@@ -205,9 +224,8 @@ def _bad_item(item: yaml.Node, folder: str, loader: Loader) -> Iterator[str]:
         *keywords, place = key.value.split(" ")
         for keyword in keywords:
             if keyword not in {"override", "optional"}:
-                yield (
-                    f"{keyword!r} is no keyword{did_you_mean(closest(keyword, ['override', 'optional']))}"
-                )
+                hint = did_you_mean(closest(keyword, ["override", "optional"]))
+                yield f"{keyword!r} is no keyword{hint}"
         name = place.partition("@")[0]
         group = name.removeprefix("/") if name.startswith("/") or not folder else f"{folder}/{name}"
         if not loader.repository.group_exists(group):
@@ -225,10 +243,17 @@ def _bad_item(item: yaml.Node, folder: str, loader: Loader) -> Iterator[str]:
 
 
 def _first_lines(error: BaseException) -> str:
-    """What an exception of Hydra says, and its cause, without the advice that does not apply here."""
+    """What an exception of Hydra says, without the advice that does not apply here."""
     texts = [str(error), str(error.__cause__ or "")]
     lines = [line.strip() for text in texts for line in text.splitlines()]
-    useful = [line for line in lines if line and not line.startswith(("full_key", "object_type", "To append", "Config search path", "See https"))]
+    useful = [
+        line
+        for line in lines
+        if line
+        and not line.startswith(
+            ("full_key", "object_type", "To append", "Config search path", "See https")
+        )
+    ]
     return ": ".join(useful[:2]) or type(error).__name__
 
 

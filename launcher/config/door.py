@@ -1,14 +1,14 @@
-"""The one door between the two worlds: command line and YAML on this side, a RunConfig on the other."""
+"""The one door between two worlds: words and YAML on this side, a RunConfig on the other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from launcher.config import diagnose, hydra_ext, rules
 from launcher.config.compose import COMPOSITION_ERRORS, Composed, compose_leniently, make_loader
@@ -76,18 +76,29 @@ def validated(composed: Composed, problems: Sequence[Problem] = ()) -> Checked:
         if not found:
             return Checked(config, composed)
     raise ConfigError(
-        [p if p.origin else replace(p, origin=composed.origin(p.key) if p.key else "") for p in found]
+        [
+            p if p.origin else replace(p, origin=composed.origin(p.key) if p.key else "")
+            for p in found
+        ]
     )
 
 
-def jobs(overrides: Sequence[str]) -> list[list[str]]:
+def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[list[str]]:
     """The overrides of every job of a multirun: the grid that Hydra's basic sweeper makes.
+
+    Args:
+        overrides: Words in Hydra's grammar, some with several values.
+        config_dirs: The user's folders; `optimizer=glob(*)` looks options up.
+
+    Returns:
+        Empty when another sweeper is chosen: which jobs it will start, only it knows.
 
     Raises:
         ConfigError: A word is not in the grammar, or has values that cannot be listed.
     """
-    parser = OverridesParser.create(make_loader_here())
-    words: list[Any] = []
+    with hydra_ext.search_path_of(config_dirs):
+        parser = OverridesParser.create(make_loader())
+    words: list[Override] = []
     problems = []
     for word in overrides:
         try:
@@ -96,6 +107,8 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
             problems.append(diagnose.unparsable(word, error))
     if problems:
         raise ConfigError(problems)
+    if any(word.key_or_group == "hydra/sweeper" and word.value() != "basic" for word in words):
+        return []
     try:
         [grid] = BasicSweeper.split_arguments(words, max_batch_size=None)
     except COMPOSITION_ERRORS as error:
@@ -103,7 +116,23 @@ def jobs(overrides: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in grid]
 
 
-def make_loader_here() -> Any:
-    """Globs such as `optimizer=glob(*)` look options up."""
-    with hydra_ext.search_path_of(()):
-        return make_loader()
+def checked_jobs(
+    overrides: Sequence[str],
+    config_name: str = "config",
+    config_dirs: Sequence[str | Path] = (),
+) -> list[Checked]:
+    """Every job of a multirun, checked before the first one starts.
+
+    Raises:
+        ConfigError: What is wrong with any of them; a problem that several share is told once.
+    """
+    passed = []
+    problems: dict[Problem, None] = {}
+    for job in jobs(overrides, config_dirs):
+        try:
+            passed.append(checked(job, config_name, config_dirs))
+        except ConfigError as error:
+            problems.update(dict.fromkeys(error.problems))
+    if problems:
+        raise ConfigError(list(problems))
+    return passed

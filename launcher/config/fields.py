@@ -18,7 +18,7 @@ from launcher.errors import ConfigError
 def settings_at(
     root: type[BaseModel], mapping: Any, parts: Sequence[str | int]
 ) -> type[BaseModel] | None:
-    """The class that validates what stands under a key; None when none does, or its kind is unknown.
+    """The class that validates what stands under a key; None when there is none, or no such kind.
 
     Args:
         root: The class of the whole config.
@@ -38,7 +38,7 @@ def settings_at(
 
 
 def field_at(root: type[BaseModel], mapping: Any, key: str) -> FieldInfo | None:
-    """The field that a dotted key names; None for what is below a field that takes free mappings or lists."""
+    """The field that a dotted key names; None for what is inside a free mapping or a list."""
     *parents, last = key.split(".")
     settings = settings_at(root, mapping, parents)
     return settings.model_fields.get(last) if settings else None

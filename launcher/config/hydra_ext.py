@@ -1,8 +1,9 @@
 """What trainctl adds to Hydra: where YAML is looked for, and recipes/ shown as the group `recipe`.
 
-First match wins: the user's folders, conf/, recipes/, then what installed packages bring by entry points of the
-group `trainctl.conf` (a Python package that holds YAML). Unlike Hydra's own --config-dir, a user's folder stands
-before the packaged one, so that its files may replace packaged ones.
+First match wins: the user's folders, conf/, recipes/, then what installed packages bring by entry
+points of the group `trainctl.conf` (a Python package that holds YAML). Unlike Hydra's own
+--config-dir, a user's folder stands before the packaged one, so that its files may replace packaged
+ones.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class RecipeSource(ConfigSource):
 
     def __init__(self, provider: str, path: str) -> None:
         super().__init__(provider, path)
-        self._files = FileConfigSource(provider, f"file://{self.path}")
+        self._files: ConfigSource = FileConfigSource(provider, f"file://{self.path}")
 
     @staticmethod
     @override

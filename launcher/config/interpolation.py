@@ -1,4 +1,4 @@
-"""Plain aliases `${a.b}` are resolved; anything that would compute, or ask the world, is refused."""
+"""Plain aliases `${a.b}` are resolved; what would compute, or ask the world, is refused."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ def resolved(cfg: DictConfig, problems: list[Problem]) -> dict[str, Any]:
     for path in bad:
         _put_none(raw, path)
     return _plain(OmegaConf.to_container(OmegaConf.create(raw), resolve=True))
+
+
+def escaped(value: Any) -> Any:
+    """Resolved values, so that resolving them again leaves them as they are."""
+    if isinstance(value, Mapping):
+        return {key: escaped(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [escaped(child) for child in value]
+    return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
 def _texts(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:

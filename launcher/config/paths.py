@@ -1,4 +1,4 @@
-"""Where the packaged YAML lives: inside the package in a wheel, beside it in a checkout or editable install."""
+"""Where the packaged YAML lives: in the package in a wheel, beside it in a checkout."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ RECIPES = _folder("recipes")
 
 
 def shown(path: Path) -> str:
-    """A path as messages show it: packaged files from `conf/` on, the user's from the current folder on."""
+    """A path for messages: packaged files from `conf/` on, others from the current folder on."""
     for folder in (CONF, RECIPES):
         if path.is_relative_to(folder):
             return str(path.relative_to(folder.parent))

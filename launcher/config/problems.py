@@ -139,10 +139,12 @@ def _shown(value: Any) -> str:
 
 
 def _joined(messages: Sequence[str]) -> str:
-    """The branches of a union complain one by one: `must be a valid integer or a valid number, but is …`."""
+    """One message from the branches of a union: `must be a valid integer or a valid number`."""
     unique = list(dict.fromkeys(messages))
     heads = [message.partition(", but is ") for message in unique]
-    if len({tail for _, _, tail in heads}) == 1 and all(h.startswith("must be ") for h, _, _ in heads):
+    if len({tail for _, _, tail in heads}) == 1 and all(
+        h.startswith("must be ") for h, _, _ in heads
+    ):
         wanted = " or ".join(head.removeprefix("must be ") for head, _, _ in heads)
         return f"must be {wanted}, but is {heads[0][2]}"
     return "; ".join(unique)

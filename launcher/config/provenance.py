@@ -1,4 +1,4 @@
-"""Where every value came from: YAML files read again with line numbers, and words of the command line."""
+"""Where every value came from: lines of YAML files, and words of the command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typing_extensions import override
 
 from launcher.config.paths import shown
 from launcher.config.problems import leaves
@@ -33,6 +34,7 @@ class Origin:
     where: str
     text: str
 
+    @override
     def __str__(self) -> str:
         return f"{self.where}: {self.text}"
 
@@ -113,7 +115,7 @@ class ConfigFile:
 
 
 def _between(lines: Sequence[str], start: yaml.Mark, end: yaml.Mark) -> str:
-    """The text between two marks, without comments behind it. The marks of an alias lie elsewhere."""
+    """The text between two marks, without comments behind it; an alias is marked elsewhere."""
     if end.line <= start.line:
         line = lines[start.line]
         return line[start.column : end.column] if end.line == start.line else line.strip()
@@ -121,10 +123,8 @@ def _between(lines: Sequence[str], start: yaml.Mark, end: yaml.Mark) -> str:
     return "\n".join([lines[start.line][start.column :], *lines[start.line + 1 : end.line], last])
 
 
-def _yaml_leaves(
-    node: yaml.MappingNode, prefix: str
-) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """Dotted key, key node and value node of everything that is not a mapping with something in it."""
+def _yaml_leaves(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """Dotted key, key node and value node of all that is not a mapping with something in it."""
     for key_node, value_node in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]

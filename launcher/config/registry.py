@@ -1,7 +1,7 @@
 """The folder is the registry: a module of `launcher.<group>` is a kind, and needs no other mention.
 
-Packages add kinds by entry points of the group `trainctl.options`, named `<group>.<kind>`, that point at the
-option class. A packaged kind cannot be replaced.
+Packages add kinds by entry points of the group `trainctl.options`, named `<group>.<kind>`, that
+point at the option class. A packaged kind cannot be replaced.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _added(group: str) -> dict[str, EntryPoint]:
 
 @cache
 def _entry_points(_path: tuple[str, ...]) -> dict[str, dict[str, EntryPoint]]:
-    """Entry points by group and kind. Looking through every installed package is slow: once per sys.path."""
+    """Entry points by group and kind; slow to find, so only looked for once per sys.path."""
     found: dict[str, dict[str, EntryPoint]] = {}
     for entry_point in entry_points(group=ENTRY_POINTS):
         group, _, kind = entry_point.name.partition(".")
@@ -92,7 +92,7 @@ def _only_option(group: str, module_name: str) -> type[Option]:
 
 
 def _loaded(group: str, entry_point: EntryPoint) -> type[Option]:
-    """The class an entry point names; whatever a stranger's package does wrong is said with its name."""
+    """The class an entry point names; what is wrong with a stranger's package is said."""
     package = entry_point.dist.name if entry_point.dist else entry_point.value
     where = f"the package {package} adds {group}={entry_point.name.partition('.')[2]}"
     try:

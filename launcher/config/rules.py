@@ -9,8 +9,8 @@ from launcher.config.schema import RunConfig
 from launcher.contracts import BatchPlan, Horizon
 from launcher.errors import DataError, Problem
 
-# A schedule may count in epochs, and how many steps an epoch has is known only with the data. What is wrong
-# however short or long it is, is wrong now.
+# A schedule may count in epochs, and how many steps an epoch has is known only with the data. What
+# is wrong however short or long it is, is wrong now.
 _EPOCHS_IN_STEPS = (1e-3, 1e9)
 
 
@@ -47,12 +47,13 @@ def single_is_one_rank(config: RunConfig) -> Iterator[Problem]:
     ranks = config.launch.ranks
     if config.parallelism.kind == "single" and ranks != 1:
         yield Problem(
-            "parallelism.kind", f"single is one process, but launch={config.launch.kind} starts {ranks}"
+            "parallelism.kind",
+            f"single is one process, but launch={config.launch.kind} starts {ranks}",
         )
 
 
 def schedule_fits(config: RunConfig) -> Iterator[Problem]:
-    """The schedule must fit the run and the optimizer, as far as the size of the data does not matter."""
+    """The schedule must fit run and optimizer, as far as the size of the data does not matter."""
     plan = _plan(config)
     if isinstance(plan, ValueError):
         return

@@ -19,8 +19,8 @@ from launcher.contracts import (
     LaunchOption,
     LoggingOption,
     ModelOption,
-    Option,
     OptimizerOption,
+    Option,
     ParallelismOption,
     PrecisionOption,
     SchedulerOption,
@@ -47,7 +47,7 @@ def _reader(group: str) -> Callable[[Any], Option]:
             raise PydanticCustomError(
                 "option", "{message}", {"key": problem.key, "message": problem.message}
             ) from error
-        # JSON mode is the strict one that config.json will meet again: arrays are tuples, text is no number.
+        # JSON mode is the one that config.json will meet again: arrays are tuples, text no number.
         return option.model_validate_json(json.dumps(value))
 
     return read
@@ -67,7 +67,8 @@ class RunConfig(Settings):
     max_steps: int | None = Field(gt=0)
     """Optimizer steps of the whole run; null leaves its length to max_epochs."""
     max_epochs: float | None = Field(gt=0)
-    """Passes over the training set; null leaves the run's length to max_steps. What comes first ends the run."""
+    """Passes over the training set; null leaves the run's length to max_steps. What comes first
+    ends the run."""
     max_grad_norm: float | None = Field(gt=0)
     """Limit of the 2-norm of all gradients together; null does not clip."""
     max_grad_value: float | None = Field(gt=0)
@@ -79,7 +80,7 @@ class RunConfig(Settings):
     log_every_steps: int = Field(gt=0)
     """Write a row of metrics after every so many steps."""
     on_nonfinite: Literal["stop", "skip"]
-    """When loss or gradient norm is not finite: end the run, or leave the weights alone and go on."""
+    """When loss or gradient norm is not finite: end the run, or skip the step and go on."""
     run_root: str = Field(min_length=1, pattern=r"^[^\x00]*$")
     """Folder of all runs, relative to the current one."""
     model: Annotated[SerializeAsAny[ModelOption], PlainValidator(_reader("model")), _GROUP]
@@ -88,11 +89,17 @@ class RunConfig(Settings):
     """What is learned from the documents."""
     data: Annotated[SerializeAsAny[DataOption], PlainValidator(_reader("data")), _GROUP]
     """Where the documents come from."""
-    optimizer: Annotated[SerializeAsAny[OptimizerOption], PlainValidator(_reader("optimizer")), _GROUP]
+    optimizer: Annotated[
+        SerializeAsAny[OptimizerOption], PlainValidator(_reader("optimizer")), _GROUP
+    ]
     """How gradients become updates."""
-    scheduler: Annotated[SerializeAsAny[SchedulerOption], PlainValidator(_reader("scheduler")), _GROUP]
+    scheduler: Annotated[
+        SerializeAsAny[SchedulerOption], PlainValidator(_reader("scheduler")), _GROUP
+    ]
     """How the learning rate moves over the run."""
-    precision: Annotated[SerializeAsAny[PrecisionOption], PlainValidator(_reader("precision")), _GROUP]
+    precision: Annotated[
+        SerializeAsAny[PrecisionOption], PlainValidator(_reader("precision")), _GROUP
+    ]
     """Which number formats are used."""
     accumulation: Annotated[
         SerializeAsAny[AccumulationOption], PlainValidator(_reader("accumulation")), _GROUP

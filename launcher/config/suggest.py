@@ -15,7 +15,7 @@ def edit_distance(a: str, b: str, limit: int) -> int:
         b: The other.
         limit: Where counting stops: a greater distance comes back as `limit + 1`.
 
-    Source: optimal string alignment distance (Damerau 1964, restricted to non-overlapping exchanges).
+    Source: optimal string alignment distance (Damerau 1964, without overlapping exchanges).
     """
     if abs(len(a) - len(b)) > limit:
         return limit + 1
@@ -34,7 +34,7 @@ def edit_distance(a: str, b: str, limit: int) -> int:
 
 
 def closest(word: str, options: Iterable[str], limit: int | None = None) -> list[str]:
-    """The options with the fewest slips to the word; empty when even they have too many to be meant.
+    """The options with the fewest slips to the word; empty when even they have too many.
 
     Args:
         word: What was typed.
@@ -55,8 +55,8 @@ def closest(word: str, options: Iterable[str], limit: int | None = None) -> list
 def closest_keys(key: str, known: Iterable[str]) -> list[str]:
     """The dotted keys that were meant by `key`.
 
-    A key matches with slips in any of its parts, with a dot left out, or, failing that, by its end alone:
-    `lr` finds `optimizer.lr`.
+    A key matches with slips in any of its parts, with a dot left out, or, failing that, by its end
+    alone: `lr` finds `optimizer.lr`.
     """
     known = list(known)
     parts = key.split(".")
@@ -81,7 +81,7 @@ def _alike(parts: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def did_you_mean(found: Sequence[str]) -> str:
-    """`; did you mean 'x' or 'y'?`, to stand at the end of a message; empty when nothing was found."""
+    """`; did you mean 'x' or 'y'?`, to end a message with; empty when nothing was found."""
     if not found:
         return ""
     shown = [repr(word) for word in found[:_SHOWN]]

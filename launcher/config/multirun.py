@@ -1,0 +1,133 @@
+"""`run -m`, and Hydra's own flags (`--cfg`, `--info`, `--hydra-help`): hydra.main drives.
+
+The task that hydra.main calls is the launcher: it validates one job's config at the door and starts
+its ranks as children, so that Hydra's basic, joblib and submitit launchers and any sweeper work
+unchanged. Hydra's own outputs (working folders, `.hydra`, log files) are switched off: a run
+directory is ours alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from launcher.config import hydra_ext
+from launcher.config.compose import Composed, compose
+from launcher.config.door import Checked, checked_jobs, validated
+from launcher.config.interpolation import resolved
+from launcher.config.paths import CONF
+from launcher.errors import Interrupted, Preempted, Problem, TrainctlError
+
+Launch = Callable[[Checked, Sequence[str]], float | None]
+"""Runs one job to its end, given config and overrides; returns what a sweeper optimises."""
+
+_QUIET = (
+    "hydra.job.name=trainctl",
+    "hydra.job.chdir=false",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=.",
+    "hydra.sweep.subdir=.",
+    "hydra/hydra_logging=none",
+    "hydra/job_logging=none",
+)
+
+
+def run_multirun(launch: Launch, argv: Sequence[str]) -> int:
+    """Do what Hydra's command line does with these words, once every job's config is checked.
+
+    Args:
+        launch: What a job is. Called in this process, or wherever `hydra/launcher=…` sends it.
+        argv: Overrides and Hydra's flags; `--config-dir` may be repeated and may replace packaged
+            files.
+
+    Returns:
+        0; a job that failed raises its error when the other jobs have ended.
+
+    Raises:
+        ConfigError: What is wrong with the configs of all jobs.
+        TrainctlError: What the first job that failed raised. Ctrl-C and preemption end the sweep at
+            once.
+    """
+    ours, rest = _flags(argv)
+    flags = get_args_parser().parse_intermixed_args(rest)
+    options = [word for word in rest if word not in flags.overrides]
+    words = list(_QUIET)
+    if flags.multirun:
+        first = checked_jobs(flags.overrides, ours.config_name, ours.config_dir)
+        if first:
+            words.append(_sweep_dir(first[0]))
+    stops: list[TrainctlError] = []
+
+    def task(cfg: DictConfig) -> float | None:
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            return launch(_checked(cfg, overrides, ours.config_name, ours.config_dir), overrides)
+        except (Interrupted, Preempted) as stop:
+            # After an Exception Hydra starts the next job; SystemExit it lets through.
+            stops.append(stop)
+            raise SystemExit(stop.exit_status) from stop
+
+    # Our words stand first, so that the user's win; Hydra 1.3 wants all words in one piece.
+    program = ["trainctl", "--config-name", ours.config_name, *options, *words, *flags.overrides]
+    try:
+        with hydra_ext.search_path_of(ours.config_dir), _process(program):
+            hydra.main(config_path=str(CONF), config_name=ours.config_name, **hydra_ext.base())(
+                task
+            )()
+    except SystemExit as end:
+        if stops:
+            raise stops[0] from end
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our flags, which mean more than Hydra's of the same names, and the other words."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", action="append", default=[])
+    parser.add_argument("--config-name", "-cn", default="config")
+    return parser.parse_known_args(argv)
+
+
+def _sweep_dir(first: Checked) -> str:
+    """Where Hydra leaves its record of the sweep: beside the runs, in a folder of its own."""
+    sweep = f"sweep-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    path = Path(first.config.run_root).absolute() / first.config.name / sweep
+    quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"hydra.sweep.dir='{quoted}'"
+
+
+def _checked(
+    cfg: DictConfig, overrides: Sequence[str], config_name: str, config_dirs: Sequence[str]
+) -> Checked:
+    """One job's config as Hydra composed it, past the door, with the origins of its values."""
+    problems: list[Problem] = []
+    mapping = resolved(cfg, problems)
+    origins = compose(overrides, config_name, config_dirs).origins
+    return validated(Composed(mapping, origins), problems)
+
+
+@contextmanager
+def _process(program: list[str]) -> Iterator[None]:
+    """hydra.main reads sys.argv, and shortens the traceback of an error unless told not to."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = program, "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full

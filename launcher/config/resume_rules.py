@@ -1,0 +1,169 @@
+"""What may change when a run is resumed.
+
+Every key is *safe* (applied and said), *allow* (changes what is computed: wants `--allow KEY`) or
+*impossible*. The table names keys; the longest that is the key, or that the key is part of,
+decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from launcher.config import rules
+from launcher.config.problems import leaves
+from launcher.config.schema import RunConfig
+from launcher.config.suggest import closest_keys, did_you_mean
+from launcher.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from launcher.config.compose import Composed
+
+Kind = Literal["safe", "allow", "impossible"]
+
+TABLE: dict[str, tuple[Kind, str]] = {
+    "name": ("impossible", "it names the folder that the run is in"),
+    "run_root": ("impossible", "it names the folder that the run is in"),
+    "seed": ("allow", "the rest of the data comes in another order"),
+    "max_steps": ("safe", "the run ends elsewhere; a schedule that spans it stretches with it"),
+    "max_epochs": ("safe", "the run ends elsewhere; a schedule that spans it stretches with it"),
+    "max_grad_norm": ("safe", "gradients are limited otherwise from here on"),
+    "max_grad_value": ("safe", "gradients are limited otherwise from here on"),
+    "eval_every_steps": ("safe", "only when it is looked at changes"),
+    "eval_max_samples": ("safe", "scores before and after cover different samples"),
+    "log_every_steps": ("safe", "only what is written changes"),
+    "on_nonfinite": ("safe", "only what happens to a bad step changes"),
+    "model": ("impossible", "the checkpoint holds the tensors of this model; start a new run"),
+    "task": ("allow", "the rest of the run learns from other examples"),
+    "task.kind": ("impossible", "another task is another experiment; start a new run"),
+    "data": ("allow", "the rest of the run learns from other documents"),
+    "optimizer": ("allow", "the optimizer's state was gathered under other settings"),
+    "optimizer.kind": ("impossible", "the saved state does not fit another optimizer"),
+    "optimizer.lr": ("safe", "applied from the next step on"),
+    "optimizer.weight_decay": ("safe", "applied from the next step on"),
+    "optimizer.groups.frozen": (
+        "impossible",
+        "the saved state is that of the parameters that were trained",
+    ),
+    "scheduler": ("allow", "the learning rate takes another course, as if it had from the start"),
+    "precision": ("allow", "numbers are rounded otherwise from here on"),
+    "accumulation": ("allow", "the batch, and with it the meaning of a step, changes"),
+    "parallelism": ("allow", "sums are taken in another order: equal, but not bit for bit"),
+    "checkpoint": ("safe", "only what is saved, and when, changes"),
+    "logging": ("safe", "only what is written changes"),
+    "launch": ("safe", "another device, or number of ranks, may round otherwise"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One setting that differs from the stored run.
+
+    Attributes:
+        key: The setting.
+        old: Its stored value; None also when it was not there.
+        new: Its new value; None also when it is gone.
+        kind: Whether it may change.
+        reason: What the change means, or why it is not possible.
+    """
+
+    key: str
+    old: Any
+    new: Any
+    kind: Kind
+    reason: str
+
+
+def rule_of(key: str) -> tuple[Kind, str]:
+    """Whether a setting may change on resume, and why.
+
+    Raises:
+        KeyError: The table knows neither the key nor what it is part of.
+    """
+    parts = key.split(".")
+    for depth in range(len(parts), 0, -1):
+        if rule := TABLE.get(".".join(parts[:depth])):
+            return rule
+    raise KeyError(key)
+
+
+def classify(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Every setting that differs between two configs, sorted by key; null is as good as absent."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    changed = [
+        key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
+    ]
+    return [Change(key, before.get(key), after.get(key), *rule_of(key)) for key in changed]
+
+
+def apply(
+    config_json: str, overrides: Sequence[str], allow: Sequence[str]
+) -> tuple[RunConfig, list[Change]]:
+    """The config with which a stored run is resumed.
+
+    Args:
+        config_json: The run's config.json.
+        overrides: Words in Hydra's grammar; one that names a group's option swaps the group in
+            as it is composed.
+        allow: Keys that may change although that changes what is computed, each with all below it.
+
+    Returns:
+        The config, and everything in it that differs from the stored one.
+
+    Raises:
+        ConfigError: Words that are wrong, changes that are not allowed or possible, broken rules.
+    """
+    stored = RunConfig.from_json(config_json)
+    old = stored.model_dump(mode="json")
+    if not overrides:
+        _raise(_unknown_allowed(allow, old))
+        return stored, []
+    from launcher.config.compose import recompose
+
+    composed, problems = recompose(old, overrides)
+    told = {problem.key for problem in problems}
+    config = stored
+    try:
+        config = RunConfig.from_mapping(composed.mapping)
+    except ConfigError as error:
+        problems += [problem for problem in error.problems if problem.key not in told]
+    else:
+        problems += rules.broken(config)
+    new = config.model_dump(mode="json")
+    changes = classify(old, new)
+    problems += _unknown_allowed(allow, {**old, **new})
+    problems += [problem for change in changes if (problem := _refused(change, allow))]
+    _raise(problems, composed)
+    return config, changes
+
+
+def _refused(change: Change, allow: Sequence[str]) -> Problem | None:
+    if change.kind == "impossible":
+        return Problem(change.key, f"cannot change on resume: {change.reason}")
+    allowed = any(change.key == key or change.key.startswith(f"{key}.") for key in allow)
+    if change.kind == "allow" and not allowed:
+        return Problem(
+            change.key, f"changes the run: {change.reason}; add --allow {change.key} if you mean it"
+        )
+    return None
+
+
+def _unknown_allowed(allow: Sequence[str], values: Mapping[str, Any]) -> list[Problem]:
+    known = [key for key, _ in leaves(values)]
+    known += {".".join(key.split(".")[:n]) for key in known for n in range(1, key.count(".") + 1)}
+    return [
+        Problem(key, f"no such setting{did_you_mean(closest_keys(key, known))}", f"--allow {key}")
+        for key in allow
+        if key not in known
+    ]
+
+
+def _raise(problems: Sequence[Problem], composed: Composed | None = None) -> None:
+    if problems:
+        raise ConfigError(
+            [
+                replace(p, origin=composed.origin(p.key)) if composed and not p.origin else p
+                for p in problems
+            ]
+        )
