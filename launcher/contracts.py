@@ -299,9 +299,16 @@ class SchedulerOption(Option):
 class PrecisionOption(Option):
     """Which number formats parameters, computation and reductions use."""
 
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda", "mps"})
+    """Kinds of device that can compute in these formats."""
+
     @abstractmethod
     def build(self, device_type: str) -> Precision:
-        """The formats and contexts for one kind of device."""
+        """The formats and contexts for one kind of device.
+
+        Raises:
+            LaunchError: This machine's device of that kind cannot compute in these formats.
+        """
 
 
 class AccumulationOption(Option):
@@ -521,8 +528,41 @@ class Schedule(ABC):
         return memory
 
 
+class LossScale(Protocol):
+    """A factor on the loss that keeps small gradients from vanishing in a format of little range."""
+
+    value: float
+    """The factor now: a power of two, so that scaling and unscaling round nothing."""
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss to call `backward` on."""
+
+    def unscale(self, grads: Sequence[Tensor]) -> Tensor:
+        """Divide gradients by the factor, in place.
+
+        Returns:
+            1 if a gradient was not finite, else 0: of this rank's gradients only. Shape (), float32, on
+            the gradients' device.
+        """
+
+    def update(self, *, overflowed: bool) -> None:
+        """Move the factor after an update, applied or, because a gradient overflowed, skipped.
+
+        Raises:
+            NonFinite: The gradients overflow however small the factor is.
+        """
+
+
 class Precision(ABC):
-    """Number formats on one kind of device."""
+    """Number formats on one kind of device.
+
+    What an engine does with it: `prepare` the module before it is moved, wrapped or sharded; build the
+    optimizer and take what `wrap_optimizer` makes of it; run forward passes in `autocast()`, those of an
+    evaluation in `evaluation(module)`; save `state()` with its own as `precision.<key>`.
+    """
+
+    loss_scale: LossScale | None = None
+    """None where gradients have range enough."""
 
     @property
     @abstractmethod
@@ -532,6 +572,33 @@ class Precision(ABC):
     @abstractmethod
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which forward passes run."""
+
+    def prepare(self, module: nn.Module) -> None:
+        """Give the module its formats, in place.
+
+        Buffers keep theirs: rounded positions or running statistics would gain nothing and lose much.
+        """
+        for param in module.parameters():
+            if param.is_floating_point():
+                param.data = param.data.to(self.param_dtype)
+
+    def evaluation(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """The context in which forward passes of an evaluation run, without gradients."""
+        del module
+        return self.autocast()
+
+    def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer to use in place of the one that was built: same `param_groups` and `state`."""
+        return optimizer
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What a resumed run needs to go on bit for bit; tensors on the CPU, by name."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave. A name that is missing or unknown is a KeyError."""
+        if state:
+            raise KeyError(*state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -621,10 +688,12 @@ class UpdateStats:
     Attributes:
         grad_norm: 2-norm of all gradients before clipping. Shape (), float32, on the device.
         applied: False when a non-finite loss or norm made the engine leave the weights alone.
+        loss_scale: The factor that the loss was scaled with; None where it is not scaled.
     """
 
     grad_norm: Tensor
     applied: bool
+    loss_scale: float | None = None
 
 
 EngineState = dict[str, "Tensor"]
