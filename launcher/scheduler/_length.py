@@ -67,6 +67,9 @@ def resolve(length: float | str, horizon: Horizon) -> int:
 
     A float is Transformers' convention to the bit, `ceil(max_steps * fraction)` in floating point,
     which makes 0.07 of 100 steps 8. All that is written as text is exact: "7%" of 100 steps is 7.
+
+    Raises:
+        ValueError: Epochs, and the horizon does not know their length: it is NaN.
     """
     if isinstance(length, int):
         return length
@@ -77,6 +80,11 @@ def resolve(length: float | str, horizon: Horizon) -> int:
         case "%":
             steps = amount * horizon.max_steps / 100
         case "epochs":
+            if math.isnan(horizon.steps_per_epoch):
+                raise ValueError(
+                    f"{length} has no known number of steps before the data is read; "
+                    "give the size of the training set"
+                )
             # Rounded to a billionth: an epoch that divides evenly must not gain a step.
             steps = round(amount * Decimal(horizon.steps_per_epoch), 9)
         case "samples":

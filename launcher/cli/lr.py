@@ -1,0 +1,166 @@
+"""`trainctl lr`: the learning rate of every step, before the run."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.cli._arguments import Arguments, UsageError, add_composition_flags, composition
+from launcher.cli._console import print_json
+from launcher.errors import ConfigError, Problem, TrainctlError
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
+    from launcher.contracts import Horizon, Schedule
+
+
+def main(argv: list[str]) -> int:
+    """Draw the schedule, or tell its rates, from the config alone."""
+    arguments = _arguments()
+    flags, overrides = arguments.split(argv)
+    config = composition(flags, overrides).checked().config
+    horizon = _horizon(config, flags.num_samples)
+    schedule = _built(config, horizon)
+    steps = range(horizon.max_steps) if flags.at is None else flags.at
+    rates = [schedule.lr(step, {}) for step in steps]
+    drawn = [rate for rate in rates if rate is not None]
+    if len(drawn) < len(rates) and (flags.png or flags.svg):
+        raise UsageError("the optimizer sets its own learning rate: there is no curve to draw")
+    if flags.png or flags.svg:
+        _write_pictures(flags, _every(schedule, horizon), _title(config, horizon))
+    if flags.json:
+        print_json({"lr": rates} if flags.at is None else {"step": flags.at, "lr": rates})
+    elif flags.at is not None:
+        _print_chosen(flags.at, rates)
+    elif len(drawn) < len(rates):
+        print(f"{_title(config, horizon)}: the optimizer sets its own learning rate")
+    else:
+        _print_plot(drawn, _title(config, horizon))
+    return 0
+
+
+def _arguments() -> Arguments:
+    arguments = Arguments(
+        "lr",
+        "[group=option] [key=value]",
+        "The learning rate of every optimizer step. Schedules that watch a score are shown as if "
+        "there were no evaluation.",
+        "trainctl lr scheduler=cosine scheduler.warmup_steps=10%",
+        "trainctl lr max_steps=100000 --at 0,1000,99999",
+        "trainctl lr scheduler=one_cycle --svg lr.svg",
+        json=True,
+    )
+    arguments.add_argument(
+        "--at", type=_steps, metavar="STEP,…", help="tell the rates of these steps, the first is 0"
+    )
+    arguments.add_argument("--png", type=Path, metavar="FILE", help="draw the curve into FILE")
+    arguments.add_argument("--svg", type=Path, metavar="FILE", help="draw the curve into FILE")
+    arguments.add_argument(
+        "--num-samples",
+        type=_count,
+        metavar="N",
+        help="size of the training set, where the run's length depends on it",
+    )
+    add_composition_flags(arguments)
+    return arguments
+
+
+def _steps(text: str) -> list[int]:
+    try:
+        steps = [int(step) for step in text.replace("_", "").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} are no steps; write --at 0,100,500") from None
+    if min(steps) < 0:
+        raise argparse.ArgumentTypeError(f"steps start at 0, not at {min(steps)}")
+    return steps
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of samples")
+    return int(text)
+
+
+def _horizon(config: RunConfig, num_samples: int | None) -> Horizon:
+    """The run's length; `steps_per_epoch` is NaN when the size of the training set is not given."""
+    from launcher.config import derive
+    from launcher.contracts import Horizon
+
+    if num_samples is not None:
+        return derive.horizon(config, num_samples)
+    if config.max_epochs is not None or config.max_steps is None:
+        raise ConfigError(
+            [
+                Problem(
+                    "max_epochs",
+                    f"{config.max_epochs:g} epochs have no known number of steps before the data "
+                    "is read; give the size of the training set with --num-samples N",
+                )
+            ]
+        )
+    plan = derive.batch_plan(config)
+    return Horizon(config.max_steps, plan.samples_per_step, plan.tokens_per_step, math.nan)
+
+
+def _built(config: RunConfig, horizon: Horizon) -> Schedule:
+    try:
+        return config.scheduler.build(config.optimizer.lr, horizon)
+    except ValueError as error:
+        hint = " with --num-samples N" if math.isnan(horizon.steps_per_epoch) else ""
+        raise ConfigError([Problem("scheduler", f"{error}{hint}")]) from error
+
+
+def _every(schedule: Schedule, horizon: Horizon) -> list[float]:
+    rates = (schedule.lr(step, {}) for step in range(horizon.max_steps))
+    return [rate for rate in rates if rate is not None]
+
+
+def _title(config: RunConfig, horizon: Horizon) -> str:
+    return f"scheduler={config.scheduler.kind}, {horizon.max_steps:,} steps"
+
+
+def _write_pictures(flags: argparse.Namespace, rates: Sequence[float], title: str) -> None:
+    from launcher.cli import _picture
+
+    drawers: list[tuple[Path | None, Callable[[Sequence[float], str, Path], None]]] = [
+        (flags.png, _picture.png),
+        (flags.svg, _picture.svg),
+    ]
+    for path, draw in drawers:
+        if path is not None:
+            try:
+                draw(rates, title, path)
+            except OSError as error:
+                raise TrainctlError(f"cannot write {path}: {error.strerror}") from error
+            print(f"wrote {path}", file=sys.stderr)
+
+
+def _print_chosen(steps: Sequence[int], rates: Sequence[float | None]) -> None:
+    width = max(len("step"), *(len(f"{step:,}") for step in steps))
+    print(f"{'step':>{width}}  lr")
+    for step, rate in zip(steps, rates, strict=True):
+        print(f"{step:>{width},}  {'the optimizer sets it' if rate is None else f'{rate:.10g}'}")
+
+
+def _print_plot(rates: Sequence[float], title: str) -> None:
+    from launcher.cli._plot import plot
+
+    size = shutil.get_terminal_size()
+    highest = max(rates)
+    print(title)
+    for line in plot(
+        rates,
+        width=min(size.columns, 120),
+        height=max(8, min(size.lines - 4, 22)),
+        unicode=(sys.stdout.encoding or "").lower().startswith("utf"),
+    ):
+        print(line)
+    print(
+        f"first {rates[0]:.6g}, highest {highest:.6g} at step {rates.index(highest):,}, "
+        f"last {rates[-1]:.6g}"
+    )

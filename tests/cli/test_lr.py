@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from PIL import Image
+
+from launcher.cli import lr, main
+from launcher.cli._plot import plot, step_ticks, ticks
+
+SMALL = ["scheduler=linear", "scheduler.warmup_steps=2", "max_steps=6", "optimizer.lr=0.1"]
+RATES = [0, 0.05, 0.1, 0.075, 0.05, 0.025]
+
+
+def test_json_has_the_rate_of_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lr.main([*SMALL, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"lr": pytest.approx(RATES)}
+
+
+def test_chosen_steps_may_lie_past_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lr.main(["--at", "2,3,1_000", *SMALL]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        " step  lr",
+        "    2  0.1",
+        "    3  0.075",
+        "1,000  0",
+    ]
+    assert lr.main([*SMALL, "--at=5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"step": [5], "lr": [pytest.approx(0.025)]}
+
+
+def test_the_plot_fits_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("LINES", "20")
+    assert lr.main(SMALL) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "scheduler=linear, 6 steps"
+    assert lines[-1] == "first 0, highest 0.1 at step 2, last 0.025"
+    assert len(lines) <= 20
+    assert max(map(len, lines)) <= 60
+    assert any("0.1 ┤" in line for line in lines)
+
+
+def test_a_spike_of_one_step_is_seen_in_a_narrow_plot() -> None:
+    values = [0.0] * 5000
+    values[1234] = 1.0
+    top = plot(values, width=40, height=12, unicode=False)[0]
+    assert top.count("*") == 1
+
+
+@pytest.mark.parametrize("values", [[0.0], [1.0], [0.0, 0.0], [1e-12] * 3, list(range(100))])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 8), (200, 60)])
+def test_any_curve_fits_any_terminal(values: Sequence[float], width: int, height: int) -> None:
+    for unicode in (True, False):
+        lines = plot(values, width=width, height=height, unicode=unicode)
+        assert max(map(len, lines)) <= max(width, 10 + 7)
+        assert unicode or all(line.isascii() for line in lines)
+
+
+@pytest.mark.parametrize("highest", [3e-9, 1e-3, 0.00037, 0.999, 1, 6.1, 12345])
+def test_marks_are_few_and_reach_the_highest_value(highest: float) -> None:
+    marks = ticks(highest)
+    assert 3 <= len(marks) <= 7
+    assert marks[0] == 0
+    assert marks[-2] < highest <= marks[-1] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 100, 12345, 10**7])
+def test_step_marks_lie_on_the_axis(num_steps: int) -> None:
+    steps = step_ticks(num_steps, 8)
+    assert steps[0] == 0
+    assert steps[-1] < num_steps
+    assert len(steps) <= 10
+
+
+def test_pictures_show_the_curve(tmp_path: Path) -> None:
+    png, svg = tmp_path / "lr.png", tmp_path / "lr.svg"
+    assert lr.main([*SMALL, "--png", str(png), "--svg", str(svg), "--json"]) == 0
+    with Image.open(png) as image:
+        assert image.format == "PNG"
+        assert image.size == (1920, 960)
+        colours = image.convert("RGB").getcolors(1 << 20) or []
+    assert (0x25, 0x63, 0xB0) in {colour for _, colour in colours}
+    [line] = ET.parse(svg).getroot().iterfind("{*}polyline")
+    assert len(line.attrib["points"].split()) == len(RATES)
+
+
+def test_a_long_curve_keeps_its_spikes_in_the_picture(tmp_path: Path) -> None:
+    svg = tmp_path / "lr.svg"
+    words = ["scheduler=cosine_warm_restarts", "scheduler.T_0=5000", "scheduler.T_mult=1"]
+    assert lr.main([*words, "max_steps=20000", f"--svg={svg}", "--at=0"]) == 0
+    [line] = ET.parse(svg).getroot().iterfind("{*}polyline")
+    heights = [float(point.split(",")[1]) for point in line.attrib["points"].split()]
+    peaks = [a for a, b in pairwise(heights) if b - a < -300]
+    assert len(peaks) == 3
+    assert len(heights) < 2000
+
+
+def said(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["lr", *words]) == 2
+    return capsys.readouterr().err
+
+
+def test_lengths_that_need_the_data_ask_for_its_size(capsys: pytest.CaptureFixture[str]) -> None:
+    epochs = [*SMALL, "max_epochs=2", "max_steps=null"]
+    assert "2 epochs have no known number of steps" in said(epochs, capsys)
+    assert main(["lr", *epochs, "--num-samples", "48", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["lr"]) == 6
+    warmup = [*SMALL, "scheduler.warmup_steps=1 epoch"]
+    message = said(warmup, capsys)
+    assert "1 epoch has no known number of steps" in message
+    assert "--num-samples N" in message
+    assert main(["lr", *warmup, "--num-samples", "32", "--at", "1,2"]) == 0
+    assert capsys.readouterr().out.split() == ["step", "lr", "1", "0.05", "2", "0.1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--at", "x"], "'x' are no steps; write --at 0,100,500"),
+        (["--at=-1"], "steps start at 0"),
+        (["--num-samples", "0"], "'0' is no number of samples"),
+        (["--pngs", "x"], "did you mean '--png'?"),
+        (["scheduler.warmup_steps=7"], "warmup_steps is 7, but the whole run has 6 steps"),
+        (["scheduler.warmup_steps=7 weeks"], "'7 weeks' is not a length"),
+    ],
+)
+def test_wrong_words_are_said(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in said([*SMALL, *words], capsys)
+
+
+def test_a_folder_that_is_not_there_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lr", *SMALL, "--svg", str(tmp_path / "no" / "lr.svg")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from launcher.cli import main\n"
+        f"assert main(['lr', '--png', {str(tmp_path / 'lr.png')!r}]) == 0\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
