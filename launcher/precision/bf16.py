@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
 
-from launcher.contracts import PrecisionOption
+from launcher.precision._full_eval import FullEvalOption
 
 if TYPE_CHECKING:
     from launcher.contracts import Precision
 
 
-class Bf16(PrecisionOption):
+class Bf16(FullEvalOption):
     """Autocast to bfloat16 over float32 master weights; its range is float32's: no loss scaling."""
 
     kind: Literal["bf16"]
@@ -23,4 +23,4 @@ class Bf16(PrecisionOption):
 
         from launcher.precision._autocast import Autocast
 
-        return Autocast(device_type, torch.bfloat16)
+        return Autocast(device_type, self.full_eval, torch.bfloat16)

@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
 
-from launcher.contracts import PrecisionOption
+from launcher.precision._full_eval import FullEvalOption
 
 if TYPE_CHECKING:
     from launcher.contracts import Precision
 
 
-class Fp32(PrecisionOption):
-    """Parameters, computation and reductions in float32."""
+class Fp32(FullEvalOption):
+    """Parameters, computation and reductions in float32, with no shortcut on any device."""
 
     kind: Literal["fp32"]
 
     @override
     def build(self, device_type: str) -> Precision:
         from launcher.precision._autocast import Whole
+        from launcher.precision._devices import set_tf32
 
-        del device_type
-        return Whole()
+        set_tf32(allowed=False)
+        return Whole(device_type, self.full_eval)

@@ -102,7 +102,9 @@ def engine(
     skip: bool = False,
     precision: str = "fp32",
 ) -> SingleEngine:
-    formats = option_class("precision", precision).model_validate({"kind": precision})
+    formats = option_class("precision", precision).model_validate(
+        {"kind": precision, "full_eval": None}
+    )
     assert isinstance(formats, PrecisionOption)
     return SingleEngine(
         EngineParts(

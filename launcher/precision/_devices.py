@@ -1,0 +1,42 @@
+"""What a format may ask of the device that a rank found."""
+
+from __future__ import annotations
+
+from launcher.errors import LaunchError
+
+
+def require_cuda(kind: str, device_type: str, capability: tuple[int, int], instead: str) -> None:
+    """Refuse devices that lack a format.
+
+    Args:
+        kind: The format, as the config calls it.
+        device_type: What the rank computes on.
+        capability: Least compute capability of the CUDA device, (major, minor).
+        instead: What to write into the config on another device.
+
+    Raises:
+        LaunchError: The device is not CUDA's, or too old.
+    """
+    advice = f"write precision={instead}"
+    needed = f"a CUDA device of compute capability {capability[0]}.{capability[1]} or newer"
+    if device_type != "cuda":
+        raise LaunchError(f"precision={kind} needs {needed}, this is {device_type}: {advice}")
+    import torch
+
+    found = torch.cuda.get_device_capability()
+    if found < capability:
+        name = torch.cuda.get_device_name()
+        raise LaunchError(
+            f"precision={kind} needs {needed}, {name} has {found[0]}.{found[1]}: {advice}"
+        )
+
+
+def set_tf32(*, allowed: bool) -> None:
+    """Let CUDA round the inputs of float32 matrix products and convolutions to TF32, or not.
+
+    torch's own default differs between the two; a format must not depend on it.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed

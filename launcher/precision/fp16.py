@@ -1,0 +1,54 @@
+"""Matrix products in float16 by autocast, with a loss scale that keeps gradients in its range."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from typing_extensions import override
+
+from launcher.precision._full_eval import FullEvalOption
+
+if TYPE_CHECKING:
+    from launcher.contracts import Precision
+
+
+def _power_of_two(value: float) -> float:
+    if math.frexp(value)[0] != 0.5:
+        nearest = 2.0 ** round(math.log2(value))
+        raise ValueError(
+            f"must be a power of two, or scaling would round; the nearest is {nearest:g}"
+        )
+    return value
+
+
+Scale = Annotated[float, Field(gt=0), AfterValidator(_power_of_two)]
+
+
+class Fp16(FullEvalOption):
+    """Autocast to float16 over float32 master weights, with dynamic loss scaling.
+
+    An update whose gradients overflow is skipped and counted, and the scale is halved; the schedule
+    goes on, because it is a function of the data seen.
+    """
+
+    kind: Literal["fp16"]
+    init_scale: Scale
+    """Factor on the loss at the start; a power of two."""
+    min_scale: Scale
+    """Gradients that overflow with a smaller factor end the run; a power of two."""
+    growth_interval: int = Field(gt=0)
+    """Updates without overflow after which the factor is doubled."""
+
+    @override
+    def build(self, device_type: str) -> Precision:
+        from launcher.precision._autocast import ScaledAutocast
+        from launcher.precision._loss_scale import DynamicLossScale
+
+        loss_scale = DynamicLossScale(
+            init_scale=self.init_scale,
+            growth_interval=self.growth_interval,
+            min_scale=self.min_scale,
+        )
+        return ScaledAutocast(device_type, self.full_eval, loss_scale)
