@@ -45,6 +45,7 @@ class HuggingFace(ModelOption):
     @override
     def build(self) -> nn.Module:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -67,8 +68,10 @@ class HuggingFace(ModelOption):
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                # Reported, then refused below.
+                ignore_mismatched_sizes=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise DataError(f"{self._folder}: no model can be built from here: {error}") from error
         self._check_loaded(report)
         loaded: nn.Module = module

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from launcher.contracts import ModelLimits
+from launcher.errors import DataError
+from launcher.model._tokenizers import ByteTokenizer
+from launcher.model.hf import HuggingFace
+
+
+def hf(folder: Path, **changes: Any) -> HuggingFace:
+    values = {"kind": "hf", "path": str(folder), "init": "pretrained", "tokenizer": None}
+    return HuggingFace.model_validate_json(json.dumps({**values, **changes}))
+
+
+def small_llama() -> Any:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=384,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=50,
+        )
+    )
+
+
+def small_gpt2() -> Any:
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=384, n_embd=16, n_layer=1, n_head=2, n_positions=50)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    small_llama().save_pretrained(path)
+    ByteTokenizer().save(path)
+    return path
+
+
+@pytest.mark.parametrize("make", [small_llama, small_gpt2])
+def test_pretrained_weights_are_loaded_in_float32(tmp_path: Path, make: Callable[[], Any]) -> None:
+    saved = make().to(torch.bfloat16)
+    saved.save_pretrained(tmp_path)
+    ByteTokenizer().save(tmp_path)
+    option = hf(tmp_path)
+    option.preflight()
+    loaded = option.build()
+    assert loaded.training
+    theirs = saved.float().state_dict()
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, theirs[name])
+    assert option.limits() == ModelLimits(vocab_size=384, max_positions=50)
+    assert option.build_tokenizer().vocab_size == 384
+
+
+def test_random_weights_come_from_torchs_generator(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
+    option = hf(folder, init="random")
+    option.preflight()
+    torch.manual_seed(3)
+    first = option.build()
+    torch.manual_seed(3)
+    second = option.build()
+    assert first.training
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
+def test_the_tokenizer_may_come_from_elsewhere(folder: Path, bpe_folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(DataError, match="no tokenizer here"):
+        hf(folder).preflight()
+    for name in ("byt5", str(bpe_folder)):
+        option = hf(folder, tokenizer=name)
+        option.preflight()
+        option.build_tokenizer()
+
+
+def drop_weight(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.norm.weight"]
+    save_file(weights, path, {"format": "pt"})
+
+
+def add_weight(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), "extra": torch.ones(1)}, path, {"format": "pt"})
+
+
+def reshape_weight(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), "model.norm.weight": torch.ones(3)}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_weight, r"1 missing \(such as model.norm.weight\)"),
+        (add_weight, r"1 left over \(such as extra\)"),
+        (reshape_weight, r"1 of another shape \(such as .*model.norm.weight"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "no model can be"),
+    ],
+)
+def test_weights_that_do_not_fit_are_an_error(
+    folder: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(folder)
+    with pytest.raises(DataError, match=message):
+        hf(folder).build()
+
+
+def pickle_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def remote_code(folder: Path) -> None:
+    config = {"model_type": "mine", "vocab_size": 384, "auto_map": {"AutoConfig": "evil.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text("raise SystemExit('code of the folder was run')")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (pickle_weights, r"the weights are pickled \(pytorch_model.bin\)"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"no \*.safetensors file"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "no vocab_size"),
+        (lambda folder: folder.rename(folder.with_name("gone")), "there is no such folder"),
+    ],
+)
+def test_preflight_names_what_is_wrong(
+    folder: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(folder)
+    with pytest.raises(DataError, match=message):
+        hf(folder).preflight()
+
+
+def test_preflight_names_a_file_in_the_folders_place(folder: Path) -> None:
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        hf(folder / "config.json").preflight()
+
+
+def test_no_code_of_the_folder_is_run(folder: Path) -> None:
+    remote_code(folder)
+    for init in ("random", "pretrained"):
+        with pytest.raises(DataError, match="no model can be built"):
+            hf(folder, init=init).build()
+
+
+@pytest.mark.parametrize(
+    ("config", "limits"),
+    [
+        ({"vocab_size": 9, "n_positions": 4}, ModelLimits(9, 4)),
+        ({"vocab_size": 9}, ModelLimits(9, None)),
+        (
+            {"text_config": {"vocab_size": 9, "max_position_embeddings": 7}},
+            ModelLimits(9, 7),
+        ),
+    ],
+)
+def test_limits_are_read_from_configs_of_several_forms(
+    tmp_path: Path, config: dict[str, Any], limits: ModelLimits
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert hf(tmp_path).limits() == limits
