@@ -28,6 +28,7 @@ VERBS = {
     "completion": "the shell's tab completion",
     "version": "the version of trainctl",
 }
+_MODULES = {"list": "listing"}  # a module `list` would hide the builtin in this package
 _BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE killed
 
 
@@ -82,7 +83,7 @@ def _run(words: Sequence[str]) -> int:
     if verb not in VERBS:
         print(f"trainctl: error: {_unknown(verb, words)}", file=sys.stderr)
         return 2
-    status: int = import_module(f"launcher.cli.{verb}").main(rest)
+    status: int = import_module(f"launcher.cli.{_MODULES.get(verb, verb)}").main(rest)
     return status
 
 

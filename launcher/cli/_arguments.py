@@ -89,7 +89,8 @@ class Arguments(argparse.ArgumentParser):
 
     def _unknown(self, word: str) -> NoReturn:
         flag = word.partition("=")[0]
-        self.error(f"no option {flag!r}{did_you_mean(closest(flag, self._option_string_actions))}")
+        known = [option for option in self._option_string_actions if option.startswith("--")]
+        self.error(f"no option {flag!r}{did_you_mean(closest(flag, known))}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ import contextlib
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
-from launcher.cli import VERBS
+from launcher.cli import VERBS, main
 from launcher.cli._presets import default_of, kind, presets, primary
 
 _COMPOSING = {"run", "resume", "check", "lr"}
@@ -63,10 +62,9 @@ def _own_words(verb: str, rest: Sequence[str], last: str) -> Iterator[str]:
 
 def _flags(verb: str) -> list[str]:
     """The verb's own --help says which flags there are, so that nothing else need know."""
-    first, *rest = verb.split()
     shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit, ImportError):
-        import_module(f"launcher.cli.{first}").main([*rest, "--help"])
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(io.StringIO()):
+        main([*verb.split(), "--help"])
     return [*re.findall(r"(?<=[\s,])--[a-z][a-z-]+", shown.getvalue()), "--traceback"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -53,4 +52,6 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def print_json(value: Any) -> None:
     """One JSON document; numbers that JSON does not know are an error, not `NaN`."""
+    import json
+
     print(json.dumps(value, indent=2, allow_nan=False))

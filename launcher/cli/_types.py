@@ -19,6 +19,16 @@ def type_text(field: FieldInfo) -> str:
     return _text(field.annotation, field.metadata)
 
 
+def meaning(settings: type[BaseModel], name: str) -> str:
+    """What a field means, on one line; a subclass that only narrows its type need not repeat it."""
+    docs = (
+        field.description
+        for parent in settings.__mro__
+        if issubclass(parent, BaseModel) and (field := parent.model_fields.get(name))
+    )
+    return " ".join(next(filter(None, docs), "").split())
+
+
 def choices(annotation: Any) -> Iterator[str]:
     """The values, as YAML writes them, of a type that has few."""
     match get_origin(annotation):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -10,30 +11,39 @@ from typing_extensions import override
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what looks like a number to OmegaConf (`1e-3`) but is text; indents lists."""
+    """Quotes text that OmegaConf would take for a number (`1e-3`) or that is not printable."""
+
+    @override
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
     @override
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        del indentless
         super().increase_indent(flow=flow, indentless=False)
 
+    def text(self, value: str) -> yaml.ScalarNode:
+        """A string, in double quotes where others would lose a line break or control character."""
+        plain = value.isprintable()
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
 
+    def sequence(self, values: Sequence[Any]) -> yaml.SequenceNode:
+        """A list, on one line if it holds nothing but scalars."""
+        flat = not any(isinstance(value, dict | list) for value in values)
+        return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flat)
+
+
+_Dumper.add_representer(str, _Dumper.text)
+_Dumper.add_representer(list, _Dumper.sequence)
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
-        r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.?(inf|nan)", re.IGNORECASE
+        r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?\Z|[-+]?\.?(inf|nan)\Z", re.IGNORECASE
     ),
     list("-+.0123456789iInN"),
 )
 
 
 def to_yaml(values: Any) -> str:
-    """Values as block YAML in the order they have; short lists stay on one line."""
-    return yaml.dump(
-        values,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=False,
-        width=100,
-    )
+    """JSON values as block YAML, in the order they have."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text

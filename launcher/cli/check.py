@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher.cli._arguments import Arguments, add_composition_flags, composition
+from launcher.cli._arguments import (
+    Arguments,
+    Composition,
+    add_composition_flags,
+    composition,
+)
 from launcher.cli._console import print_json
 from launcher.errors import ConfigError, TrainctlError
 
@@ -22,21 +29,33 @@ def main(argv: list[str]) -> int:
         json=True,
     )
     add_composition_flags(arguments)
+    help_ = "check every job of a sweep, as `run -m` would start them"
+    arguments.add_argument("-m", "--multirun", action="store_true", help=help_)
     flags, overrides = arguments.split(argv)
     try:
-        config = composition(flags, overrides).checked().config
-        preflight(config)
+        configs = [each.checked().config for each in _jobs(flags, overrides)]
+        for config in configs:
+            preflight(config)
     except TrainctlError as error:
         if not flags.json:
             raise
         print_json({"ok": False, "problems": _problems(error)})
         return error.exit_status
-    facts = _facts(config)
+    facts = [_facts(config) for config in configs]
     if flags.json:
-        print_json({"ok": True, "problems": [], **facts})
+        found = {"jobs": facts} if flags.multirun else facts[0]
+        print_json({"ok": True, "problems": [], **found})
     else:
-        print(f"ok: {facts['batch']}\n    {_length(config)}")
+        batches = dict.fromkeys(f"{each['batch']}\n    {each['length']}" for each in facts)
+        print(f"ok: {f'{len(facts)} jobs; ' if flags.multirun else ''}" + "\n    ".join(batches))
     return 0
+
+
+def _jobs(flags: Namespace, overrides: Sequence[str]) -> list[Composition]:
+    from launcher.config.door import jobs
+
+    words = jobs(overrides) if flags.multirun else [list(overrides)]
+    return [composition(flags, job) for job in words]
 
 
 def preflight(config: RunConfig) -> None:
@@ -77,6 +96,7 @@ def _facts(config: RunConfig) -> dict[str, Any]:
         "batch": str(plan),
         "samples_per_step": plan.samples_per_step,
         "tokens_per_step": plan.tokens_per_step,
+        "length": _length(config),
         "max_steps": config.max_steps,
         "max_epochs": config.max_epochs,
     }

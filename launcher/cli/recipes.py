@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     arguments = Arguments(
         "recipes",
         "[show NAME]",
-        "List the recipes (complete experiments, selected by recipe=NAME), or show the file of one.",
+        "List the recipes (complete experiments, chosen by recipe=NAME), or show the file of one.",
         "trainctl recipes",
         "trainctl recipes show NAME",
         json=True,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 from launcher.cli._arguments import Arguments, add_composition_flags, composition
+from launcher.cli._console import print_json
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +20,7 @@ def main(argv: list[str]) -> int:
     config = composition(flags, overrides).checked().config
     values = config.model_dump(mode="json")
     if flags.json:
-        print(json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False))
+        print_json(values)
     else:
         from launcher.cli._yaml import to_yaml
 

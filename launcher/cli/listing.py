@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.cli._arguments import Arguments, add_composition_flags
 from launcher.cli._console import bold, print_json, table
 from launcher.cli._presets import kind, presets, summary
-from launcher.cli._types import type_text
+from launcher.cli._types import meaning, type_text
 from launcher.config.suggest import closest, did_you_mean
 from launcher.errors import ConfigError
 
@@ -58,7 +58,7 @@ def _groups(flags: Namespace) -> dict[str, Any]:
 
     return {
         group: {
-            "doc": _line(RunConfig.model_fields[group].description),
+            "doc": meaning(RunConfig, group),
             "presets": [*presets(group, flags.config_dir)],
         }
         for group in GROUPS
@@ -80,7 +80,7 @@ def _options(group: str, flags: Namespace) -> dict[str, Any]:
     found = presets(group, flags.config_dir)
     return {
         "group": group,
-        "doc": _line(RunConfig.model_fields[group].description),
+        "doc": meaning(RunConfig, group),
         "presets": [
             {"preset": name, "kind": kind(path), "doc": summary(path) or _doc(group, kind(path))}
             for name, path in found.items()
@@ -137,7 +137,7 @@ def _fields(settings: type[BaseModel], values: Any, prefix: str = "") -> Iterato
             yield from _fields(below, given.get(name), f"{prefix}{name}.")
             continue
         known = {"value": given[name]} if name in given else {}
-        doc = _line(field.description)
+        doc = meaning(settings, name)
         yield {"key": f"{prefix}{name}", "type": type_text(field), "doc": doc, **known}
 
 
@@ -179,7 +179,3 @@ def _doc(group: str, name: str | None) -> str:
         return registry.summary(group, name or "").removesuffix(".")
     except ConfigError:
         return ""
-
-
-def _line(text: str | None) -> str:
-    return " ".join((text or "").split())
