@@ -16,7 +16,7 @@ from launcher.contracts import GROUPS
 ROOT = Path(__file__).parents[1]
 LAUNCHER = ROOT / "launcher"
 SOURCES = sorted(LAUNCHER.rglob("*.py"))
-PRESETS = sorted(path for group in GROUPS for path in (ROOT / "conf" / group).glob("*.yaml"))
+PRESETS = sorted(path for group in GROUPS for path in (ROOT / "conf" / group).glob("[!_]*.yaml"))
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -29,12 +29,6 @@ def kinds(group: str) -> set[str]:
     modules = {path.stem for path in (LAUNCHER / group).glob("[!_]*.py")}
     packages = {path.parent.name for path in (LAUNCHER / group).glob("[!_]*/__init__.py")}
     return modules | packages
-
-
-def documented(tree: ast.Module) -> Iterator[Documented]:
-    for node in ast.walk(tree):
-        if isinstance(node, Documented):
-            yield node
 
 
 def docstring_lines(node: Documented) -> set[int]:
@@ -107,32 +101,38 @@ def test_conf_holds_no_folder_that_is_not_a_group() -> None:
 def test_the_loop_fits_one_screen_and_names_no_kind() -> None:
     text = (LAUNCHER / "training" / "loop.py").read_text("utf-8")
     assert len(text.splitlines()) <= 120
-    words = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
-    words |= {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    tree = list(ast.walk(ast.parse(text)))
+    words: set[object] = {node.id for node in tree if isinstance(node, ast.Name)}
+    words |= {node.value for node in tree if isinstance(node, ast.Constant)}
+    words |= {a.name for node in tree if isinstance(node, ast.ImportFrom) for a in node.names}
     assert not words & {kind for group in GROUPS for kind in kinds(group)}
+    modules = {node.module for node in tree if isinstance(node, ast.ImportFrom)}
+    assert not modules & {f"launcher.{group}" for group in GROUPS}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_files_stay_small(path: Path) -> None:
-    lines = len(code_lines(path))
-    assert lines <= 400, (
-        f"{relative(path)} has {lines} lines of code: what second thing does it do?"
-    )
+def test_files_stay_small() -> None:
+    """Ask of a file that grows past this what second thing it does."""
+    sizes = {relative(path): len(code_lines(path)) for path in SOURCES}
+    assert not {path: lines for path, lines in sizes.items() if lines > 400}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_functions_stay_small(path: Path) -> None:
-    code = code_lines(path)
-    for node in documented(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = set(range(node.lineno, (node.end_lineno or node.lineno) + 1)) & code
-            assert len(body) <= 60, f"{relative(path)}:{node.lineno} {node.name}: {len(body)} lines"
+def test_functions_stay_small() -> None:
+    long = []
+    for path in SOURCES:
+        code = code_lines(path)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = set(range(node.lineno, (node.end_lineno or node.lineno) + 1)) & code
+                if len(body) > 60:
+                    long.append(f"{relative(path)}:{node.lineno} {node.name}: {len(body)} lines")
+    assert not long
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_public_things_are_documented(path: Path) -> None:
+def test_public_things_are_documented() -> None:
     bare = [
         f"{relative(path)}:{getattr(node, 'lineno', 1)} {getattr(node, 'name', 'module')}"
+        for path in SOURCES
+        if path.name == "__init__.py" or not path.name.startswith("_")
         for node in public(ast.parse(path.read_text("utf-8")))
         if not docstring_lines(node) and not overrides(node)
     ]
