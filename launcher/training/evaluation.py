@@ -20,7 +20,7 @@ class Evaluator:
         task: Turns summed loss into scores.
         samples: The held-out samples.
         batch_size: Samples that pass through the device at once.
-        every_steps: Cadence in optimizer steps; None switches evaluation off.
+        every_steps: Cadence in optimizer steps; None evaluates after the last step only.
         max_samples: Limit for evaluations within the run, evenly spread over the set; None for all
             of it. The evaluation after the last step sees all of it.
         max_steps: The last step.
@@ -36,12 +36,11 @@ class Evaluator:
 
     def __call__(self, state: TrainState) -> Mapping[str, float]:
         """The scores after a step; empty when none are due."""
-        if self.every_steps is None:
-            return _NOTHING
+        total = len(self.samples)
         if state.step == self.max_steps:
-            return self._scores(len(self.samples))
-        if state.step % self.every_steps == 0:
-            return self._scores(min(self.max_samples or len(self.samples), len(self.samples)))
+            return self._scores(total) if total else _NOTHING
+        if self.every_steps is not None and state.step % self.every_steps == 0 and total:
+            return self._scores(min(self.max_samples or total, total))
         return _NOTHING
 
     def _scores(self, count: int) -> Mapping[str, float]:

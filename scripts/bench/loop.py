@@ -190,21 +190,30 @@ def extend(folder: Path) -> None:
 def table(names: list[str], rounds: list[dict[str, Any]], flags: argparse.Namespace) -> str:
     """The comparison as Markdown."""
     base = names[0]
-    lines = [
-        f"size={flags.size} accumulation={flags.accumulation} threads={flags.threads}: "
-        f"{len(rounds)} rounds of {flags.turns} turns of {PLANS[flags.size][2]} steps; "
-        f"ratios to {base}\n",
-        "| peer | ms/step | wall ratio (quartiles) | CPU ratio | + CPU µs/step | CPU s to first step "
-        "(ratio) | with its launcher | first step s | exit s | peak MiB | same |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+    turns = f"{len(rounds)} rounds of {flags.turns} turns of {PLANS[flags.size][2]} steps"
+    run = f"size={flags.size} accumulation={flags.accumulation} threads={flags.threads}"
+    columns = [
+        "peer",
+        "ms/step",
+        "wall ratio (quartiles)",
+        "CPU ratio",
+        "+ CPU µs/step",
+        "CPU s to first step (ratio)",
+        "with its launcher",
+        "first step s",
+        "exit s",
+        "peak MiB",
+        "same",
     ]
+    lines = [f"{run}: {turns}; ratios to {base}\n", f"| {' | '.join(columns)} |"]
+    lines.append("|---" * len(columns) + "|")
     for name in names:
 
         def pairs(key: str, name: str = name) -> list[tuple[float, float]]:
             return [p for r in rounds for p in zip(r[name][key], r[base][key], strict=True)]
 
         def one(key: str, name: str = name) -> float:
-            return statistics.median(r[name][key] for r in rounds)
+            return float(statistics.median(r[name][key] for r in rounds))
 
         wall = [ours / theirs for ours, theirs in pairs("wall_ms")]
         low, _, high = statistics.quantiles(wall, n=4)

@@ -1,4 +1,4 @@
-"""A model, a task and a data kind that need torch alone: runs of a second, with random numbers in them.
+"""A model, a task and a data kind that need torch alone, for runs of a second.
 
 They come to trainctl as any third party's would, through entry points (see `toy_words` in
 tests/conftest.py), so every end-to-end test is also a test of the extension mechanism.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 from typing_extensions import override
@@ -47,7 +47,7 @@ class Letters:
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(97 + i) for i in ids)
 
-    def num_bytes(self, ids: npt.NDArray[np.int32]) -> int:
+    def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
         return len(ids)
 
     def save(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""lightning.Trainer; `default` with bar, summary, checkpoints and CSV logger, else all of them off."""
+"""lightning.Trainer; `default` with bar, summary, checkpoints and CSV logger, else without."""
 
 from __future__ import annotations
 

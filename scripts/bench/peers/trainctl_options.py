@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
@@ -35,7 +35,7 @@ class NoTokenizer:
     eos_id = 0
     vocab_size = 0
 
-    def num_bytes(self, ids: npt.NDArray[np.int32]) -> int:
+    def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
         return len(ids)
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
@@ -73,7 +73,7 @@ class BenchData(DataOption):
 
     @override
     def build(self) -> DataSplits:
-        return DataSplits([], [])
+        return DataSplits([Document("random rows", "")], [])
 
 
 class BenchTask(TaskOption):
@@ -85,40 +85,18 @@ class BenchTask(TaskOption):
     @override
     def build(self, tokenizer: Tokenizer) -> Task:
         del tokenizer
-        return BenchRows(self.size, self.rows)
+        return BenchWork(self.size, self.rows)
 
 
-class BenchRows:
-    """Task and samples in one: all rows are training rows."""
-
-    fingerprint = "random"
+class BenchWork:
+    """The live task."""
 
     def __init__(self, size: Sized, rows: int) -> None:
-        from scripts.bench.peers.common import SIZES, RandomTokens
-
-        self._data = RandomTokens(SIZES[size], rows).data
-        self._seq_len = SIZES[size].seq_len
-        self._next = 0
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def num_targets(self, indices: Sequence[int]) -> int:
-        return len(indices) * self._seq_len
-
-    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
-        # The peers read in order; the shuffle was paid for, its result is not used.
-        start, self._next = self._next, self._next + len(indices)
-        rows = self._data[start : self._next]
-        inputs = {"input_ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
-        return MicroBatch(inputs, self.num_targets(indices), indices)
-
-    def describe(self, index: int) -> str:
-        return f"row {index}"
+        self._size, self._rows = size, rows
 
     def samples(self, documents: Sequence[Document]) -> Samples:
-        del documents
-        return self
+        # The one document is the training set; there is nothing to evaluate on.
+        return BenchRows(self._size, self._rows if documents else 0)
 
     def references(self, documents: Sequence[Document]) -> dict[str, float]:
         del documents
@@ -138,3 +116,32 @@ class BenchRows:
 
     def export(self, module: nn.Module, folder: Path) -> None:
         del module, folder
+
+
+class BenchRows:
+    """The rows, served in the order in which the peers read them."""
+
+    fingerprint = "random"
+
+    def __init__(self, size: Sized, rows: int) -> None:
+        from scripts.bench.peers.common import SIZES, RandomTokens
+
+        self._data = RandomTokens(SIZES[size], rows).data
+        self._seq_len = SIZES[size].seq_len
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def num_targets(self, indices: Sequence[int]) -> int:
+        return len(indices) * self._seq_len
+
+    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+        # The shuffle was paid for, its result is not used.
+        start, self._next = self._next, self._next + len(indices)
+        rows = self._data[start : self._next]
+        inputs = {"input_ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
+        return MicroBatch(inputs, self.num_targets(indices), indices)
+
+    def describe(self, index: int) -> str:
+        return f"row {index}"
