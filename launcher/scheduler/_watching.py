@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from launcher.errors import ConfigError, Problem
 from launcher.scheduler._warmup import WarmedUp
@@ -37,6 +38,11 @@ class Watching(WarmedUp, ABC):
     """Lowest learning rate. A parameter group with a rate of its own has it in proportion."""
     eps: float = Field(ge=0)
     """A change of the learning rate that is not larger than this is not made."""
+
+    @property
+    @override
+    def watches(self) -> frozenset[str]:
+        return frozenset({self.metric})
 
     def score(self, scores: Mapping[str, float]) -> float:
         """The watched score.

@@ -24,6 +24,11 @@ class Chained(WarmedUp):
     parts: Annotated[tuple[AnySchedule, ...], AfterValidator(not_empty)]
     """The schedules; to each, the steps after the warm-up are the whole run."""
 
+    @property
+    @override
+    def watches(self) -> frozenset[str]:
+        return frozenset().union(*(part.watches for part in self.parts))
+
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         inner = replace(horizon, max_steps=max(1, horizon.max_steps - warmup))

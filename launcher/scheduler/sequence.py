@@ -38,6 +38,11 @@ class Sequence(WarmedUp):
     stages: Annotated[tuple[Stage, ...], AfterValidator(not_empty)]
     """The schedules in their order."""
 
+    @property
+    @override
+    def watches(self) -> frozenset[str]:
+        return frozenset().union(*(stage.schedule.watches for stage in self.stages))
+
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = horizon.max_steps - warmup

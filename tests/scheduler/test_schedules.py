@@ -323,6 +323,14 @@ def test_a_stage_sees_only_the_scores_of_its_own_steps(
     assert watched(schedule, [1.0] * 4) == [1.0, 1.0, 1.0, 0.5]
 
 
+def test_a_schedule_tells_which_scores_it_watches(preset: Preset) -> None:
+    chained = preset("chained")
+    stage = {"steps": None, "schedule": chained.model_dump(mode="json")}
+    assert preset("reduce_on_plateau", metric="eval_bleu").watches == {"eval_bleu"}
+    assert chained.watches == preset("sequence", stages=[stage]).watches == {"eval_loss"}
+    assert preset("sequence").watches == preset("adafactor").watches == frozenset()
+
+
 def test_schedules_without_memory_leave_it_alone(preset: Preset, horizon: MakeHorizon) -> None:
     memory: dict[str, float] = {}
     for name in TIMED:
