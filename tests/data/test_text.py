@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from launcher.contracts import DataSplits
+from launcher.data.text import TextFiles
+from launcher.errors import DataError
+
+PRESET = Path(__file__).parents[2] / "conf" / "data" / "text.yaml"
+
+
+def text(files: Any, **changes: Any) -> TextFiles:
+    values = {**yaml.safe_load(PRESET.read_text(encoding="utf-8")), "files": files, **changes}
+    return TextFiles.model_validate_json(json.dumps(values))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def corpus(here: Path, count: int = 200) -> None:
+    for i in range(count):
+        write(here / "corpus" / str(i % 7) / f"{i}.txt", f"file {i}\n" * (i % 5 + 1))
+
+
+def names(splits: DataSplits) -> tuple[list[str], list[str]]:
+    return [d.name for d in splits.train], [d.name for d in splits.validation]
+
+
+def test_whole_files_are_held_out_by_their_path(here: Path) -> None:
+    corpus(here)
+    train, validation = names(text("corpus/**/*.txt").build())
+    assert len(train) + len(validation) == 200
+    assert 2 <= len(validation) <= 25
+    assert train == sorted(train)
+    assert not set(train) & set(validation)
+    assert text("corpus/**/*.txt").build() == text(["corpus/*/1*.txt", "corpus/**/*.txt"]).build()
+
+
+def test_the_split_is_the_same_from_any_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus(here)
+    relative = names(text("corpus/**/*.txt").build())[1]
+    monkeypatch.chdir(here / "corpus" / "3")
+    for pattern in ("../**/*.txt", f"{here}/corpus/**/*.txt"):
+        validation = names(text(pattern).build())[1]
+        assert [Path(v).resolve() for v in validation] == [here / r for r in relative]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_where_no_whole_file_can_be_held_out_the_end_of_each_is(here: Path, count: int) -> None:
+    content = "".join(f"line {n}\n" for n in range(1, 101))
+    for i in range(count):
+        write(here / f"{i}.txt", content)
+    splits = text("*.txt", validation_fraction=0.1).build()
+    assert len(splits.train) == len(splits.validation) == count
+    for head, tail in zip(splits.train, splits.validation, strict=True):
+        assert head.text + tail.text == content
+        first = tail.text.splitlines()[0]
+        assert tail.name == f"{head.name}:{first.removeprefix('line ')}"
+        assert 0.08 < len(tail.text) / len(content) <= 0.1
+
+
+def test_a_file_that_is_most_of_the_text_is_not_held_out_whole(here: Path) -> None:
+    corpus(here)
+    held_out = names(text("corpus/**/*.txt").build())[1][0]
+    write(here / held_out, "much text\n" * 10_000)
+    splits = text("corpus/**/*.txt").build()
+    sizes = [sum(len(d.text) for d in part) for part in (splits.train, splits.validation)]
+    assert sizes[1] < 0.1 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "head", "tail"),
+    [
+        ("aa\nbb\ncc\ndd\n", "aa\nbb\ncc\n", "dd\n"),
+        ("aa\nbb\ncc\ndd", "aa\nbb\ncc\n", "dd"),
+        # No line begins after the cut: the last that begins before it.
+        ("aa\nbbbbbbbbbbbbbbbbbb\n", "aa\n", "bbbbbbbbbbbbbbbbbb\n"),
+        # A single line is cut within.
+        ("abcdefgh", "abcdef", "gh"),
+        ("aé🙂bcdef\n", "aé🙂bcde", "f\n"),
+    ],
+)
+def test_a_single_file_is_cut_at_a_line(here: Path, content: str, head: str, tail: str) -> None:
+    write(here / "one.txt", content)
+    splits = text("one.txt", validation_fraction=0.25).build()
+    assert [d.text for d in splits.train] == [head]
+    assert [d.text for d in splits.validation] == [tail]
+
+
+def test_given_validation_files_are_never_trained_on(here: Path) -> None:
+    for name in "abc":
+        write(here / f"{name}.txt", name)
+    (here / "link.txt").symlink_to("b.txt")
+    splits = text("[abc].txt", validation_files=["link.txt", "c.txt"]).build()
+    assert names(splits) == (["a.txt"], ["c.txt", "link.txt"])
+    with pytest.raises(DataError, match="matches every file"):
+        text("*.txt", validation_files="*.txt").preflight()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a\r\nb\rc\n", "a\r\nb\rc\n"),
+        (b"\xef\xbb\xbfwith a mark", "with a mark"),
+        ("a \ufeff within stays", "a \ufeff within stays"),
+        ("  \n", "  \n"),
+        ("no end of line", "no end of line"),
+        ("é 東京 🙂 \x85 \u2028", "é 東京 🙂 \x85 \u2028"),
+    ],
+)
+def test_text_is_kept_to_the_character(here: Path, content: str | bytes, expected: str) -> None:
+    write(here / "a.txt", content)
+    write(here / "held_out.txt", "x")
+    splits = text("a.txt", validation_files="held_out.txt").build()
+    assert splits.train[0].text == expected
+
+
+BAD_BYTES = [
+    (b"", "a.txt: is empty"),
+    (b"\xef\xbb\xbf", "a.txt: is empty"),
+    (b"\xff", r"a.txt:1:1 \(byte 0\): byte 0xff is not UTF-8 \(invalid start byte\)"),
+    ("é\nüx".encode() + b"\xe9 end", r"a.txt:2:3 \(byte 6\): byte 0xe9"),
+    (b"ab\r\ncd\xe2\x82", r"a.txt:2:3 \(byte 6\): byte 0xe2 is not UTF-8 \(unexpected end"),
+    (b"\xef\xbb\xbfab\xffc", r"a.txt:1:3 \(byte 5\): byte 0xff"),
+    (b"\xef\xbb\xbfab\n\xc0\xaf", r"a.txt:2:1 \(byte 6\): byte 0xc0"),
+    (b"\xed\xa0\x80", r"a.txt:1:1 \(byte 0\): byte 0xed"),
+    (b"bin\nar\x00y", r"a.txt:2:3 \(byte 6\): a NUL byte"),
+    ("utf-16".encode("utf-16-le"), r"a.txt:1:2 \(byte 1\): a NUL byte: .* UTF-16"),
+    ("utf-16".encode("utf-16"), r"a.txt:1:1 \(byte 0\): byte 0xff"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_BYTES)
+def test_what_is_no_text_is_named_with_its_place(here: Path, content: bytes, message: str) -> None:
+    write(here / "a.txt", content)
+    write(here / "b.txt", "fine\n")
+    with pytest.raises(DataError, match=message):
+        text("*.txt").build()
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_BYTES)
+def test_skipping_leaves_it_out_and_says_so(
+    here: Path, content: bytes, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(here / "a.txt", content)
+    write(here / "b.txt", "fine\nlines\n")
+    option = text("*.txt", on_error="skip")
+    option.preflight()
+    with caplog.at_level(logging.WARNING):
+        train, _ = names(option.build())
+    assert train == ["b.txt"]
+    assert "skipped 1 of 2 files: 1 " in caplog.text
+
+
+def test_many_bad_files_are_named_and_the_rest_counted(here: Path) -> None:
+    for i in range(9):
+        write(here / f"{i}.txt", "")
+    with pytest.raises(DataError, match=r"0.txt: is empty(.|\n)*4.txt(.|\n)*and 4 more files"):
+        text("*.txt").preflight()
+    with pytest.raises(DataError, match="is empty"):
+        text("*.txt", on_error="skip").build()
+
+
+def test_nothing_is_read_before_the_run(here: Path) -> None:
+    write(here / "a.txt", b"\xff")
+    text("a.txt").preflight()
+
+
+def make_nothing(here: Path) -> None:
+    pass
+
+
+def make_folders(here: Path) -> None:
+    write(here / "corpus" / "deep" / "a.txt", "a")
+
+
+def make_pipe(here: Path) -> None:
+    os.mkfifo(here / "pipe.txt")
+
+
+def make_hidden(here: Path) -> None:
+    write(here / ".hidden.txt", "a")
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern", "message"),
+    [
+        (make_nothing, "corpus/**/*.txt", r"data.files: 'corpus/\*\*/\*.txt' matches no file in /"),
+        (make_nothing, "a.txt", "data.files: 'a.txt' matches no file in"),
+        (make_nothing, ["a.txt"], "data.files: 'a.txt' matches no file in"),
+        (make_folders, "corpus", r"matches only folders in .*; write corpus/\*\*/\*.txt"),
+        (make_folders, "corpus/*", r"matches only folders in .*; write corpus/\*\*/\*.txt"),
+        (make_folders, ["corpus/**", "gone/*"], r"'gone/\*' matches no file"),
+        (make_pipe, "*.txt", "matches no file"),
+        (make_hidden, "*.txt", "matches no file"),
+    ],
+)
+def test_a_pattern_without_a_file_is_named_with_the_folder(
+    here: Path, make: Callable[[Path], None], pattern: Any, message: str
+) -> None:
+    make(here)
+    for step in (text(pattern).preflight, text(pattern).build):
+        with pytest.raises(DataError, match=message):
+            step()
+
+
+def test_a_held_out_pattern_without_a_file_is_named(here: Path) -> None:
+    write(here / "a.txt", "a")
+    with pytest.raises(DataError, match=r"data.validation_files: 'b.txt' matches no file"):
+        text("a.txt", validation_files="b.txt").preflight()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(here: Path) -> None:
+    write(here / "a.txt", "a").chmod(0)
+    for step in (text("a.txt").preflight, text("a.txt").build):
+        with pytest.raises(DataError, match=r"a.txt: cannot be read"):
+            step()
+
+
+def test_a_file_that_goes_away_while_reading_is_named(here: Path) -> None:
+    from launcher.data._files import Unreadable, read_document
+
+    result = read_document(here / "gone.txt")
+    assert isinstance(result, Unreadable)
+    assert result.message.endswith("gone.txt: cannot be read: No such file or directory")
+
+
+def test_linked_folders_are_followed_and_home_is_expanded(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(here / "elsewhere" / "a.txt", "a\nb\n")
+    (here / "home").mkdir()
+    (here / "home" / "corpus").symlink_to(here / "elsewhere")
+    monkeypatch.setenv("HOME", str(here / "home"))
+    train, _ = names(text("~/corpus/**/*.txt").build())
+    assert train == [f"{here}/home/corpus/a.txt"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"files": ""}, {"files": []}, {"files": 3}, {"on_error": "ignore"}]
+)
+def test_values_of_another_type_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        text(**{"files": "a.txt", **changes})
+
+
+def test_ten_megabytes_are_read_at_once(here: Path) -> None:
+    write(here / "big.txt", "some text of a line\n" * 2**19)
+    start = time.process_time()
+    text("big.txt").build()
+    assert time.process_time() - start < 1

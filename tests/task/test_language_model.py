@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from pydantic import ValidationError
+
+from launcher.contracts import Document, Task, Tokenizer
+from launcher.task import _language_model
+from launcher.task._language_model import summed_cross_entropy
+from launcher.task._token_samples import NO_TARGET
+from launcher.task.causal_lm import CausalLM
+
+PRESET = Path(__file__).parents[2] / "conf" / "task" / "causal_lm.yaml"
+
+
+def option(**changes: Any) -> CausalLM:
+    values = {**yaml.safe_load(PRESET.read_text(encoding="utf-8")), **changes}
+    return CausalLM.model_validate_json(json.dumps(values))
+
+
+def task(tokenizer: Tokenizer, **changes: Any) -> Task:
+    return option(**changes).build(tokenizer)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_loss_is_the_plain_one_over_each_sample(
+    letters: Tokenizer, small_llama: Any, packing: bool
+) -> None:
+    texts = ["the first", "b", "a third document", "x" * 30]
+    live = task(letters, seq_len=7, packing=packing)
+    samples = live.samples([Document(str(i), t) for i, t in enumerate(texts)])
+    batch = samples.micro_batch(range(len(samples)))
+    loss = live.loss(small_llama, batch.inputs)
+    expected = 0.0
+    for i in range(len(samples)):
+        inputs = samples.micro_batch([i]).inputs
+        log_p = small_llama(inputs["input_ids"]).logits[0].double().log_softmax(-1)
+        for place, label in enumerate(inputs["labels"][0].tolist()):
+            if label != NO_TARGET:
+                expected -= log_p[place, label].item()
+    assert loss.shape == ()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_gradient_is_that_of_transformers_own_loss(
+    letters: Tokenizer, small_llama: Any
+) -> None:
+    live = task(letters, seq_len=9, packing=True)
+    batch = live.samples([Document("a", "some text to learn from " * 3)]).micro_batch([0, 2, 4])
+    torch.autograd.backward(live.loss(small_llama, batch.inputs) / batch.num_targets)
+    ours = [p.grad.clone() for p in small_llama.parameters()]
+    small_llama.zero_grad()
+    labels = F.pad(batch.inputs["labels"], (1, 0), value=NO_TARGET)
+    ids = F.pad(batch.inputs["input_ids"], (0, 1))
+    small_llama(input_ids=ids, labels=labels).loss.backward()
+    for a, parameter in zip(ours, small_llama.parameters(), strict=True):
+        torch.testing.assert_close(a, parameter.grad)
+
+
+def test_padding_does_not_reach_a_target(letters: Tokenizer, small_llama: Any) -> None:
+    live = task(letters, seq_len=20, packing=False)
+    samples = live.samples([Document("a", "abc"), Document("b", "x" * 19)])
+    alone = [live.loss(small_llama, samples.micro_batch([i]).inputs) for i in (0, 1)]
+    together = live.loss(small_llama, samples.micro_batch([0, 1]).inputs)
+    torch.testing.assert_close(together, alone[0] + alone[1])
+
+
+def reference(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    kept = labels != NO_TARGET
+    return F.cross_entropy(logits.double()[kept], labels[kept], reduction="sum")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows_at_once", [1, 7, 100])
+def test_logits_of_any_format_are_summed_in_float32(
+    dtype: torch.dtype, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_language_model, "_CHUNK", rows_at_once * 50)
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(40, 50)).to(dtype).requires_grad_()
+    labels = torch.randint(0, 50, (40,))
+    labels[::5] = NO_TARGET
+    labels[:8] = NO_TARGET  # a chunk without any target
+    loss = summed_cross_entropy(logits, labels)
+    torch.autograd.backward(loss)
+    exact_logits = logits.detach().double().requires_grad_()
+    exact = reference(exact_logits, labels)
+    torch.autograd.backward(exact)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert logits.grad is not None
+    assert exact_logits.grad is not None
+    torch.testing.assert_close(logits.grad, exact_logits.grad.to(dtype))
+
+
+def test_without_a_target_the_loss_is_zero() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        labels = torch.full((4,), NO_TARGET)
+        assert summed_cross_entropy(torch.randn(4, 9, dtype=dtype), labels).item() == 0.0
+
+
+def test_scores_are_nats_a_token_and_bits_a_byte(letters: Tokenizer) -> None:
+    live = task(letters, seq_len=5)
+    samples = live.samples([Document("a", "abcd"), Document("b", "efgh")])
+    # Ten targets, of which eight are a byte each.
+    scores = live.scores(10 * math.log(2), 10, samples)
+    assert scores == pytest.approx(
+        {"eval_loss": math.log(2), "eval_perplexity": 2.0, "eval_bits_per_byte": 10 / 8}
+    )
+
+
+def test_a_hopeless_loss_has_no_perplexity_but_a_loss(letters: Tokenizer) -> None:
+    live = task(letters, seq_len=1)
+    samples = live.samples([Document("a", "a")])
+    assert live.scores(2e4, 2, samples)["eval_perplexity"] == math.inf
+
+
+def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary(
+    letters: Tokenizer, small_llama: Any
+) -> None:
+    for parameter in small_llama.lm_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    live = task(letters, seq_len=6, packing=False)
+    samples = live.samples([Document("a", "seven ages"), Document("b", "of man")])
+    indices = range(len(samples))
+    loss = live.loss(small_llama, samples.micro_batch(indices).inputs).item()
+    scores = live.scores(loss, samples.num_targets(indices), samples)
+    assert scores["eval_bits_per_byte"] == pytest.approx(7 * 18 / 16)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"seq_len": 0}, {"packing": 1}, {"sample_tokens": -1}, {"sample_temperature": -0.1}],
+)
+def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        option(**changes)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from launcher.contracts import Document, Tokenizer
+from launcher.errors import DataError
+from launcher.task._token_samples import NO_TARGET, Blocks, Pieces, TokenSamples
+from launcher.task._token_stream import TokenStream, read_tokens
+
+Layout = Callable[[TokenStream, int], TokenSamples]
+LAYOUTS: tuple[Layout, ...] = (Blocks, Pieces)
+
+
+def documents(*texts: str) -> list[Document]:
+    return [Document(f"{i}.txt", text) for i, text in enumerate(texts)]
+
+
+def texts_of(count: int, seed: int = 0) -> list[str]:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, 60, count)
+    return ["".join(map(chr, generator.integers(65, 91, n))) for n in lengths]
+
+
+def blocks(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> Blocks:
+    return Blocks(read_tokens(documents(*texts), tokenizer), seq_len)
+
+
+def pieces(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> Pieces:
+    return Pieces(read_tokens(documents(*texts), tokenizer), seq_len)
+
+
+def targets(samples: TokenSamples) -> list[int]:
+    """All targets in order."""
+    labels = [samples.micro_batch([i]).inputs["labels"].flatten() for i in range(len(samples))]
+    joined = torch.cat(labels)
+    kept: list[int] = joined[joined != NO_TARGET].tolist()
+    return kept
+
+
+def stream_of(texts: Sequence[str]) -> list[int]:
+    return [c for text in texts for c in [*text.encode(), 0]]
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 7, 16, 100])
+def test_packing_loses_no_token_but_the_ragged_end(letters: Tokenizer, seq_len: int) -> None:
+    texts = texts_of(20)
+    stream = stream_of(texts)
+    samples = blocks(letters, texts, seq_len)
+    assert len(samples) == len(stream) // seq_len
+    assert targets(samples) == stream[: len(samples) * seq_len]
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 7, 16, 100])
+def test_pieces_lose_no_token_at_all(letters: Tokenizer, seq_len: int) -> None:
+    texts = texts_of(20)
+    samples = pieces(letters, texts, seq_len)
+    assert len(samples) == sum(-(-(len(text) + 1) // seq_len) for text in texts)
+    assert targets(samples) == stream_of(texts)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_label_is_the_input_one_place_on(letters: Tokenizer, layout: Layout) -> None:
+    samples = layout(read_tokens(documents(*texts_of(9)), letters), 8)
+    inputs = samples.micro_batch(range(len(samples))).inputs
+    ids, labels = inputs["input_ids"], inputs["labels"]
+    assert ids.dtype == labels.dtype == torch.int64
+    assert ids.shape == labels.shape == (len(samples), 8)
+    assert ids.is_contiguous()
+    assert labels.is_contiguous()
+    both = labels[:, 1:] != NO_TARGET
+    assert torch.equal(ids[:, 1:][both], labels[:, :-1][both])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_counts_are_known_without_building(letters: Tokenizer, layout: Layout) -> None:
+    samples = layout(read_tokens(documents(*texts_of(30)), letters), 13)
+    generator = np.random.default_rng(1)
+    for size in (1, 2, 5, 40):
+        indices = generator.integers(0, len(samples), size).tolist()
+        batch = samples.micro_batch(indices)
+        real = int((batch.inputs["labels"] != NO_TARGET).sum())
+        assert samples.num_targets(indices) == batch.num_targets == real
+        assert batch.indices == indices
+
+
+def test_a_piece_is_as_long_as_the_longest_beside_it(letters: Tokenizer) -> None:
+    samples = pieces(letters, ["abcdefg", "xy"], 5)
+    batch = samples.micro_batch([1, 2])
+    assert batch.inputs["input_ids"].tolist() == [list(b"efg"), [0, *b"xy"]]
+    assert batch.inputs["labels"].tolist() == [[*b"fg", 0], [*b"xy", 0]]
+    ragged = samples.micro_batch([0, 1])
+    assert ragged.inputs["labels"][1].tolist() == [*b"fg", 0, NO_TARGET, NO_TARGET]
+    assert ragged.inputs["input_ids"][1].tolist() == [*b"efg", 0, 0]
+    assert ragged.num_targets == 8
+
+
+def test_documents_do_not_mix_in_pieces(letters: Tokenizer) -> None:
+    samples = pieces(letters, ["aaaa", "bb", "ccccc"], 4)
+    for index in range(len(samples)):
+        letters_seen = set(samples.micro_batch([index]).inputs["input_ids"].flatten().tolist())
+        assert len(letters_seen - {0}) <= 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_index_gives_the_same_sample_in_any_company(letters: Tokenizer, layout: Layout) -> None:
+    samples = layout(read_tokens(documents(*texts_of(30)), letters), 13)
+    whole = samples.micro_batch(range(len(samples))).inputs
+    for index in (0, 3, len(samples) - 1):
+        alone = samples.micro_batch([index]).inputs
+        width = alone["labels"].shape[1]
+        for name in ("input_ids", "labels"):
+            assert torch.equal(alone[name][0], whole[name][index, :width])
+
+
+def test_a_sample_says_where_it_comes_from(letters: Tokenizer) -> None:
+    texts = ["ab\ncd\nef", "", "gh\n\nij"]
+    in_pieces = pieces(letters, texts, 4)
+    assert [in_pieces.describe(i) for i in range(len(in_pieces))] == [
+        "0.txt, line 1 (byte 1)",
+        "0.txt, line 2 (byte 5)",
+        "0.txt, line 3 (byte 9)",
+        "2.txt, line 1 (byte 1)",
+        "2.txt, line 3 (byte 5)",
+    ]
+    in_blocks = blocks(letters, texts, 5)
+    assert [in_blocks.describe(i) for i in range(len(in_blocks))] == [
+        "0.txt, line 1 (byte 1)",
+        "0.txt, line 2 (byte 6)",
+        "2.txt, line 1 (byte 2)",
+    ]
+
+
+def test_the_fingerprint_tells_text_order_length_and_layout(letters: Tokenizer) -> None:
+    texts = texts_of(5)
+    prints = [
+        blocks(letters, texts, 8).fingerprint,
+        blocks(letters, texts, 9).fingerprint,
+        pieces(letters, texts, 8).fingerprint,
+        blocks(letters, texts[::-1], 8).fingerprint,
+        blocks(letters, [*texts[:-1], texts[-1] + "x"], 8).fingerprint,
+    ]
+    assert len(set(prints)) == len(prints)
+    assert blocks(letters, texts, 8).fingerprint == prints[0]
+    assert len(prints[0]) == 32
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "0 tokens in no documents, but one sample needs task.seq_len=10"),
+        (["short"], "6 tokens in the one document, 0.txt, but one sample needs task.seq_len=10"),
+        (["a", "b", "c"], "6 tokens in 3 documents, from 0.txt to 2.txt"),
+    ],
+)
+def test_too_little_text_is_an_error_that_counts(
+    letters: Tokenizer, texts: list[str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        blocks(letters, texts, 10)
+
+
+def test_text_that_just_fills_one_block_is_enough(letters: Tokenizer) -> None:
+    assert len(blocks(letters, ["123456789"], 10)) == 1
+    with pytest.raises(DataError, match="9 tokens"):
+        blocks(letters, ["12345678"], 10)
+
+
+def test_no_text_has_no_pieces(letters: Tokenizer) -> None:
+    with pytest.raises(DataError, match="no tokens in no documents"):
+        pieces(letters, ["", ""], 10)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(384, np.uint16), (2**16, np.uint16), (2**16 + 1, np.int32)]
+)
+def test_tokens_take_as_few_bytes_as_they_can(
+    letters: Tokenizer, vocab_size: int, dtype: type
+) -> None:
+    letters.vocab_size = vocab_size
+    assert read_tokens(documents("abc"), letters).tokens.dtype == dtype
+
+
+def test_bytes_per_target_counts_only_what_is_a_target(letters: Tokenizer) -> None:
+    # 12 targets with their end tokens; in blocks of 5 the last two, "g" and an end, are none.
+    texts = ["abcd", "e", "efg", ""]
+    assert blocks(letters, texts, 5).bytes_per_target == 8 / 10
+    assert pieces(letters, texts, 5).bytes_per_target == 8 / 11
