@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,6 +286,11 @@ class OptimizerOption(Option):
 
 class SchedulerOption(Option):
     """How the learning rate moves over the run."""
+
+    @property
+    def watches(self) -> frozenset[str]:
+        """Names of the validation scores that move the rate; empty where only the step does."""
+        return frozenset()
 
     @abstractmethod
     def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
@@ -719,8 +724,8 @@ class Engine(Protocol):
                 before the window.
         """
 
-    def evaluate(self, micro_batch: MicroBatch) -> Tensor:
-        """Summed loss of a micro-batch, without gradient. Shape (), float32, on the device."""
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> float:
+        """Summed loss of this rank's micro-batches over all ranks, without gradient."""
 
     def module(self) -> nn.Module:
         """The plain module with whole weights, in evaluation mode; gathered where it is sharded."""

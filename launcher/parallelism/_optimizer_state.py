@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from launcher.errors import CheckpointError
 
@@ -16,18 +17,14 @@ def optimizer_tensors(
 ) -> dict[str, Tensor]:
     """The optimizer's state as `optimizer.<parameter>.<key>` and `optimizer_group.<index>.<key>`.
 
-    Python numbers become tensors of shape (), float64 or int64. Of a group's options only those are
-    taken that the optimizer itself changes; it names them in `group_state`.
+    Python numbers become tensors of shape (), float64 or int64; lists and tensors that are made of
+    others (8-bit blocks with their scales) become one entry for each part. Of a group's options
+    only those are taken that the optimizer itself changes; it names them in `group_state`.
     """
     _materialise(optimizer)
     tensors: dict[str, Tensor] = {}
-    for index, group in enumerate(optimizer.param_groups):
-        for param in group["params"]:
-            for key, value in optimizer.state.get(param, {}).items():
-                if value is not None:
-                    tensors[f"optimizer.{names[param]}.{key}"] = _as_tensor(value)
-        for key in getattr(optimizer, "group_state", ()):
-            tensors[f"optimizer_group.{index}.{key}"] = _as_tensor(group[key])
+    for holder, key, name in _places(optimizer, names):
+        tensors |= _flatten(name, holder[key])
     return tensors
 
 
@@ -41,21 +38,57 @@ def load_optimizer(
     """
     expected = optimizer_tensors(optimizer, names)
     if expected.keys() != state.keys():
-        missing, left = (
-            sorted(expected.keys() - state.keys()),
-            sorted(state.keys() - expected.keys()),
-        )
+        missing = sorted(expected.keys() - state.keys())
+        left = sorted(state.keys() - expected.keys())
         raise CheckpointError(
             f"the checkpoint is of another optimizer: missing {missing[:5]}, left over {left[:5]}"
         )
+    for holder, key, name in _places(optimizer, names):
+        holder[key] = _refill(name, holder[key], state)
+
+
+def _places(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
+) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Where state stands: the dictionary, the key in it, and the name of the entry."""
     for index, group in enumerate(optimizer.param_groups):
         for param in group["params"]:
-            live = optimizer.state.get(param, {})
-            for key, value in live.items():
-                if value is not None:
-                    live[key] = _like(value, state[f"optimizer.{names[param]}.{key}"])
+            state = optimizer.state.get(param, {})
+            yield from ((state, key, f"optimizer.{names[param]}.{key}") for key in list(state))
         for key in getattr(optimizer, "group_state", ()):
-            group[key] = _like(group[key], state[f"optimizer_group.{index}.{key}"])
+            yield group, key, f"optimizer_group.{index}.{key}"
+
+
+def _flatten(name: str, value: Any) -> dict[str, Tensor]:
+    if value is None:
+        return {}
+    if isinstance(value, Tensor):
+        if is_traceable_wrapper_subclass(value):
+            parts = {part: getattr(value, part) for part in value.__tensor_flatten__()[0]}
+            return {
+                k: t for part, v in parts.items() for k, t in _flatten(f"{name}.{part}", v).items()
+            }
+        return {name: value}
+    if isinstance(value, list | tuple):
+        return {k: t for i, v in enumerate(value) for k, t in _flatten(f"{name}.{i}", v).items()}
+    return {
+        name: torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+    }
+
+
+def _refill(name: str, live: Any, state: Mapping[str, Tensor]) -> Any:
+    """The saved value in the live one's form: tensors in place, numbers as they were."""
+    if live is None:
+        return None
+    if isinstance(live, Tensor):
+        if is_traceable_wrapper_subclass(live):
+            for part in live.__tensor_flatten__()[0]:
+                _refill(f"{name}.{part}", getattr(live, part), state)
+            return live
+        return live.copy_(state[name])
+    if isinstance(live, list | tuple):
+        return type(live)(_refill(f"{name}.{i}", value, state) for i, value in enumerate(live))
+    return type(live)(state[name].item())
 
 
 def _materialise(optimizer: torch.optim.Optimizer) -> None:
@@ -76,16 +109,3 @@ def _materialise(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-
-
-def _as_tensor(value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
-
-
-def _like(live: Any, saved: Tensor) -> Any:
-    """The saved value in the live one's form: a tensor in place, or a Python number."""
-    if isinstance(live, Tensor):
-        return live.copy_(saved)
-    return type(live)(saved.item())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,12 +31,16 @@ class SingleEngine:
     def __init__(self, parts: EngineParts) -> None:
         self._device = torch.device(parts.world.device)
         self._precision = parts.precision.build(self._device.type)
-        self._module = parts.module.to(self._device, self._precision.param_dtype)
+        parts.optimizer.groups.freeze(parts.module)
+        self._precision.prepare(parts.module)
+        self._module = parts.module.to(self._device)
         self._module.train()
         self._loss = parts.loss
         self._clipping = parts.clipping
         self._skip_nonfinite = parts.skip_nonfinite
-        self._optimizer = parts.optimizer.build(self._module, self._device.type)
+        self._optimizer = self._precision.wrap_optimizer(
+            parts.optimizer.build(self._module, self._device.type)
+        )
         self._params = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._window: Window | None = None
         self._losses: list[Tensor] = []
@@ -50,36 +54,46 @@ class SingleEngine:
         for micro_batch in window.micro_batches:
             with self._precision.autocast():
                 loss = self._loss(self._module, self._on_device(micro_batch.inputs)) / divisor
-            loss.backward()  # type: ignore[no-untyped-call]
+            scale = self._precision.loss_scale
+            (scale.scale(loss) if scale else loss).backward()  # type: ignore[no-untyped-call]
             self._losses.append(loss.detach())
         return torch.stack(self._losses).sum() if len(self._losses) > 1 else self._losses[0]
 
     def update(self, lr: float | None) -> UpdateStats:
-        """Check, clip, step, and clear the gradients; see `Engine`."""
+        """Unscale, check, clip, step, and clear the gradients; see `Engine`."""
         grads = [p.grad for p in self._params if p.grad is not None]
+        scale = self._precision.loss_scale
+        factor = scale.value if scale else None
+        if scale:
+            scale.unscale(grads)
         norm = nn.utils.get_total_norm(grads)
         # The one number read from the device each step: without it a NaN would reach the weights.
-        if not math.isfinite((norm + sum(self._losses)).item()):
-            error = self._explain(norm)
-            self._optimizer.zero_grad(set_to_none=True)
-            if not self._skip_nonfinite:
-                raise error
-            _log.warning("update skipped: %s", error)
-            return UpdateStats(norm, applied=False)
-        self._clip(norm)
-        for group in self._optimizer.param_groups:
-            if lr is not None:
-                group["lr"] = lr * group["lr_scale"]
-        self._optimizer.step()
+        finite = math.isfinite((norm + sum(self._losses)).item())
+        if finite:
+            self._clip(norm)
+            for group in self._optimizer.param_groups:
+                if lr is not None:
+                    group["lr"] = lr * group["lr_scale"]
+            self._optimizer.step()
+        elif scale and all(loss.isfinite() for loss in self._losses):
+            _log.debug("update skipped: gradients overflow at a loss scale of %g", factor)
+        else:
+            self._refuse(norm)
+        if scale:
+            scale.update(overflowed=not finite)
         self._optimizer.zero_grad(set_to_none=True)
-        return UpdateStats(norm, applied=True)
+        return UpdateStats(norm, finite, factor)
 
-    def evaluate(self, micro_batch: MicroBatch) -> Tensor:
+    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> float:
         """Summed loss without gradient, dropout off; see `Engine`."""
         self._training(on=False)
         try:
-            with torch.no_grad(), self._precision.autocast():
-                return self._loss(self._module, self._on_device(micro_batch.inputs))
+            with torch.no_grad(), self._precision.evaluation(self._module):
+                losses = [
+                    self._loss(self._module, self._on_device(m.inputs)) for m in micro_batches
+                ]
+                # In float64 on the host, once: the device is not waited for between batches.
+                return math.fsum(torch.stack(losses).tolist()) if losses else 0.0
         finally:
             self._training(on=True)
 
@@ -91,7 +105,8 @@ class SingleEngine:
     def state(self) -> EngineState:
         """Parameters, buffers and optimizer state by name; see `Engine`."""
         model = {f"model.{name}": tensor for name, tensor in self._model_tensors().items()}
-        return {**model, **optimizer_tensors(self._optimizer, self._names())}
+        formats = {f"precision.{name}": value for name, value in self._precision.state().items()}
+        return {**model, **formats, **optimizer_tensors(self._optimizer, self._names())}
 
     def load_state(self, state: EngineState) -> None:
         """Copy a state into the live tensors, strictly; see `Engine`."""
@@ -110,7 +125,14 @@ class SingleEngine:
                         f"{name} is {tuple(given[name].shape)}, must be {tuple(tensor.shape)}"
                     )
                 tensor.copy_(given[name])
-        rest = {k: v for k, v in state.items() if not k.startswith("model.")}
+        formats = {k: v for k, v in state.items() if k.startswith("precision.")}
+        try:
+            self._precision.load_state(
+                {k.removeprefix("precision."): v for k, v in formats.items()}
+            )
+        except KeyError as error:
+            raise CheckpointError(f"the checkpoint is of another precision: {error}") from error
+        rest = {k: v for k, v in state.items() if k not in formats and not k.startswith("model.")}
         load_optimizer(self._optimizer, self._names(), rest)
 
     def close(self) -> None:
@@ -145,6 +167,14 @@ class SingleEngine:
 
     def _names(self) -> dict[Tensor, str]:
         return {p: name for name, p in self._module.named_parameters()}
+
+    def _refuse(self, norm: Tensor) -> None:
+        """Leave the weights alone; end the run unless it is to go on without this window."""
+        error = self._explain(norm)
+        if not self._skip_nonfinite:
+            self._optimizer.zero_grad(set_to_none=True)
+            raise error
+        _log.warning("update skipped: %s", error)
 
     def _explain(self, norm: Tensor) -> NonFinite:
         """What was not finite, and in which micro-batch."""

@@ -47,7 +47,5 @@ class Evaluator:
         total = len(self.samples)
         indices = [i * total // count for i in range(count)]
         pieces = [indices[i : i + self.batch_size] for i in range(0, count, self.batch_size)]
-        losses = [self.engine.evaluate(self.samples.micro_batch(piece)) for piece in pieces]
-        # Summed in float64 on the host, once: the device is not waited for between batches.
-        loss_sum = sum(loss.double().item() for loss in losses)
+        loss_sum = self.engine.evaluate(self.samples.micro_batch(piece) for piece in pieces)
         return self.task.scores(loss_sum, self.samples.num_targets(indices), self.samples)

@@ -68,6 +68,7 @@ class Recorder:
             "samples": state.samples,
             "tokens": state.tokens,
             "skipped": state.skipped,
+            **({"loss_scale": scale} if (scale := report.update.loss_scale) else {}),
             "elapsed_s": now - self._start,
             "memory_mib": _memory_mib(),
             **{key: _number(value) for key, value in report.scores.items()},
