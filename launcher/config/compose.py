@@ -21,8 +21,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from typing_extensions import override
 
 from launcher.config import diagnose, hydra_ext
@@ -182,13 +182,13 @@ def recompose(
 
 def make_loader() -> Loader:
     """A loader over the search path of the current context (`hydra_ext.search_path_of`)."""
-    running = GlobalHydra.instance()
-    outer, running.hydra = running.hydra, None  # a job of hydra.main composes inside it
+    # A job of hydra.main composes too, while hydra.main has the one global Hydra.
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(CONF), job_name="trainctl", **hydra_ext.base()):
             return Loader(GlobalHydra.instance().config_loader().get_search_path())
     finally:
-        running.hydra = outer
+        GlobalHydra.instance().hydra = outer
 
 
 def _named_code(origins: Origins) -> list[Problem]:
@@ -247,7 +247,7 @@ def _merged(
             if culprit is None:
                 problems += diagnose.bad_files(error, loader, config_name, chosen)
                 return None
-            problems.append(diagnose.bad_word(culprit[0], culprit[1], loader))
+            problems += diagnose.bad_word(culprit[0], culprit[1], loader)
             chosen.remove(culprit[0])
             words.remove(culprit[0])
 
@@ -277,14 +277,34 @@ def apply(
     """Set values one by one, so that every wrong word is found."""
     for word in words:
         key, line = word.key_or_group, str(word.input_line)
+        if origins.add_targets(line, key, word.value()):
+            continue
         if chooses_group(word, loader):
             # A group's choice is told before the files it brought in: they wrote the values.
             origins.written.insert(0, Origin(key, COMMAND_LINE, line))
-            origins.add_targets(line, key, word.value())
             continue
         try:
+            _way_is_free(key, cfg)
             ConfigLoaderImpl._apply_overrides_to_config([word], cfg)  # noqa: SLF001 - see the module's docstring
         except COMPOSITION_ERRORS as error:
             problems.append(diagnose.bad_value(word, error, cfg))
         else:
             origins.add_word(line, key, word.value())
+
+
+def _way_is_free(key: str, cfg: DictConfig) -> None:
+    """Hydra would replace a value on the way to a key with a mapping before it notices.
+
+    Raises:
+        ConfigKeyError: What stands on the way is a value.
+    """
+    node: Any = cfg
+    for part in key.split(".")[:-1]:
+        if isinstance(node, DictConfig) and part in node:
+            node = node[part]
+        elif isinstance(node, ListConfig) and part.isdecimal():
+            node = node[int(part)]
+        else:
+            return
+        if not OmegaConf.is_config(node):
+            raise ConfigKeyError(f"{part} is a value and holds no settings")

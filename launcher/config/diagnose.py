@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -13,7 +12,6 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.config.fields import field_at, other_kinds_with
-from launcher.config.paths import shown
 from launcher.config.provenance import COMMAND_LINE, ConfigFile
 from launcher.config.suggest import closest, closest_keys, did_you_mean
 from launcher.contracts import GROUPS
@@ -101,9 +99,12 @@ def _no_option(group: str, value: str, loader: Loader) -> str:
     return f"there is no option {value!r}{hint or '; it can be: ' + ', '.join(options)}"
 
 
-def bad_word(word: Override, error: BaseException, loader: Loader) -> Problem:
-    """A group's option that Hydra cannot merge."""
+def bad_word(word: Override, error: BaseException, loader: Loader) -> list[Problem]:
+    """A group's option that Hydra cannot merge: the word is wrong, or the file that it names."""
     key = word.key_or_group
+    file = _file(loader, f"{key}/{word.value()}")
+    if file and (problems := _bad_file(file, error, loader)):
+        return problems
     if word.is_add() and key in _CHOICES:
         message = f"is chosen already; write {key}={word.value()} without the +"
     elif isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -111,13 +112,15 @@ def bad_word(word: Override, error: BaseException, loader: Loader) -> Problem:
         message = _no_option(group, value, loader)
     else:
         message = _first_lines(error)
-    return Problem(key, message, _said_by(word))
+    return [Problem(key, message, _said_by(word))]
 
 
 def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
     """A value that cannot be set: most often its key does not exist."""
     origin = _said_by(word)
-    key = str(getattr(error.__cause__, "full_key", None) or word.key_or_group)
+    key = word.key_or_group
+    if isinstance(word.value(), dict):
+        key = str(getattr(error.__cause__, "full_key", None) or key)
     known = list(_keys(cfg))
     if word.package is not None:
         hint = did_you_mean(closest(word.key_or_group, _CHOICES))
@@ -164,18 +167,30 @@ def bad_files(
         hint = hint or f"; there are: {', '.join(options)}"
         return [Problem("", f"there is no primary config {config_name!r}{hint}", "--config-name")]
     files = [file for path in dict.fromkeys(paths) if (file := _file(loader, path))]
-    if problems := [problem for file in files for problem in _bad_defaults(file, loader)]:
-        return problems
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        where = f"{shown(Path(mark.name))}:{mark.line + 1}"
-        return [Problem("", f"not valid YAML: {error.problem or error.context}", where)]
-    for file in _every_file(loader):
-        try:
-            file.text()
-        except (UnicodeDecodeError, OSError) as unreadable:
-            return [Problem("", f"cannot be read: {unreadable}", file.shown)]
+    for file in [*files, *_every_file(loader)]:
+        if problems := _bad_file(file, error, loader):
+            return problems
     return [Problem("", _first_lines(error), ", ".join(file.shown for file in files[1:2]))]
+
+
+def _bad_file(file: ConfigFile, error: BaseException, loader: Loader) -> list[Problem]:
+    """What is wrong with one file, if it can be why composing failed."""
+    try:
+        root = yaml.compose(file.text(), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as invalid:
+        return [_invalid(file, invalid)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as unreadable:
+        return [Problem("", f"cannot be read: {unreadable}", file.shown)]
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    if mark is not None and isinstance(error, yaml.MarkedYAMLError) and file.is_named(mark.name):
+        return [_invalid(file, error)]
+    return list(_bad_defaults(root, file, loader))
+
+
+def _invalid(file: ConfigFile, error: yaml.MarkedYAMLError) -> Problem:
+    what = " ".join(filter(None, [error.context, error.problem]))
+    line = error.problem_mark.line + 1 if error.problem_mark else 1
+    return Problem("", f"not valid YAML: {what}", f"{file.shown}:{line}")
 
 
 def _file(loader: Loader, config_path: str) -> ConfigFile | None:
@@ -193,12 +208,8 @@ def _every_file(loader: Loader) -> Iterator[ConfigFile]:
                 yield file
 
 
-def _bad_defaults(file: ConfigFile, loader: Loader) -> Iterator[Problem]:
+def _bad_defaults(root: yaml.Node, file: ConfigFile, loader: Loader) -> Iterator[Problem]:
     """The items of a file's defaults list that name nothing."""
-    try:
-        root = yaml.compose(file.text(), Loader=yaml.SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError):
-        return
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     folder = file.config_path.rpartition("/")[0]
     for key, value in pairs:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class TrainctlSearchPath(SearchPathPlugin):
         main = SearchPathQuery(provider="main", path=None)
         if not any(_is_conf(element.path) for element in search_path.get_path()):
             return  # another Hydra application in the same process
-        for folder in reversed(_user_folders.get()):
+        for folder in _user_folders.get():
             search_path.prepend("user", f"file://{folder}", anchor=main)
         search_path.append("recipes", f"{RecipeSource.scheme()}://{RECIPES}")
         for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
@@ -70,7 +71,7 @@ class RecipeSource(ConfigSource):
         inside = _inside(config_path)
         if inside is None:
             raise ConfigLoadError(f"Config not found : {config_path}")
-        return self._files.load_config(inside)
+        return replace(self._files.load_config(inside), path=f"{self.scheme()}://{self.path}")
 
     @override
     def is_group(self, config_path: str) -> bool:

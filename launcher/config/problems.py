@@ -31,16 +31,20 @@ def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> 
     """
     found: dict[Location, list[str]] = {}
     meant: set[Location] = set()
+    missing: set[Location] = set()
     for details in error.errors(include_url=False):
         location, message, intended = _explained(details, root, mapping)
         found.setdefault(location, []).append(message)
         meant |= {(*location[:-1], word) for word in intended}
-    if ("defaults",) in meant:
-        meant |= {(group,) for group in GROUPS}
+        if details["type"] == "missing":
+            missing.add(location)
+    # Without its defaults list, a file has none of what the list would have brought in.
+    bare = {location[:-1] for location in meant if location[-1] == "defaults"}
+    told = {location for location in missing if location[:-1] in bare} | meant
     return [
         Problem(".".join(map(str, location)), _joined(messages))
         for location, messages in found.items()
-        if location not in meant
+        if location not in told
     ]
 
 
@@ -83,11 +87,9 @@ def _unknown(
     *parents, last = location
     settings = settings_at(root, mapping, parents)
     known = list(settings.model_fields) if settings else []
-    if not parents:
-        known.append("defaults")
-    found = closest(str(last), known)
+    found = closest(str(last), [*known, "defaults"] if len(parents) <= 1 else known)
     if not found:
-        hint = f"; there are: {', '.join(sorted(known))}"
+        hint = f"; there are: {', '.join(known)}"
         if len(parents) == 1 and parents[0] in GROUPS:
             group, chosen = str(parents[0]), mapping[parents[0]].get("kind")
             if others := other_kinds_with(group, str(last), chosen):

@@ -75,12 +75,13 @@ class Origins:
         """A word of the command line that sets a key, or everything in the mapping it gives."""
         nested = dict(leaves({key: value}) if isinstance(value, Mapping) else [(key, value)])
         self.written += [Origin(leaf, COMMAND_LINE, word) for leaf in nested]
-        self.add_targets(word, key, value)
 
-    def add_targets(self, word: str, key: str, value: Any) -> None:
-        """A word of the command line, as far as it sets a `_target_`."""
-        if TARGET in key.split(".") or _has_target(value):
+    def add_targets(self, word: str, key: str, value: Any) -> bool:
+        """Whether a word of the command line sets a `_target_`; if so, it is one of the targets."""
+        found = TARGET in key.split(".") or _has_target(value)
+        if found:
             self.targets.append(Origin(key, COMMAND_LINE, word))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,10 @@ class ConfigFile:
     def shown(self) -> str:
         """The file's name for messages."""
         return shown(Path(str(self._place)))
+
+    def is_named(self, name: str) -> bool:
+        """Whether a YAML parser calls it so."""
+        return str(self._place) == name
 
     def text(self) -> str:
         """What is written in it."""

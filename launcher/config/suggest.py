@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 _SHOWN = 5
+_PREFIX = 3
 
 
 def edit_distance(a: str, b: str, limit: int) -> int:
@@ -34,13 +35,14 @@ def edit_distance(a: str, b: str, limit: int) -> int:
 
 
 def closest(word: str, options: Iterable[str], limit: int | None = None) -> list[str]:
-    """The options with the fewest slips to the word; empty when even they have too many.
+    """The options with the fewest slips to the word; else those that begin with it; else none.
 
     Args:
         word: What was typed.
         options: What could have been.
         limit: The most slips; a third of the word's letters if None.
     """
+    options = list(options)
     limit = max(1, len(word) // 3) if limit is None else limit
     found: dict[str, int] = {}
     for option in options:
@@ -48,6 +50,8 @@ def closest(word: str, options: Iterable[str], limit: int | None = None) -> list
         # One wrong letter of one is no resemblance; one left out of two (`l` for `lr`) is.
         if distance <= limit and distance < len(option):
             found[option] = distance
+    if not found and len(word) >= _PREFIX:
+        return sorted(option for option in options if option.startswith(word))
     best = min(found.values(), default=0)
     return sorted(option for option, distance in found.items() if distance == best)
 
@@ -60,8 +64,8 @@ def closest_keys(key: str, known: Iterable[str]) -> list[str]:
     """
     known = list(known)
     parts = key.split(".")
-    alike = [k for k in known if _alike(parts, k.split("."))]
-    if found := closest(key, alike, len(key)) or closest(key, known, 1):
+    alike = [k for k in known if _alike(parts, k.split(".")) or edit_distance(key, k, 1) == 1]
+    if found := closest(key, alike, len(key)):
         return found
     ends = [k for k in known if k.split(".")[-len(parts) :] == parts]
     if ends:
