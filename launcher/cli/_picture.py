@@ -46,9 +46,9 @@ class Drawing:
     curve: Sequence[tuple[float, float]]
 
 
-def svg(values: Sequence[float], title: str, path: Path) -> None:
-    """Write the curve as SVG: one value per step, from step 0 on."""
-    drawing = _draw(values, title)
+def svg(values: Sequence[float], num_steps: int, title: str, path: Path) -> None:
+    """Write the curve as SVG; the values are at equal distances from step 0 on."""
+    drawing = _draw(values, num_steps, title)
     anchors = {"l": "start", "m": "middle", "r": "end"}
     baselines = {"t": "hanging", "m": "middle", "b": "auto"}
     points = " ".join(f"{x:.2f},{y:.2f}" for x, y in drawing.curve)
@@ -72,11 +72,11 @@ def svg(values: Sequence[float], title: str, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def png(values: Sequence[float], title: str, path: Path) -> None:
-    """Write the curve as PNG: one value per step, from step 0 on."""
+def png(values: Sequence[float], num_steps: int, title: str, path: Path) -> None:
+    """Write the curve as PNG; the values are at equal distances from step 0 on."""
     from PIL import Image, ImageDraw, ImageFont
 
-    drawing = _draw(values, title)
+    drawing = _draw(values, num_steps, title)
     # Pillow's lines are jagged: drawn twice as large, then made smaller, they are smooth.
     scale = 2 * _DENSITY
     image = Image.new("RGB", (_WIDTH * scale, _HEIGHT * scale), "white")
@@ -92,11 +92,11 @@ def png(values: Sequence[float], title: str, path: Path) -> None:
     image.resize(size, Image.Resampling.BOX).save(path, format="PNG", optimize=True)
 
 
-def _draw(values: Sequence[float], title: str) -> Drawing:
+def _draw(values: Sequence[float], num_steps: int, title: str) -> Drawing:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     width, height = right - _LEFT, bottom - _TOP
     marks = ticks(max(values))
-    last = max(1, len(values) - 1)
+    last = max(1, num_steps - 1)
     texts = [
         Text(_LEFT, _TOP - 18, "lb", title),
         Text(_LEFT + width / 2, _HEIGHT - 10, "mb", "optimizer step"),
@@ -106,7 +106,7 @@ def _draw(values: Sequence[float], title: str) -> Drawing:
         y = bottom - height * mark / marks[-1]
         grid.append((_LEFT, y, right, y))
         texts.append(Text(_LEFT - 10, y, "rm", f"{mark:.4g}"))
-    for step in step_ticks(len(values), 8):
+    for step in step_ticks(num_steps, 8):
         x = _LEFT + width * step / last
         grid.append((x, bottom, x, bottom + 6))
         texts.append(Text(x, bottom + 12, "mt", f"{step:,}"))

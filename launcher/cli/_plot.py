@@ -11,11 +11,14 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 _BRAILLE = 0x2800
 
 
-def plot(values: Sequence[float], *, width: int, height: int, unicode: bool) -> list[str]:
+def plot(
+    values: Sequence[float], num_steps: int, *, width: int, height: int, unicode: bool
+) -> list[str]:
     """The lines of a plot from 0 to the highest value, with both axes.
 
     Args:
-        values: One per step, from step 0 on; at least one.
+        values: At equal distances from step 0 on; at least one.
+        num_steps: How many steps they stand for.
         width: Characters in a line, axis and labels included.
         height: Lines, axis and labels included.
         unicode: Whether box drawing and Braille can be shown.
@@ -37,8 +40,8 @@ def plot(values: Sequence[float], *, width: int, height: int, unicode: bool) -> 
         for row, text in enumerate(canvas)
     ]
     places = {
-        round((step + 0.5) / len(values) * columns - 0.5): f"{step:,}"
-        for step in step_ticks(len(values), columns // 10)
+        round((step + 0.5) / num_steps * columns - 0.5): f"{step:,}"
+        for step in step_ticks(num_steps, columns // 10)
     }
     axis = "".join(foot if column in places else floor for column in range(columns))
     names = [" "] * columns

@@ -6,7 +6,7 @@ import argparse
 import math
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
     from launcher.contracts import Horizon, Schedule
 
+_DRAWN_STEPS = 1_000_000
+_FAR = 10**15
+
 
 def main(argv: list[str]) -> int:
     """Draw the schedule, or tell its rates, from the config alone."""
@@ -26,21 +29,22 @@ def main(argv: list[str]) -> int:
     config = composition(flags, overrides).checked().config
     horizon = _horizon(config, flags.num_samples)
     schedule = _built(config, horizon)
-    steps = range(horizon.max_steps) if flags.at is None else flags.at
-    rates = [schedule.lr(step, {}) for step in steps]
-    drawn = [rate for rate in rates if rate is not None]
-    if len(drawn) < len(rates) and (flags.png or flags.svg):
+    title = f"scheduler={config.scheduler.kind}, {horizon.max_steps:,} steps"
+    own = schedule.lr(0, {}) is None
+    if own and (flags.png or flags.svg):
         raise UsageError("the optimizer sets its own learning rate: there is no curve to draw")
     if flags.png or flags.svg:
-        _write_pictures(flags, _every(schedule, horizon), _title(config, horizon))
+        _write_pictures(flags, schedule, horizon.max_steps, title)
     if flags.json:
-        print_json({"lr": rates} if flags.at is None else {"step": flags.at, "lr": rates})
+        steps = range(horizon.max_steps) if flags.at is None else flags.at
+        rates = {"lr": [schedule.lr(step, {}) for step in steps]}
+        print_json(rates if flags.at is None else {"step": steps, **rates})
     elif flags.at is not None:
-        _print_chosen(flags.at, rates)
-    elif len(drawn) < len(rates):
-        print(f"{_title(config, horizon)}: the optimizer sets its own learning rate")
+        _print_chosen(schedule, flags.at)
+    elif own:
+        print(f"{title}: the optimizer sets its own learning rate")
     else:
-        _print_plot(drawn, _title(config, horizon))
+        _print_plot(schedule, horizon.max_steps, title)
     return 0
 
 
@@ -77,6 +81,8 @@ def _steps(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} are no steps; write --at 0,100,500") from None
     if min(steps) < 0:
         raise argparse.ArgumentTypeError(f"steps start at 0, not at {min(steps)}")
+    if max(steps) >= _FAR:
+        raise argparse.ArgumentTypeError(f"no run has {max(steps):.3e} steps")
     return steps
 
 
@@ -115,52 +121,52 @@ def _built(config: RunConfig, horizon: Horizon) -> Schedule:
         raise ConfigError([Problem("scheduler", f"{error}{hint}")]) from error
 
 
-def _every(schedule: Schedule, horizon: Horizon) -> list[float]:
-    rates = (schedule.lr(step, {}) for step in range(horizon.max_steps))
-    return [rate for rate in rates if rate is not None]
+def _sampled(schedule: Schedule, max_steps: int) -> dict[int, float]:
+    """Rates by step: all of them, or about a million at equal distances."""
+    steps = range(0, max_steps, -(-max_steps // _DRAWN_STEPS))
+    rates = {step: schedule.lr(step, {}) for step in steps}
+    return {step: rate for step, rate in rates.items() if rate is not None}
 
 
-def _title(config: RunConfig, horizon: Horizon) -> str:
-    return f"scheduler={config.scheduler.kind}, {horizon.max_steps:,} steps"
-
-
-def _write_pictures(flags: argparse.Namespace, rates: Sequence[float], title: str) -> None:
+def _write_pictures(
+    flags: argparse.Namespace, schedule: Schedule, max_steps: int, title: str
+) -> None:
     from launcher.cli import _picture
 
-    drawers: list[tuple[Path | None, Callable[[Sequence[float], str, Path], None]]] = [
-        (flags.png, _picture.png),
-        (flags.svg, _picture.svg),
-    ]
-    for path, draw in drawers:
+    values = list(_sampled(schedule, max_steps).values())
+    for path, draw in ((flags.png, _picture.png), (flags.svg, _picture.svg)):
         if path is not None:
             try:
-                draw(rates, title, path)
+                draw(values, max_steps, title, path)
             except OSError as error:
                 raise TrainctlError(f"cannot write {path}: {error.strerror}") from error
             print(f"wrote {path}", file=sys.stderr)
 
 
-def _print_chosen(steps: Sequence[int], rates: Sequence[float | None]) -> None:
+def _print_chosen(schedule: Schedule, steps: Sequence[int]) -> None:
     width = max(len("step"), *(len(f"{step:,}") for step in steps))
     print(f"{'step':>{width}}  lr")
-    for step, rate in zip(steps, rates, strict=True):
+    for step in steps:
+        rate = schedule.lr(step, {})
         print(f"{step:>{width},}  {'the optimizer sets it' if rate is None else f'{rate:.10g}'}")
 
 
-def _print_plot(rates: Sequence[float], title: str) -> None:
+def _print_plot(schedule: Schedule, max_steps: int, title: str) -> None:
     from launcher.cli._plot import plot
 
     size = shutil.get_terminal_size()
-    highest = max(rates)
+    rates = _sampled(schedule, max_steps)
+    highest = max(rates, key=lambda step: rates[step])
     print(title)
     for line in plot(
-        rates,
+        list(rates.values()),
+        max_steps,
         width=min(size.columns, 120),
         height=max(8, min(size.lines - 4, 22)),
         unicode=(sys.stdout.encoding or "").lower().startswith("utf"),
     ):
         print(line)
     print(
-        f"first {rates[0]:.6g}, highest {highest:.6g} at step {rates.index(highest):,}, "
-        f"last {rates[-1]:.6g}"
+        f"first {rates[0]:.6g}, highest {rates[highest]:.6g} at step {highest:,}, "
+        f"last {schedule.lr(max_steps - 1, {}):.6g}"
     )

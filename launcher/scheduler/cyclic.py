@@ -53,7 +53,7 @@ class Cyclic(Floored):
             rise = up / period
             height = place / rise if place <= rise else (place - 1) / (rise - 1)
             if self.mode == "triangular2":
-                height /= 2.0 ** (cycle - 1)
+                height *= 0.5 ** (cycle - 1)
             elif self.mode == "exp_range":
                 height *= self.gamma**step
             return floor + (1 - floor) * height

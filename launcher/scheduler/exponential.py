@@ -1,5 +1,6 @@
 """The same factor for equal stretches of time."""
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -14,7 +15,8 @@ from launcher.scheduler._warmup import WarmedUp
 class Exponential(WarmedUp):
     """The peak times `gamma` for every `decay_steps` that have passed, without steps in between.
 
-    It goes on past the end of the run. With `gamma` above 1 it rises: a learning-rate range test.
+    With `gamma` above 1 it rises: a learning-rate range test. Past the end of the run it goes on
+    where it falls, and stays where it rises.
 
     Source: torch's `ExponentialLR`, whose `decay_steps` is 1.
     """
@@ -37,4 +39,5 @@ class Exponential(WarmedUp):
                 f"gamma {self.gamma:g} every {stretch} steps is no finite number after {steps}; "
                 "make it smaller or decay_steps longer"
             ) from None
-        return Curve(peak_lr, lambda step: self.gamma ** (step / stretch))
+        end = steps if self.gamma > 1 else math.inf
+        return Curve(peak_lr, lambda step: self.gamma ** (min(step, end) / stretch))

@@ -52,7 +52,7 @@ def test_the_plot_fits_the_terminal(
 def test_a_spike_of_one_step_is_seen_in_a_narrow_plot() -> None:
     values = [0.0] * 5000
     values[1234] = 1.0
-    top = plot(values, width=40, height=12, unicode=False)[0]
+    top = plot(values, len(values), width=40, height=12, unicode=False)[0]
     assert top.count("*") == 1
 
 
@@ -60,7 +60,7 @@ def test_a_spike_of_one_step_is_seen_in_a_narrow_plot() -> None:
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20, 8), (200, 60)])
 def test_any_curve_fits_any_terminal(values: Sequence[float], width: int, height: int) -> None:
     for unicode in (True, False):
-        lines = plot(values, width=width, height=height, unicode=unicode)
+        lines = plot(values, len(values), width=width, height=height, unicode=unicode)
         assert max(map(len, lines)) <= max(width, 10 + 7)
         assert unicode or all(line.isascii() for line in lines)
 
@@ -79,6 +79,13 @@ def test_step_marks_lie_on_the_axis(num_steps: int) -> None:
     assert steps[0] == 0
     assert steps[-1] < num_steps
     assert len(steps) <= 10
+
+
+def test_a_run_of_any_length_is_drawn_in_a_moment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lr.main(["scheduler=linear", "scheduler.warmup_steps=50%", "max_steps=10000000000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "highest 0.003 at step 5,000,000,000, last 6e-13" in lines[-1]
+    assert "8,000,000,000" in lines[-2]
 
 
 def test_pictures_show_the_curve(tmp_path: Path) -> None:
@@ -127,6 +134,7 @@ def test_lengths_that_need_the_data_ask_for_its_size(capsys: pytest.CaptureFixtu
     [
         (["--at", "x"], "'x' are no steps; write --at 0,100,500"),
         (["--at=-1"], "steps start at 0"),
+        (["--at", "9" * 99], "no run has 1.000e+99 steps"),
         (["--num-samples", "0"], "'0' is no number of samples"),
         (["--pngs", "x"], "did you mean '--png'?"),
         (["scheduler.warmup_steps=7"], "warmup_steps is 7, but the whole run has 6 steps"),

@@ -205,6 +205,16 @@ def test_a_rate_of_the_optimizers_own_needs_the_schedule_that_reports_it(
         preset("adafactor").build(1e-3, horizon(100))
 
 
+def test_no_number_overflows_far_past_the_end(preset: Preset, horizon: MakeHorizon) -> None:
+    rising = preset("exponential", gamma=10.0, decay_steps=1).build(PEAK, horizon(100))
+    assert rising.lr(10**12, {}) == rising.lr(100, {}) == pytest.approx(1e97)
+    for name in TIMED:
+        changes = {"mode": "triangular2"} if name == "cyclic" else {}
+        rate = preset(name, **changes).build(PEAK, horizon(100)).lr(10**12, {})
+        assert rate is not None
+        assert 0 <= rate <= PEAK
+
+
 def test_the_cool_down_can_start_at_any_step_of_a_longer_run(
     preset: Preset, horizon: MakeHorizon
 ) -> None:
