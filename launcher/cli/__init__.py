@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
-from launcher.errors import TrainctlError
-
 VERBS = {
     "run": "compose a config and train; -m runs one job per combination of values",
     "resume": "continue a run, bit for bit, from its newest good checkpoint",
@@ -59,15 +57,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("trainctl: interrupted", file=sys.stderr)
         return 130
-    except TrainctlError as error:
+    except Exception as error:
+        from launcher.errors import TrainctlError
+
+        if not isinstance(error, TrainctlError):
+            error.add_note("This is a mistake in trainctl, not in your config; please report it.")
+            raise
         if traceback:
             sys.excepthook(type(error), error, error.__traceback__)
         lines = [f"trainctl: error: {error}", *getattr(error, "__notes__", ())]
         print("\n".join(lines), file=sys.stderr)
         return error.exit_status
-    except Exception as error:
-        error.add_note("This is a mistake in trainctl, not in your config; please report it.")
-        raise
     return status
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 _GAP = "  "
 
@@ -35,7 +33,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         return ""
     widths = [max(map(len, column)) for column in zip(*(row[:-1] for row in rows), strict=True)]
     indent = sum(widths) + len(_GAP) * len(widths)
-    room = shutil.get_terminal_size().columns - indent if sys.stdout.isatty() else 0
+    room = _columns() - indent if sys.stdout.isatty() else 0
     lines = []
     for *cells, last in rows:
         head = "".join(f"{cell:<{width}}{_GAP}" for cell, width in zip(cells, widths, strict=True))
@@ -44,13 +42,19 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def _columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
 def _wrapped(text: str, width: int) -> list[str]:
     import textwrap
 
     return textwrap.wrap(text, width) or [""]
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """One JSON document; numbers that JSON does not know are an error, not `NaN`."""
     import json
 
