@@ -41,7 +41,8 @@ class EightBitAdam(OptimizerOption):
     eps: float = Field(ge=0)
     """Added to the root of the second moment."""
     library: Literal["auto", "bitsandbytes", "torchao"]
-    """`auto` takes bitsandbytes on CUDA and torchao elsewhere; the log says which."""
+    """`auto` prefers bitsandbytes on CUDA and torchao elsewhere, and takes what is installed; the
+    log says which."""
     block_size: int = Field(ge=32)
     """Elements that share one scale. bitsandbytes knows 256 only."""
     min_8bit_size: int = Field(ge=0)
@@ -52,16 +53,21 @@ class EightBitAdam(OptimizerOption):
     @override
     def preflight(self) -> None:
         """See that a library is installed that the kind can use."""
-        if self.library == "auto" and not self.paged:
-            if not (find_spec("bitsandbytes") or find_spec("torchao")):
-                require("bitsandbytes", extra="8bit", kind=self.kind)
+        if self.library == "auto" and not self.paged and find_spec("torchao"):
             return
-        require(self._library("cuda"), extra="8bit", kind=self.kind)
+        require(
+            "torchao" if self.library == "torchao" else "bitsandbytes", extra="8bit", kind=self.kind
+        )
 
     def _library(self, device_type: str) -> str:
+        """The library as configured, or the first installed one in the device's order."""
         if self.library != "auto":
             return self.library
-        return "bitsandbytes" if device_type == "cuda" or self.paged else "torchao"
+        if self.paged:
+            return "bitsandbytes"
+        best = ("bitsandbytes", "torchao")
+        order = best if device_type == "cuda" else best[::-1]
+        return next((library for library in order if find_spec(library)), order[0])
 
     @override
     def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
@@ -82,7 +88,7 @@ class EightBitAdam(OptimizerOption):
             raise ConfigError(missing)
         kept = {p.param for p in found if any(p.matched_by(x) for x in self.keep_32bit)}
         kept |= {p.param for p in found if p.param.numel() < self.min_8bit_size}
-        reason = f"device {device_type}" if self.library == "auto" else "as configured"
+        reason = f"chosen for {device_type}" if self.library == "auto" else "as configured"
         logging.getLogger("trainctl.optimizer").info(
             "%s: %s (%s); %d of %d parameters keep 32-bit moments",
             self.kind,

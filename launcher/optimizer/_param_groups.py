@@ -34,6 +34,7 @@ from torch import nn
 from launcher.contracts import OptimizerOption
 from launcher.errors import ConfigError, Problem
 
+_RATES = frozenset({"lr", "lr_scale", "weight_decay"})
 _NORM = re.compile(r"Norm([123]d)?$")
 _BLOCK = re.compile(r"^(?:(.*?)\.)?(\d+)\.")
 # What torch.compile, activation checkpointing and FSDP put into the names of what they wrap.
@@ -150,7 +151,7 @@ def _assign(
     if option.lr is not None and changed.lr is not None:
         options["lr_scale"] = changed.lr / option.lr * scale
         options["lr"] = option.lr * options["lr_scale"]
-    options |= {key: getattr(changed, key) for key in values if key in option.group_options}
+    options |= {key: getattr(changed, key) for key in values if key not in _RATES}
     return Assignment(parameter.names[0], parameter.param, ", ".join(label), options, why)
 
 

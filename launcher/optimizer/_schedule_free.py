@@ -23,6 +23,8 @@ class PortableScheduleFreeAdamW(AdamWScheduleFree):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for group in self.param_groups:
+            group["train_mode"] = True
         self._trained: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
@@ -34,6 +36,7 @@ class PortableScheduleFreeAdamW(AdamWScheduleFree):
                 (param, param.clone()) for group in self.param_groups for param in group["params"]
             ]
         super().eval()
+        self._forget_empty()
 
     @torch.no_grad()
     @override
@@ -43,3 +46,9 @@ class PortableScheduleFreeAdamW(AdamWScheduleFree):
         for param, trained in self._trained:
             param.copy_(trained)
         self._trained = []
+        self._forget_empty()
+
+    def _forget_empty(self) -> None:
+        """Undo the empty entries that switching leaves before the first step: there is no state."""
+        for param in [param for param, state in self.state.items() if not state]:
+            del self.state[param]

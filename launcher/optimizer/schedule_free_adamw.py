@@ -54,7 +54,7 @@ class ScheduleFreeAdamW(OptimizerOption):
         from launcher.optimizer._param_groups import param_groups
         from launcher.optimizer._schedule_free import PortableScheduleFreeAdamW
 
-        optimizer = PortableScheduleFreeAdamW(
+        return PortableScheduleFreeAdamW(
             param_groups(module, self),
             lr=self.lr,
             betas=self.betas,
@@ -64,5 +64,3 @@ class ScheduleFreeAdamW(OptimizerOption):
             r=self.r,
             weight_lr_power=self.weight_lr_power,
         )
-        optimizer.train()
-        return optimizer

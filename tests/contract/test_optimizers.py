@@ -1,0 +1,213 @@
+"""What every kind of optimizer must do; a new one faces this the moment its file exists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from launcher.config import door, registry
+from launcher.contracts import OptimizerOption
+from launcher.errors import ConfigError
+from launcher.parallelism._optimizer_state import load_optimizer, optimizer_tensors
+
+CONF = Path(__file__).parent.parent.parent / "conf" / "optimizer"
+PRESETS = sorted(path.stem for path in CONF.glob("[!_]*.yaml"))
+KINDS = registry.kinds("optimizer")
+# 64 × 64 elements: where 8-bit state begins.
+DIM = 64
+
+
+class Network(nn.Module):
+    """What every optimizer must cope with: a table, blocks of matrices and vectors, a tied head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, DIM)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"dense": nn.Linear(DIM, DIM), "norm": nn.LayerNorm(DIM)})
+            for _ in range(2)
+        )
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+        self.head = nn.Linear(DIM, 16, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network()
+
+
+@cache
+def packaged(preset: str) -> OptimizerOption:
+    """The preset as the command line has it; rules that bind it to other groups are met."""
+    words = [f"optimizer={preset}", "scheduler=constant", "max_grad_norm=null"]
+    return door.checked(words).config.optimizer
+
+
+def with_groups(option: OptimizerOption, **changes: Any) -> OptimizerOption:
+    values = option.model_dump(mode="json")
+    values["groups"] |= changes
+    return type(option).model_validate_json(json.dumps(values))
+
+
+def build(option: OptimizerOption, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer on the CPU; skips where it needs what this machine has not."""
+    try:
+        option.preflight()
+        return option.build(module, "cpu")
+    except ConfigError as error:
+        if "needs the package" in str(error) or "on CUDA only" in str(error):
+            pytest.skip(str(error.problems[0]))
+        raise
+
+
+def distance(module: nn.Module) -> Tensor:
+    """A quadratic whose minimum is at 0.5 for every element, curved differently in each."""
+    terms = []
+    for param in module.parameters():
+        curvature = torch.linspace(0.5, 1.5, param.numel()).reshape(param.shape)
+        terms.append((curvature * (param.float() - 0.5) ** 2).sum())
+    return torch.stack(terms).sum()
+
+
+def walk(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    option: OptimizerOption,
+    steps: int,
+) -> list[float]:
+    """Steps as an engine takes them; the losses before each."""
+    losses = []
+    for _ in range(steps):
+        loss = distance(module)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in optimizer.param_groups:
+            if option.lr is not None:
+                group["lr"] = option.lr * group["lr_scale"]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    return losses
+
+
+def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def copies(module: nn.Module) -> list[Tensor]:
+    return [param.detach().clone() for param in module.parameters()]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_yaml_validates(preset: str) -> None:
+    assert packaged(preset).kind in KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_has_a_preset_of_its_name(kind: str) -> None:
+    assert packaged(kind).kind == kind
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_falls_on_a_quadratic(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = network()
+    optimizer = build(packaged(preset), module)
+    losses = walk(module, optimizer, packaged(preset), 12)
+    assert losses[-1] < losses[0]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_groups_carry_name_and_scale(preset: str) -> None:
+    optimizer = build(packaged(preset), network())
+    for group in optimizer.param_groups:
+        assert group["params"]
+        assert isinstance(group["name"], str)
+        assert group["lr_scale"] > 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_is_deterministic(preset: str) -> None:
+    results = []
+    for noise in (1, 2):
+        module = network()
+        optimizer = build(packaged(preset), module)
+        torch.manual_seed(noise)
+        walk(module, optimizer, packaged(preset), 4)
+        results.append(copies(module))
+    assert same(*results)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_state_round_trips_bitwise_by_name(preset: str) -> None:
+    option = packaged(preset)
+    module = network()
+    optimizer = build(option, module)
+    walk(module, optimizer, option, 3)
+    names: dict[Tensor, str] = {param: name for name, param in module.named_parameters()}
+    weights = copies(module)
+    saved = {k: v.detach().clone() for k, v in optimizer_tensors(optimizer, names).items()}
+    assert all(type(value) in {Tensor, nn.Parameter} for value in saved.values())
+    walk(module, optimizer, option, 3)
+
+    other = network(seed=1)
+    fresh = build(option, other)
+    named: dict[Tensor, str] = {param: name for name, param in other.named_parameters()}
+    layout = {k: (v.shape, v.dtype) for k, v in optimizer_tensors(fresh, named).items()}
+    assert layout == {k: (v.shape, v.dtype) for k, v in saved.items()}
+    with torch.no_grad():
+        for param, weight in zip(other.parameters(), weights, strict=True):
+            param.copy_(weight)
+    load_optimizer(fresh, named, saved)
+    walk(other, fresh, option, 3)
+    assert same(copies(module), copies(other))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_leaves_frozen_parameters_and_those_without_gradient_alone(preset: str) -> None:
+    option = with_groups(packaged(preset), frozen=[r"blocks\.0\.dense\.bias"])
+    module = network()
+    before = {name: param.detach().clone() for name, param in module.named_parameters()}
+    optimizer = build(option, module)
+    for _ in range(2):
+        distance(module).backward()  # type: ignore[no-untyped-call]
+        module.temperature.grad = None
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    after = dict(module.named_parameters())
+    assert not after["blocks.0.dense.bias"].requires_grad
+    for name in ("blocks.0.dense.bias", "temperature"):
+        assert torch.equal(after[name].detach(), before[name])
+    assert not torch.equal(after["blocks.1.dense.weight"].detach(), before["blocks.1.dense.weight"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_steps_on_mixed_dtypes(preset: str) -> None:
+    module = network()
+    module.blocks[0].to(torch.bfloat16)
+    optimizer = build(packaged(preset), module)
+    before = copies(module)
+    walk(module, optimizer, packaged(preset), 12)
+    for param, old in zip(module.parameters(), before, strict=True):
+        assert param.dtype == old.dtype
+        assert torch.isfinite(param).all()
+    assert distance(module) < distance_of(before, module)
+
+
+def distance_of(values: Sequence[Tensor], module: nn.Module) -> Tensor:
+    """The quadratic at other values of the parameters."""
+    now = copies(module)
+    with torch.no_grad():
+        for param, value in zip(module.parameters(), values, strict=True):
+            param.copy_(value)
+        result = distance(module).detach()
+        for param, value in zip(module.parameters(), now, strict=True):
+            param.copy_(value)
+    return result

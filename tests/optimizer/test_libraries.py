@@ -1,0 +1,188 @@
+"""What is chosen and said: implementations, libraries, and what is missing or does not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from launcher.contracts import OptimizerOption
+from launcher.errors import ConfigError
+from launcher.optimizer._extras import require
+from launcher.optimizer._implementation import choose
+
+Build = Callable[..., OptimizerOption]
+
+
+def test_a_missing_library_names_the_extra_that_brings_it() -> None:
+    with pytest.raises(ConfigError, match=r"pip install 'trainctl\[soap\]'"):
+        require("no_such_library", extra="soap", kind="soap")
+
+
+def groups(dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
+    return [{"params": [nn.Parameter(torch.zeros(2, dtype=dtype))]}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "kwargs", "chosen", "said"),
+    [
+        ("auto", "cpu", {}, "fused", "one kernel per group on cpu"),
+        ("auto", "cuda", {}, "fused", "one kernel per group on cuda"),
+        (
+            "auto",
+            "cuda",
+            {"fused": frozenset({"cpu"})},
+            "foreach",
+            "does not work with device cuda",
+        ),
+        ("auto", "vulkan", {}, "loop", "lists do not pay on vulkan"),
+        ("loop", "cpu", {}, "loop", "as configured"),
+        ("foreach", "cpu", {}, "foreach", "as configured"),
+    ],
+)
+def test_the_implementation_is_chosen_by_device_and_said(
+    caplog: pytest.LogCaptureFixture,
+    asked: Any,
+    device: str,
+    kwargs: dict[str, Any],
+    chosen: str,
+    said: str,
+) -> None:
+    with caplog.at_level(logging.INFO, logger="trainctl.optimizer"):
+        walk = choose(asked, groups(), device, kind="adamw", **kwargs)
+    assert walk == {"fused": chosen == "fused", "foreach": chosen == "foreach"}
+    assert f"adamw: {chosen} implementation" in caplog.text
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("vulkan", torch.float32), ("cpu", torch.complex64)])
+def test_fused_where_there_is_none_is_an_error(device: str, dtype: torch.dtype) -> None:
+    with pytest.raises(ConfigError, match=r"fused adamw does not work with .*; use auto"):
+        choose("fused", groups(dtype), device, kind="adamw")
+
+
+def test_nothing_captures_on_the_cpu(build_option: Build) -> None:
+    with pytest.raises(ConfigError, match="nothing captures steps on the CPU"):
+        build_option("adamw", capturable=True).build(nn.Linear(2, 2), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "message"),
+    [
+        ("adamw", {"bias_correction": False, "amsgrad": True}, "neither amsgrad nor capturable"),
+        ("adamw", {"bias_correction": False, "implementation": "fused"}, "foreach implementation"),
+        ("adamw", {"betas": [0.9, 1.0]}, "less than 1"),
+        ("sgd", {"momentum": 0.0, "nesterov": True}, "needs momentum above 0"),
+        ("sgd", {"dampening": 0.1, "nesterov": True}, "dampening 0"),
+        ("adam_8bit", {"weight_decay": 0.1}, "use adamw_8bit"),
+        ("adam_weight_decay", {"clip_norm": 1.0, "global_clip_norm": 1.0}, "set only one"),
+        ("prodigy", {"groups": {"layer_decay": 0.9}}, "one learning rate"),
+        (
+            "prodigy",
+            {"groups": {"overrides": [{"pattern": "x", "lr": 0.1}]}},
+            "lr: cannot differ by group",
+        ),
+        ("schedule_free_adamw", {"betas": [0.0, 0.9]}, "greater than 0"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    build_option: Build, preset: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        build_option(preset, **changes)
+
+
+def test_evaluating_does_not_change_what_schedule_free_trains(build_option: Build) -> None:
+    pytest.importorskip("schedulefree")
+    torch.manual_seed(0)
+    module = nn.Linear(8, 8)
+    optimizer: Any = build_option("schedule_free_adamw", warmup_steps=1).build(module, "cpu")
+    for _ in range(3):
+        module(torch.randn(4, 8)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = module.weight.detach().clone()
+    optimizer.eval()
+    optimizer.eval()
+    assert not torch.equal(module.weight, trained)
+    optimizer.train()
+    assert torch.equal(module.weight, trained)
+
+
+def test_schedule_free_has_no_state_before_the_first_step(build_option: Build) -> None:
+    pytest.importorskip("schedulefree")
+    optimizer: Any = build_option("schedule_free_adamw").build(nn.Linear(2, 2), "cpu")
+    optimizer.eval()
+    optimizer.train()
+    assert not optimizer.state
+
+
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(128, 64)
+        self.dense = nn.Linear(64, 128)
+
+
+def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for param in module.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+
+
+def test_8bit_state_by_size_and_pattern(
+    build_option: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    module = Tables()
+    option = build_option("adamw_8bit", library="bitsandbytes", keep_32bit=["embed"])
+    with caplog.at_level(logging.INFO, logger="trainctl.optimizer"):
+        optimizer = option.build(module, "cpu")
+    assert "bitsandbytes (as configured); 2 of 3 parameters keep 32-bit moments" in caplog.text
+    step(module, optimizer)
+    dtypes = {
+        name: optimizer.state[param]["state1"].dtype for name, param in module.named_parameters()
+    }
+    assert dtypes == {
+        "embed.weight": torch.float32,
+        "dense.weight": torch.uint8,
+        "dense.bias": torch.float32,
+    }
+
+
+@pytest.mark.slow  # torchao compiles a kernel per shape
+def test_torchao_state_is_plain_and_takes_the_same_choices(build_option: Build) -> None:
+    pytest.importorskip("torchao")
+    module = Tables()
+    option = build_option("adamw_8bit", library="torchao", keep_32bit=["embed"], block_size=128)
+    optimizer = option.build(module, "cpu")
+    step(module, optimizer)
+    step(module, optimizer)
+    state = optimizer.state
+    assert set(state[module.embed.weight]) == {"step", "exp_avg", "exp_avg_sq"}
+    dense = state[module.dense.weight]
+    assert type(dense["exp_avg.codes"]) is torch.Tensor
+    assert dense["exp_avg.codes"].dtype == torch.uint8
+    assert dense["exp_avg_sq.scale"].shape == (64 * 128 // 128,)
+    assert all(isinstance(group["lr"], float) for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "message"),
+    [
+        ("adamw_8bit", {"library": "bitsandbytes", "block_size": 128}, "256 elements"),
+        ("adamw_8bit", {"library": "bitsandbytes", "keep_32bit": ["nope"]}, "matches no parameter"),
+        ("paged_adamw_8bit", {}, "on CUDA only; use adamw_8bit"),
+    ],
+)
+def test_8bit_says_what_does_not_fit(
+    build_option: Build, preset: str, changes: dict[str, Any], message: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    with pytest.raises(ConfigError, match=message):
+        build_option(preset, **changes).build(Tables(), "cpu")

@@ -1,0 +1,268 @@
+"""Optimizers that treat matrices as matrices: what they take, and that they are their authors'."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from launcher.contracts import OptimizerOption
+from launcher.errors import ConfigError
+
+Build = Callable[..., OptimizerOption]
+DIM, HEADS = 8, 2
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(DIM, DIM, bias=False)
+        self.k_proj = nn.Linear(DIM, DIM // 2, bias=False)
+        self.v_proj = nn.Linear(DIM, DIM)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+        self.mlp = nn.Linear(DIM, 3 * DIM, bias=False)
+        self.norm = nn.LayerNorm(DIM)
+        self.positions = nn.Embedding(4, DIM)
+        self.experts = nn.Parameter(torch.randn(2, DIM, DIM))
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, DIM)
+        self.layers = nn.ModuleList([Block(), Block()])
+        self.lm_head = nn.Linear(DIM, 16, bias=False)
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network()
+
+
+def set_gradients(module: nn.Module, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for param in module.parameters():
+        noise = torch.randn(param.shape, generator=generator, dtype=param.dtype)
+        param.grad = param.detach() - 0.3 + 0.1 * noise
+
+
+def walk(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[Tensor]:
+    for step in range(steps):
+        set_gradients(module, step)
+        optimizer.step()
+    return [param.detach().clone() for param in module.parameters()]
+
+
+def names_in(optimizer: torch.optim.Optimizer, module: nn.Module, group: str) -> set[str]:
+    taken = {
+        id(param)
+        for entry in optimizer.param_groups
+        if entry["name"].startswith(group)
+        for param in entry["params"]
+    }
+    return {name for name, param in module.named_parameters() if id(param) in taken}
+
+
+def test_muon_takes_the_matrices_of_numbered_blocks(build_option: Build) -> None:
+    module = network()
+    optimizer = build_option("muon").build(module, "cpu")
+    assert names_in(optimizer, module, "muon") == {
+        f"layers.{i}.{name}.weight"
+        for i in (0, 1)
+        for name in ("attention.q_proj", "attention.k_proj", "attention.v_proj", "mlp")
+    }
+    everything = {name for name, _ in module.named_parameters()}
+    assert names_in(optimizer, module, "adamw") == everything - names_in(optimizer, module, "muon")
+
+
+def test_patterns_overrule_what_is_a_hidden_matrix(build_option: Build) -> None:
+    module = network()
+    option = build_option("muon", matrices=["lm_head"], not_matrices=[r"\.1\.", "mlp"])
+    names = names_in(option.build(module, "cpu"), module, "muon")
+    assert "lm_head.weight" in names
+    assert "layers.0.attention.q_proj.weight" in names
+    assert not any(name.startswith("layers.1") or "mlp" in name for name in names)
+
+
+@pytest.mark.parametrize("key", ["matrices", "not_matrices"])
+def test_a_pattern_of_matrices_must_match(build_option: Build, key: str) -> None:
+    with pytest.raises(ConfigError, match="'lm_haed' matches no parameter; nearest: lm_head"):
+        build_option("muon", **{key: ["lm_haed"]}).build(network(), "cpu")
+
+
+def test_a_model_without_blocks_has_no_hidden_matrices(build_option: Build) -> None:
+    with pytest.raises(ConfigError, match="no numbered blocks"):
+        build_option("muon").build(nn.Linear(2, 2), "cpu")
+
+
+def test_the_rest_of_muon_follows_the_schedule_at_its_own_rate(build_option: Build) -> None:
+    overrides = [{"pattern": "embed", "lr": 1e-4}]
+    option = build_option("muon", lr=0.02, adamw_lr=0.003, groups={"overrides": overrides})
+    scales = {
+        group["name"].partition(",")[0] if "embed" not in group["name"] else "embed": group
+        for group in option.build(network(), "cpu").param_groups
+    }
+    assert scales["muon"]["lr_scale"] == 1
+    assert scales["adamw"]["lr_scale"] == pytest.approx(0.15)
+    assert scales["embed"]["lr_scale"] == pytest.approx(0.005)
+
+
+def test_muon_survives_its_own_state_dict(build_option: Build) -> None:
+    option = build_option("muon")
+    one, other = network(), network()
+    first, second = option.build(one, "cpu"), option.build(other, "cpu")
+    walk(one, first, 3)
+    # torch hands the tensors on without copying them.
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    other.load_state_dict(one.state_dict())
+    for left, right in zip(walk(one, first, 2), walk(other, second, 2), strict=True):
+        assert torch.equal(left, right)
+
+
+def reference(package: str, build: Callable[[Any], torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return build(pytest.importorskip(package))
+
+
+def hidden_first(module: nn.Module, **options: Any) -> list[dict[str, Any]]:
+    """Groups as the authors' packages want them: matrices with a rank, then the rest."""
+    hidden = [
+        param
+        for name, param in module.named_parameters()
+        if param.ndim == 2 and name.startswith("layers") and "positions" not in name
+    ]
+    rest = [p for p in module.parameters() if not any(p is h for h in hidden)]
+    return [{"params": hidden, **options}, {"params": rest}]
+
+
+@pytest.mark.parametrize("side", ["std", "reverse_std", "left", "right"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_galore_is_its_authors(build_option: Build, side: str, dtype: torch.dtype) -> None:
+    ours, theirs = network().to(dtype), network().to(dtype)
+    projected = {"rank": 2, "update_proj_gap": 3, "scale": 0.25, "proj_type": side}
+    expected = reference(
+        "galore_torch",
+        lambda package: package.GaLoreAdamW(
+            hidden_first(theirs, **projected),
+            lr=1e-2,
+            weight_decay=0.1,
+            no_deprecation_warning=True,
+        ),
+    )
+    option = build_option(
+        "galore",
+        rank=2,
+        update_every=3,
+        side=side,
+        weight_decay=0.1,
+        groups={"no_decay_types": []},
+    )
+    left, right = walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("scaling", ["channel", "tensor"])
+@pytest.mark.parametrize("limited", [True, False])
+def test_apollo_is_its_authors(build_option: Build, scaling: str, limited: bool) -> None:
+    ours, theirs = network(), network()
+    projected = {
+        "rank": 2,
+        "update_proj_gap": 3,
+        "scale": 4.0,
+        "proj_type": "std",
+        "proj": "svd",
+        "scale_type": scaling,
+    }
+    expected = reference(
+        "apollo_torch",
+        lambda package: package.APOLLOAdamW(
+            hidden_first(theirs, **projected), lr=1e-2, weight_decay=0.1, disable_nl=not limited
+        ),
+    )
+    option = build_option(
+        "apollo",
+        rank=2,
+        update_every=3,
+        scale=4.0,
+        scaling=scaling,
+        projection="svd",
+        growth_limit=1.01 if limited else None,
+        weight_decay=0.1,
+        groups={"no_decay_types": []},
+    )
+    left, right = walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_apollos_random_projection_needs_neither_order_nor_global_seed(
+    build_option: Build,
+) -> None:
+    option = build_option("apollo", rank=2, update_every=2)
+    one, other = network(), network()
+    torch.manual_seed(1)
+    first = walk(one, option.build(one, "cpu"), 5)
+    torch.manual_seed(2)
+    for a, b in zip(first, walk(other, option.build(other, "cpu"), 5), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_mini_is_its_authors(build_option: Build, weight_decay: float) -> None:
+    # The authors' code has no rule for stacked experts, and takes other unknown matrices whole.
+    ours, theirs = network(), network()
+    for module in (ours, theirs):
+        for block in module.layers:
+            del block.experts, block.positions
+    expected = reference(
+        "adam_mini",
+        lambda package: package.Adam_mini(
+            theirs.named_parameters(),
+            lr=1e-2,
+            betas=(0.9, 0.95),
+            weight_decay=weight_decay,
+            dim=DIM,
+            n_heads=HEADS,
+            verbose=False,
+        ),
+    )
+    option = build_option("adam_mini", lr=1e-2, weight_decay=weight_decay, head_dim=DIM // HEADS)
+    left, right = walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_adam_mini_asks_the_models_config_for_its_heads(build_option: Build) -> None:
+    module = network()
+    with pytest.raises(ConfigError, match="tells no head size"):
+        build_option("adam_mini").build(module, "cpu")
+
+    class Config:
+        hidden_size, num_attention_heads = DIM, HEADS
+
+    module.config = Config()  # type: ignore[assignment]
+    optimizer = build_option("adam_mini").build(module, "cpu")
+    walk(module, optimizer, 1)
+    queries = optimizer.state[module.layers[0].attention.q_proj.weight]  # type: ignore[union-attr,index]
+    assert queries["exp_avg_sq"].shape == (HEADS,)
+
+
+def test_adam_mini_refuses_heads_that_do_not_fit(build_option: Build) -> None:
+    with pytest.raises(ConfigError, match="3-row heads do not fit"):
+        build_option("adam_mini", head_dim=3).build(network(), "cpu")
