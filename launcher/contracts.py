@@ -561,9 +561,9 @@ class LossScale(Protocol):
 class Precision(ABC):
     """Number formats on one kind of device.
 
-    What an engine does with it: `prepare` the module before it is moved, wrapped or sharded; build the
-    optimizer and take what `wrap_optimizer` makes of it; run forward passes in `autocast()`, those of an
-    evaluation in `evaluation(module)`; save `state()` with its own as `precision.<key>`.
+    What an engine does with it: `prepare` the module before it is moved, wrapped or sharded; let
+    `build_optimizer` build the optimizer; run forward passes in `autocast()`, those of an evaluation in
+    `evaluation(module)`; save `state()` with its own as `precision.<key>`.
     """
 
     loss_scale: LossScale | None = None
@@ -592,9 +592,11 @@ class Precision(ABC):
         del module
         return self.autocast()
 
-    def wrap_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The optimizer to use in place of the one that was built: same `param_groups` and `state`."""
-        return optimizer
+    def build_optimizer(
+        self, option: OptimizerOption, module: nn.Module, device_type: str
+    ) -> torch.optim.Optimizer:
+        """The optimizer over the module's parameters, stepping them as the format demands."""
+        return option.build(module, device_type)
 
     def state(self) -> Mapping[str, Tensor]:
         """What a resumed run needs to go on bit for bit; tensors on the CPU, by name."""
