@@ -38,8 +38,8 @@ class SingleEngine:
         self._loss = parts.loss
         self._clipping = parts.clipping
         self._skip_nonfinite = parts.skip_nonfinite
-        self._optimizer = self._precision.wrap_optimizer(
-            parts.optimizer.build(self._module, self._device.type)
+        self._optimizer = self._precision.build_optimizer(
+            parts.optimizer, self._module, self._device.type
         )
         self._params = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._window: Window | None = None
