@@ -192,6 +192,13 @@ def test_the_readme_map_is_the_tree() -> None:
     assert not unmapped, f"the map in README.md leaves out: {unmapped}"
 
 
+def test_the_readme_tests_what_continuous_integration_tests() -> None:
+    [command] = [
+        line for line in (ROOT / ".ci" / "run").read_text("utf-8").splitlines() if "pip" in line
+    ]
+    assert command in (ROOT / "README.md").read_text("utf-8").splitlines()
+
+
 def tree_paths(block: str) -> Iterator[str]:
     """Paths of a tree drawn with spaces or box characters; a comma separates entries of a line."""
     parents: list[tuple[int, str]] = []

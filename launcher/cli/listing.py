@@ -92,7 +92,11 @@ def _options(group: str, flags: Namespace) -> dict[str, Any]:
 def _options_text(facts: Mapping[str, Any]) -> str:
     group = facts["group"]
     rows = [
-        (f"  {group}={each['preset']}", f"kind {each['kind'] or '?'}", each["doc"])
+        (
+            f"  {group}={each['preset']}",
+            "" if each["kind"] == each["preset"] else f"kind {each['kind'] or 'unknown'}",
+            each["doc"],
+        )
         for each in facts["presets"]
     ]
     shown = {each["kind"] for each in facts["presets"]}

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
         "[show NAME]",
         "List the recipes (complete experiments, chosen by recipe=NAME), or show the file of one.",
         "trainctl recipes",
-        "trainctl recipes show NAME",
+        "trainctl recipes show quick",
         json=True,
     )
     add_composition_flags(arguments)

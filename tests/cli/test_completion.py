@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,36 +161,50 @@ def test_hooks_are_valid_shell(capsys: pytest.CaptureFixture[str]) -> None:
     assert "compdef _trainctl trainctl" in capsys.readouterr().out
 
 
-def test_a_real_readline_completes(tmp_path: Path) -> None:
-    """An interactive bash on a terminal: what stands on the line after Tab is what runs."""
-    import os
-    import pty
-    import select
-
+@pytest.mark.parametrize(
+    ("shell", "prepare"),
+    [
+        (["bash", "--norc", "--noprofile", "-i"], ""),
+        (["zsh", "-f", "-i"], "autoload -Uz compinit && compinit -u; "),
+    ],
+    ids=["bash", "zsh"],
+)
+def test_a_real_shell_completes(shell: list[str], prepare: str, tmp_path: Path) -> None:
+    """An interactive shell on a terminal: what stands on the line after Tab is what runs."""
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"{shell[0]} is not installed")
     program = tmp_path / "trainctl"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m launcher "$@"\n')
     program.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PS1": "$ "}
+    home = {"HOME": str(tmp_path), "ZDOTDIR": str(tmp_path), "TERM": "dumb", "PS1": "$ "}
     parent, child = pty.openpty()
-    bash = subprocess.Popen(
-        ["bash", "--norc", "--noprofile", "-i"],
+    process = subprocess.Popen(
+        shell,
         stdin=child,
         stdout=child,
         stderr=child,
-        env={**environment, "TERM": "dumb"},
+        env={**os.environ, **home, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         start_new_session=True,
     )
     os.close(child)
-    lines = 'eval "$(trainctl completion bash)"\necho typed trainctl ru\x15'
-    os.write(parent, f"{lines}\n".encode())
-    os.write(parent, b"trainctl vers\t--js\t| tr -d ' {}'; echo do''ne\n")
+    try:
+        os.write(
+            parent, f"{prepare}eval \"$(trainctl completion {shell[0]})\"; echo rea''dy\n".encode()
+        )
+        read_until(parent, b"ready")
+        os.write(parent, b"trainctl check optimizer=sg\t--js\t| tr -d ' {}'; echo do''ne\n")
+        shown = read_until(parent, b"done")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(parent)
+    assert b'"ok":true' in shown
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
     shown = b""
-    while b"\ndone" not in shown.replace(b"\r", b""):
-        ready, _, _ = select.select([parent], [], [], 20)
-        if not ready:
-            break
-        shown += os.read(parent, 4096)
-    bash.kill()
-    bash.wait()
-    os.close(parent)
-    assert b'"trainctl":"' in shown
+    while text not in shown:
+        ready, _, _ = select.select([terminal], [], [], 30)
+        assert ready, shown
+        shown += os.read(terminal, 4096)
+    return shown

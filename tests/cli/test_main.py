@@ -143,12 +143,10 @@ def test_a_mistake_of_ours_prints_whole_and_exits_1() -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    ended = python("-m", "launcher", "list", "optimizer.adamw", stdout=None)
-    assert ended.returncode == 0
     shell = f"{sys.executable} -m launcher config schema | head -n 1; echo ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", shell], text=True, capture_output=True, check=False)
     assert ended.stderr == ""
-    assert ended.stdout.splitlines() in (["{", "141"], ["{", "0"])
+    assert ended.stdout.splitlines() == ["{", "141"]
 
 
 def test_words_that_are_not_text_do_not_break_printing() -> None:
