@@ -126,14 +126,14 @@ class SingleEngine:
                     )
                 tensor.copy_(given[name])
         formats = {k: v for k, v in state.items() if k.startswith("precision.")}
+        rest = {k: v for k, v in state.items() if k not in formats and not k.startswith("model.")}
+        load_optimizer(self._optimizer, self._names(), rest)
         try:
             self._precision.load_state(
                 {k.removeprefix("precision."): v for k, v in formats.items()}
             )
         except KeyError as error:
             raise CheckpointError(f"the checkpoint is of another precision: {error}") from error
-        rest = {k: v for k, v in state.items() if k not in formats and not k.startswith("model.")}
-        load_optimizer(self._optimizer, self._names(), rest)
 
     def close(self) -> None:
         """Nothing to give back: the process owns its device alone."""

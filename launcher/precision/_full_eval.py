@@ -39,19 +39,12 @@ def lowered(module: nn.Module, device_type: str, dtype: torch.dtype) -> Iterator
     import torch
     from torch import nn
 
-    rounded: dict[nn.Parameter, nn.Parameter] = {}
-    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
-    try:
-        for part in module.modules():
-            for name, param in list(part.named_parameters(recurse=False)):
-                if param.is_floating_point():
-                    if param not in rounded:
-                        low = nn.Parameter(param.detach().to(dtype), requires_grad=False)
-                        rounded[param] = low
-                    replaced.append((part, name, param))
-                    setattr(part, name, rounded[param])
-        with torch.autocast(device_type, dtype=dtype):
-            yield
-    finally:
-        for part, name, param in replaced:
-            setattr(part, name, param)
+    from launcher.precision._stand_in import stand_ins
+
+    def rounded(param: nn.Parameter) -> nn.Parameter:
+        if not param.is_floating_point():
+            return param
+        return nn.Parameter(param.detach().to(dtype), requires_grad=False)
+
+    with stand_ins(module, rounded), torch.autocast(device_type, dtype=dtype):
+        yield

@@ -1,0 +1,215 @@
+"""Weights in bfloat16, and an optimizer that sees them in float32, some at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption, Precision
+from launcher.precision._rounding import Rounding, resize
+from launcher.precision._stand_in import stand_ins
+
+_BYTES_PER_ELEMENT = 8
+"""A float32 weight and a float32 gradient."""
+
+
+class Pure(Precision):
+    """Bfloat16 throughout, but for the arithmetic of the optimizer.
+
+    Args:
+        rounding: How a stepped weight becomes bfloat16 again.
+        chunk_bytes: Float32 copies that may exist at once.
+    """
+
+    def __init__(self, rounding: Rounding, *, chunk_bytes: int) -> None:
+        self._rounding = rounding
+        self._chunk_bytes = chunk_bytes
+
+    @property
+    @override
+    def param_dtype(self) -> torch.dtype:
+        return torch.bfloat16
+
+    @override
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    @override
+    def build_optimizer(
+        self, option: OptimizerOption, module: nn.Module, device_type: str
+    ) -> torch.optim.Optimizer:
+        with stand_ins(module, _wide_like) as copies:
+            inner = option.build(module, device_type)
+        weights: dict[Tensor, Tensor] = {copy: param for param, copy in copies.items()}
+        return Float32Steps(inner, weights, self._rounding, chunk_bytes=self._chunk_bytes)
+
+    @override
+    def state(self) -> Mapping[str, Tensor]:
+        return self._rounding.state()
+
+    @override
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._rounding.load_state(state)
+
+
+def _wide_like(param: nn.Parameter) -> nn.Parameter:
+    """The float32 copy of a bfloat16 parameter, without memory; another parameter as it is."""
+    if param.dtype != torch.bfloat16:
+        return param
+    wide = torch.empty_like(
+        param.detach(), dtype=torch.float32, memory_format=torch.contiguous_format
+    )
+    copy = nn.Parameter(wide, requires_grad=param.requires_grad)
+    resize(copy, 0)
+    return copy
+
+
+class Float32Steps(torch.optim.Optimizer):
+    """An optimizer over bfloat16 weights that steps float32 copies of them.
+
+    Seen from outside it is an optimizer over the weights: groups and state are theirs, and what the
+    rounding keeps of a weight is one more entry of its state. The inner optimizer knows only the
+    copies, which are the same tensors for the whole run, but have memory and gradients only while
+    they are stepped. Its moments are therefore float32.
+
+    Args:
+        inner: Any optimizer over the copies that leaves parameters without gradient alone.
+        weights: The weight that each copy stands for.
+        rounding: How a stepped weight becomes bfloat16 again.
+        chunk_bytes: Float32 weights and gradients that may exist at once. An optimizer whose groups
+            have a memory (`group_state`) looks at all its parameters together and gets them at
+            once.
+    """
+
+    def __init__(
+        self,
+        inner: torch.optim.Optimizer,
+        weights: Mapping[Tensor, Tensor],
+        rounding: Rounding,
+        *,
+        chunk_bytes: int,
+    ) -> None:
+        self._inner = inner
+        self._weights = weights
+        self._rounding = rounding
+        whole = bool(getattr(inner, "group_state", ()))
+        self._chunk_elements = None if whole else max(1, chunk_bytes // _BYTES_PER_ELEMENT)
+        self._copies = [list(group["params"]) for group in inner.param_groups]
+        self._trained: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+        groups = [
+            {**group, "params": [weights[copy] for copy in copies]}
+            for group, copies in zip(inner.param_groups, self._copies, strict=True)
+        ]
+        super().__init__(groups, inner.defaults)
+        for copy, entry in inner.state.items():
+            self.state[weights[copy]] = entry
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the inner optimizer offers (`group_state`)."""
+        return getattr(self.__dict__["_inner"], name)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    @override
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Step every weight that has a gradient.
+
+        Raises:
+            ValueError: There is a closure; it would see the weights as they were.
+        """
+        if closure is not None:
+            raise ValueError("bf16_pure steps copies of the weights, on which no closure can run")
+        self._rounding.begin_step()
+        for chunk in self._chunks():
+            with self._widened(chunk):
+                self._inner.step()
+        return None
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Have the inner optimizer put its weights for evaluation in place, if it has such."""
+        if hasattr(self._inner, "eval") and not self._trained:
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    kept = {key: value.clone() for key, value in self._kept(weight).items()}
+                    self._trained.append((weight, weight.clone(), kept))
+            with self._widened(self._copies):
+                self._inner.eval()
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the weights that are trained back, bit for bit."""
+        if hasattr(self._inner, "train"):
+            with self._widened(self._copies):
+                self._inner.train()
+            for weight, value, kept in self._trained:
+                weight.copy_(value)
+                self.state[weight].update(kept)
+            self._trained = []
+
+    def _chunks(self) -> Iterator[list[list[Tensor]]]:
+        """The copies by group, in parts that may have memory at once."""
+        chunk: list[list[Tensor]] = [[] for _ in self._copies]
+        elements = 0
+        limit = self._chunk_elements
+        for index, copies in enumerate(self._copies):
+            for copy in copies:
+                if elements and limit is not None and elements + copy.numel() > limit:
+                    yield chunk
+                    chunk, elements = [[] for _ in self._copies], 0
+                chunk[index].append(copy)
+                elements += copy.numel()
+        yield chunk
+
+    @contextmanager
+    def _widened(self, chunk: Sequence[Sequence[Tensor]]) -> Iterator[None]:
+        """Give some copies memory and values, and the inner optimizer nothing but them."""
+        inner_groups = self._inner.param_groups
+        for group, inner_group, copies in zip(self.param_groups, inner_groups, chunk, strict=True):
+            inner_group.update({**group, "params": copies})
+        kept = {copy: self._widen(copy) for copies in chunk for copy in copies}
+        try:
+            yield
+        finally:
+            for copy, beside in kept.items():
+                self._narrow(copy, beside)
+            for group, inner_group, copies in zip(
+                self.param_groups, inner_groups, self._copies, strict=True
+            ):
+                inner_group["params"] = copies
+                group.update({**inner_group, "params": group["params"]})
+
+    def _widen(self, copy: Tensor) -> dict[str, Tensor]:
+        """Returns what the rounding keeps of the weight."""
+        weight = self._weights[copy]
+        kept = self._kept(weight)
+        entry = {key: value for key, value in self.state.get(weight, {}).items() if key not in kept}
+        # An optimizer takes an entry that is there, though empty, for one that it has filled.
+        if entry:
+            self._inner.state[copy] = entry
+        if copy is not weight:
+            resize(copy, copy.numel())
+            self._rounding.widen(weight, copy, kept)
+            copy.grad = None if weight.grad is None else weight.grad.float()
+        return kept
+
+    def _narrow(self, copy: Tensor, kept: dict[str, Tensor]) -> None:
+        weight = self._weights[copy]
+        if copy is not weight:
+            self._rounding.narrow(copy.detach(), weight, kept)
+            copy.grad = None
+            resize(copy, 0)
+        if entry := self._inner.state.get(copy, {}) | kept:
+            self.state[weight] = entry
+
+    def _kept(self, weight: Tensor) -> dict[str, Tensor]:
+        entry = self.state.get(weight, {})
+        return {key: entry[key] for key in self._rounding.state_keys if key in entry}

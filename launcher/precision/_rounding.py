@@ -1,0 +1,152 @@
+"""Bfloat16 weights as float32 for the length of a step, and back without losing the step.
+
+A bfloat16 is the upper half of a float32. What a step changes below that half is either kept beside
+the weight or rounded by chance.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+_HALF = 0x8000
+"""Half of the last bit that a bfloat16 keeps, in units of the last bit of a float32."""
+_SEED = 0x5EED
+
+
+class Rounding(ABC):
+    """A way to go to float32 and back."""
+
+    state_keys: tuple[str, ...] = ()
+    """Names under which a weight's optimizer state holds what this keeps beside the weight."""
+
+    @abstractmethod
+    def widen(self, weight: Tensor, wide: Tensor, kept: Mapping[str, Tensor]) -> None:
+        """Write the value of a bfloat16 weight to a contiguous float32 of its shape and device."""
+
+    @abstractmethod
+    def narrow(self, wide: Tensor, weight: Tensor, kept: dict[str, Tensor]) -> None:
+        """Write a float32 value to a bfloat16 weight, and what is kept to `kept`; uses it up."""
+
+    def begin_step(self) -> None:  # noqa: B027 - most ways have nothing to do
+        """A new step begins."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What a resumed run needs, beside what is kept with the weights."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave; a name that is missing or unknown is a KeyError."""
+        if odd := state.keys() ^ self.state().keys():
+            raise KeyError(*sorted(odd))
+
+
+class Compensated(Rounding):
+    """Round to nearest and keep the remainder, so that both together are the float32 exactly.
+
+    Source: Kahan summation for weights, Zamirai et al. 2020, arXiv:2010.06192, §3; its remainder is
+    itself rounded to bfloat16, the sixteen bits kept here are all there are.
+    """
+
+    state_keys = ("low_bits",)
+
+    @override
+    def widen(self, weight: Tensor, wide: Tensor, kept: Mapping[str, Tensor]) -> None:
+        wide.copy_(weight)
+        if (low := kept.get("low_bits")) is not None:
+            _halves(wide)[0::2].copy_(_local(low).view(-1))
+            _bits(wide).sub_(_HALF)
+
+    @override
+    def narrow(self, wide: Tensor, weight: Tensor, kept: dict[str, Tensor]) -> None:
+        # Adding half a bit makes the upper half the nearest bfloat16; the lower half then holds the
+        # remainder plus that half, which `widen` takes off again.
+        _bits(wide).add_(_HALF)
+        halves = _halves(wide)
+        if "low_bits" not in kept:
+            kept["low_bits"] = torch.empty_like(
+                weight, dtype=torch.int16, memory_format=torch.contiguous_format
+            )
+        _local(kept["low_bits"]).view(-1).copy_(halves[0::2])
+        _assign_upper(halves, weight)
+
+
+class Stochastic(Rounding):
+    """Round up with the probability that the value lies above the lower neighbour, in its last bit.
+
+    All ranks draw the same numbers, so that copies of a weight stay equal.
+
+    Source: Gupta et al. 2015, arXiv:1502.02551, §3.1.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    @override
+    def begin_step(self) -> None:
+        self._step += 1
+        for generator in self._generators.values():
+            generator.manual_seed(_SEED + self._step)
+
+    @override
+    def widen(self, weight: Tensor, wide: Tensor, kept: Mapping[str, Tensor]) -> None:
+        del kept
+        wide.copy_(weight)
+
+    @override
+    def narrow(self, wide: Tensor, weight: Tensor, kept: dict[str, Tensor]) -> None:
+        del kept
+        bits = _bits(wide)
+        # Much faster than torch.randint: each 64-bit draw makes two numbers, of 16 bits each.
+        draws = torch.empty((bits.numel() + 1) // 2, dtype=torch.int64, device=bits.device)
+        draws.random_(-(2**63), None, generator=self._generator(bits.device))
+        noise = draws.view(torch.int32)[: bits.numel()]
+        bits.add_(noise.bitwise_and_(0xFFFF))
+        _assign_upper(_halves(wide), weight)
+
+    @override
+    def state(self) -> Mapping[str, Tensor]:
+        return {"rounding_step": torch.tensor(self._step)}
+
+    @override
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state(state)
+        self._step = int(state["rounding_step"])
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            generator = torch.Generator(device)
+            self._generators[device] = generator.manual_seed(_SEED + self._step)
+        return self._generators[device]
+
+
+def resize(tensor: Tensor, elements: int) -> None:
+    """Give a contiguous tensor memory for all its elements, or for none."""
+    local = _local(tensor.detach())
+    local.untyped_storage().resize_(elements and local.numel() * local.element_size())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, any other as it is."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def _bits(wide: Tensor) -> Tensor:
+    """A contiguous float32 as integers, flat, sharing memory."""
+    return _local(wide).view(-1).view(torch.int32)
+
+
+def _halves(wide: Tensor) -> Tensor:
+    """A contiguous float32 as half words, flat, sharing memory; the lower half comes first."""
+    return _local(wide).view(-1).view(torch.int16)
+
+
+def _assign_upper(halves: Tensor, weight: Tensor) -> None:
+    local = _local(weight.detach())
+    local.copy_(halves.view(torch.bfloat16)[1::2].view(local.shape))

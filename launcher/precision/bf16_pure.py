@@ -1,0 +1,40 @@
+"""Everything in bfloat16, weights included; their updates are not lost in rounding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import PrecisionOption
+
+if TYPE_CHECKING:
+    from launcher.contracts import Precision
+
+
+class Bf16Pure(PrecisionOption):
+    """Weights, gradients and activations in bfloat16; any optimizer steps them in float32.
+
+    A weight in bfloat16 has eight bits: most updates are smaller than its last one and would round
+    to nothing. Gradients are accumulated in bfloat16 as well, so few micro-batches serve it better
+    than many.
+    """
+
+    kind: Literal["bf16_pure"]
+    rounding: Literal["kahan", "stochastic"]
+    """`kahan` keeps what rounding took from each weight, two bytes, and gives it back at the next
+    step: no update is lost, as with float32 master weights. `stochastic` keeps nothing and rounds
+    up or down by chance, so that updates are right on average."""
+    chunk_mib: int = Field(gt=0)
+    """Float32 copies of weights and gradients that exist at once during a step, in MiB. Optimizers
+    that look at all parameters together take them all at once."""
+
+    @override
+    def build(self, device_type: str) -> Precision:
+        from launcher.precision._pure import Pure
+        from launcher.precision._rounding import Compensated, Stochastic
+
+        del device_type
+        rounding = Compensated() if self.rounding == "kahan" else Stochastic()
+        return Pure(rounding, chunk_bytes=self.chunk_mib * 2**20)
