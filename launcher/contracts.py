@@ -222,6 +222,12 @@ class OptimizerOption(Option):
     groups: ParamGroups
     """Parameter groups."""
 
+    @property
+    def peak_lr(self) -> float | None:
+        """What a schedule scales; None where none may. It is `lr`, except where an optimizer that can
+        set its own rate is put under a schedule without having been told one."""
+        return self.lr
+
     @model_validator(mode="after")
     def _overrides_fit(self) -> Self:
         if self.groups.layer_decay is not None and (
@@ -666,13 +672,19 @@ class World:
 class Clipping:
     """How gradients are limited before the step, after unscaling. None switches a limit off.
 
+    The order: each parameter's norm, then the norm of all that this leaves, then each element. So
+    one parameter that explodes is brought down before it can shrink all others; and as each limit
+    only shrinks, all of them hold in the end.
+
     Attributes:
         max_norm: Limit of the 2-norm over all gradients.
         max_value: Limit of the absolute value of each gradient element.
+        max_norm_per_parameter: Limit of the 2-norm of each parameter's gradient.
     """
 
     max_norm: float | None
     max_value: float | None
+    max_norm_per_parameter: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

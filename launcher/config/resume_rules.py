@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[Kind, str]] = {
     "max_steps": ("safe", "the run ends elsewhere; a schedule that spans it stretches with it"),
     "max_epochs": ("safe", "the run ends elsewhere; a schedule that spans it stretches with it"),
     "max_grad_norm": ("safe", "gradients are limited otherwise from here on"),
+    "max_grad_norm_per_parameter": ("safe", "gradients are limited otherwise from here on"),
     "max_grad_value": ("safe", "gradients are limited otherwise from here on"),
     "eval_every_steps": ("safe", "only when it is looked at changes"),
     "eval_max_samples": ("safe", "scores before and after cover different samples"),

@@ -85,12 +85,12 @@ def optimizer_owns_schedule(config: RunConfig) -> Iterator[Problem]:
 
 
 def clipped_once(config: RunConfig) -> Iterator[Problem]:
-    """An optimizer that limits its own updates must not have its gradients limited as well."""
-    if config.optimizer.clips_itself and config.max_grad_norm is not None:
-        yield Problem(
-            "max_grad_norm",
-            f"{config.optimizer.kind} limits its own updates; write max_grad_norm=null",
-        )
+    """An optimizer that limits its own updates must not have their norms limited as well."""
+    if not config.optimizer.clips_itself:
+        return
+    for key in ("max_grad_norm", "max_grad_norm_per_parameter"):
+        if getattr(config, key) is not None:
+            yield Problem(key, f"{config.optimizer.kind} limits its own updates; write {key}=null")
 
 
 RULES = (

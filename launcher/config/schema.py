@@ -71,8 +71,11 @@ class RunConfig(Settings):
     ends the run."""
     max_grad_norm: float | None = Field(gt=0)
     """Limit of the 2-norm of all gradients together; null does not clip."""
+    max_grad_norm_per_parameter: float | None = Field(gt=0)
+    """Limit of the 2-norm of each parameter's gradient, applied before max_grad_norm; null does not
+    clip."""
     max_grad_value: float | None = Field(gt=0)
-    """Limit of the absolute value of every gradient element; null does not clip."""
+    """Limit of the absolute value of every gradient element, applied last; null does not clip."""
     eval_every_steps: int | None = Field(gt=0)
     """Score the held-out documents after every so many steps; null only at the end of the run."""
     eval_max_samples: int | None = Field(gt=0)

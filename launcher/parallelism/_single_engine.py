@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import CheckpointError, NonFinite
+from launcher.parallelism._clipping import clip_
 from launcher.parallelism._optimizer_state import load_optimizer, optimizer_tensors
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class SingleEngine:
         # The one number read from the device each step: without it a NaN would reach the weights.
         finite = math.isfinite((norm + sum(self._losses)).item())
         if finite:
-            self._clip(norm)
+            clip_(self._params, self._clipping, norm)
             for group in self._optimizer.param_groups:
                 if lr is not None:
                     group["lr"] = lr * group["lr_scale"]
@@ -140,13 +141,6 @@ class SingleEngine:
 
     def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self._device, non_blocking=True) for k, v in inputs.items()}
-
-    def _clip(self, norm: Tensor) -> None:
-        limits = self._clipping
-        if limits.max_norm is not None:
-            nn.utils.clip_grads_with_norm_(self._params, limits.max_norm, norm)
-        if limits.max_value is not None:
-            nn.utils.clip_grad_value_(self._params, limits.max_value)
 
     def _training(self, *, on: bool) -> None:
         self._module.train(on)

@@ -139,7 +139,9 @@ def _build(config: RunConfig, world: World) -> _Parts:
             loss=task.loss,
             optimizer=config.optimizer,
             precision=config.precision,
-            clipping=Clipping(config.max_grad_norm, config.max_grad_value),
+            clipping=Clipping(
+                config.max_grad_norm, config.max_grad_value, config.max_grad_norm_per_parameter
+            ),
             skip_nonfinite=config.on_nonfinite == "skip",
             world=world,
         )
