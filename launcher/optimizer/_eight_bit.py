@@ -15,8 +15,10 @@ from launcher.optimizer._extras import require
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 # bitsandbytes' kernels are compiled for it.
 _BITSANDBYTES_BLOCK = 256
@@ -83,11 +85,10 @@ class EightBitAdam(OptimizerOption):
         if missing := [
             Problem("optimizer.keep_32bit", f"{pattern!r} matches no parameter")
             for pattern in self.keep_32bit
-            if not any(re.search(pattern, name) for p in found for name in p.names)
+            if not any(parameter.matched_by(pattern) for parameter in found)
         ]:
             raise ConfigError(missing)
-        kept = {p.param for p in found if any(p.matched_by(x) for x in self.keep_32bit)}
-        kept |= {p.param for p in found if p.param.numel() < self.min_8bit_size}
+        kept = {p.param for p in found if any(self._keeps(x, p.param) for x in p.names)}
         reason = f"chosen for {device_type}" if self.library == "auto" else "as configured"
         logging.getLogger("trainctl.optimizer").info(
             "%s: %s (%s); %d of %d parameters keep 32-bit moments",
@@ -105,9 +106,27 @@ class EightBitAdam(OptimizerOption):
 
         return torchao_adam(groups, self, kept)
 
+    def state_bytes(self, params: Mapping[str, Tensor]) -> dict[str, int]:
+        """Bytes of the moments of some parameters: codes, scales, and what stays in 32 bits."""
+        whole = [p.numel() for name, p in params.items() if self._keeps(name, p)]
+        coded = [p.numel() for name, p in params.items() if not self._keeps(name, p)]
+        scales = sum(-(-size // self.block_size) for size in coded)
+        sizes = {
+            "moments in 8 bits": 2 * sum(coded),
+            "their scales": 2 * 4 * scales,
+            "moments in 32 bits": 2 * 4 * sum(whole),
+        }
+        return {key: size for key, size in sizes.items() if size}
+
+    def _keeps(self, name: str, param: Tensor) -> bool:
+        """Whether a parameter's moments stay in 32 bits."""
+        small = param.numel() < self.min_8bit_size
+        return small or any(re.search(pattern, name) for pattern in self.keep_32bit)
+
     def _check(self, library: str, device_type: str) -> None:
         require(library, extra="8bit", kind=self.kind)
-        if self.paged and (library != "bitsandbytes" or device_type != "cuda"):
+        # On the meta device nothing is stepped: parameters are only counted and listed.
+        if self.paged and (library != "bitsandbytes" or device_type not in {"cuda", "meta"}):
             message = f"{self.kind} pages with bitsandbytes on CUDA only; use adamw_8bit"
             raise ConfigError([Problem("optimizer.kind", message)])
         if library == "bitsandbytes" and self.block_size != _BITSANDBYTES_BLOCK:

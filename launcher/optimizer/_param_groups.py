@@ -145,7 +145,7 @@ def _assign(
     scale, where = layer_scale
     if where:
         label.append(where)
-        why += f"; lr times {scale:.4g} at {where}"
+        why += f"; lr times {scale:.4g} ({where})"
     weight_decay = changed.weight_decay if decays or "weight_decay" in values else 0.0
     options: dict[str, Any] = {"weight_decay": weight_decay, "lr_scale": scale}
     if option.lr is not None and changed.lr is not None:

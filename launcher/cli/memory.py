@@ -1,0 +1,90 @@
+"""`trainctl config memory`: bytes of weights, gradients and optimizer state, by arithmetic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from launcher.cli._arguments import Arguments, add_composition_flags, composition
+from launcher.cli._console import bold, print_json, table
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
+
+
+def main(argv: list[str]) -> int:
+    """Add up what a run keeps in memory beside activations; no weight is allocated."""
+    arguments = Arguments(
+        "config memory",
+        "[group=option] [key=value]",
+        "What the model's state takes in memory: weights, gradients and optimizer state of the "
+        "whole model, as if one rank held it all. Activations come on top. 1 GB is 10^9 bytes.",
+        "trainctl config memory model=llama_8b precision=bf16_pure",
+        "trainctl config memory model=llama_8b optimizer=adamw_8bit precision=bf16_pure",
+        json=True,
+    )
+    add_composition_flags(arguments)
+    flags, overrides = arguments.split(argv)
+    facts = measured(composition(flags, overrides).checked().config)
+    if flags.json:
+        print_json(facts)
+    else:
+        print(_as_text(facts))
+    return 0
+
+
+def measured(config: RunConfig) -> dict[str, Any]:
+    """Bytes by purpose.
+
+    Returns:
+        `parameters` and `trained` in elements; `weights`, `gradients`, `optimizer` (by key of its
+        state) and `total` in bytes; `param_dtype`.
+
+    Raises:
+        ConfigError: The optimizer cannot be built.
+    """
+    from launcher.cli._skeleton import skeleton
+    from launcher.optimizer._param_groups import assign
+    from launcher.optimizer._state_size import state_bytes
+
+    module = skeleton(config.model)
+    elements = sum(param.numel() for param in module.parameters())
+    trained = sum(assigned.param.numel() for assigned in assign(module, config.optimizer))
+    dtype = config.precision.build("cpu").param_dtype
+    optimizer = state_bytes(config.optimizer, module)
+    if getattr(config.precision, "rounding", None) == "kahan":
+        optimizer["what rounding took (Kahan)"] = trained * dtype.itemsize
+    weights, gradients = elements * dtype.itemsize, trained * dtype.itemsize
+    return {
+        "model": config.model.kind,
+        "param_dtype": str(dtype).removeprefix("torch."),
+        "parameters": elements,
+        "trained": trained,
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "total": weights + gradients + sum(optimizer.values()),
+    }
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    trained = "" if facts["trained"] == facts["parameters"] else f", {facts['trained']:,} trained"
+    rows = [
+        ("weights", _size(facts["weights"]), facts["param_dtype"]),
+        ("gradients", _size(facts["gradients"]), facts["param_dtype"]),
+    ]
+    rows += [
+        ("optimizer", _size(size), key)
+        for key, size in facts["optimizer"].items()
+        # Step counts and the like are noise beside anything that can be seen.
+        if size * 1000 >= facts["total"] or size == max(facts["optimizer"].values())
+    ]
+    rows.append(("total", _size(facts["total"]), "without activations"))
+    head = bold(f"{facts['parameters']:,} parameters")
+    return f"{head}{trained}\n{table(rows)}"
+
+
+def _size(size: int) -> str:
+    for unit, bytes_ in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= bytes_:
+            return f"{size / bytes_:.2f} {unit}"
+    return f"{size} B"

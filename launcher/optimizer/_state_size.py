@@ -1,0 +1,73 @@
+"""How many bytes an optimizer keeps, by one step on the meta device: shapes without memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from launcher.contracts import OptimizerOption
+from launcher.optimizer._eight_bit import EightBitAdam
+from launcher.optimizer._param_groups import assign
+
+_PROXY = 1024
+
+
+def state_bytes(option: OptimizerOption, module: nn.Module) -> dict[str, int]:
+    """Bytes of an optimizer's state over all parameters of a module that are trained.
+
+    Args:
+        option: The optimizer.
+        module: On the meta device, in the format that the optimizer sees.
+
+    Returns:
+        By key of the state (`exp_avg`, …), largest first.
+
+    Raises:
+        ConfigError: As the optimizer's `build`.
+    """
+    if isinstance(option, EightBitAdam):
+        return option.state_bytes({a.name: a.param for a in assign(module, option)})
+    optimizer = option.build(module, "meta")
+    try:
+        return _after_a_step(optimizer)
+    except (RuntimeError, NotImplementedError):
+        # The step reads a number, which the meta device has not: such optimizers (Prodigy) keep so
+        # many bytes per element, whatever the shape.
+        trained = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
+        return _by_element(option, trained)
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.zeros_like(param)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return _sizes(optimizer)
+
+
+def _by_element(option: OptimizerOption, elements: int) -> dict[str, int]:
+    plain = option.groups.model_copy(
+        update={
+            "decay": (),
+            "no_decay": (),
+            "frozen": (),
+            "layer_decay": None,
+            "overrides": (),
+        }
+    )
+    proxy = nn.Module()
+    proxy.register_parameter("weight", nn.Parameter(torch.ones(_PROXY)))
+    sizes = _after_a_step(option.model_copy(update={"groups": plain}).build(proxy, "cpu"))
+    return {key: size * elements // _PROXY for key, size in sizes.items() if size >= _PROXY}
+
+
+def _sizes(optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                sizes[key] += value.numel() * value.element_size()
+    return dict(sizes.most_common())
