@@ -8,5 +8,7 @@ Every kind states the batch its own way and works out the one equation (`BatchPl
 batch before anything starts. Numbers that contradict each other are a ValueError that gives the
 nearest that do not.
 
+For a training loop of one's own there is `launcher.gradient_accumulator`.
+
 To add a kind: one module with one public `AccumulationOption`, and conf/accumulation/<kind>.yaml.
 """
