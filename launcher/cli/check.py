@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
     help_ = "check every job of a sweep, as `run -m` would start them"
     arguments.add_argument("-m", "--multirun", action="store_true", help=help_)
     flags, overrides = arguments.split(argv)
+    from launcher.launch._begin import preflight
+
     try:
         configs = [each.checked().config for each in _jobs(flags, overrides)]
         for config in configs:
@@ -58,26 +60,6 @@ def _jobs(flags: Namespace, overrides: Sequence[str]) -> list[Composition]:
     return [composition(flags, job) for job in words]
 
 
-def preflight(config: RunConfig) -> None:
-    """Let every option look at the world.
-
-    Raises:
-        TrainctlError: What the first option found; the others' findings are its notes.
-    """
-    from launcher.contracts import GROUPS
-
-    found: list[TrainctlError] = []
-    for group in GROUPS:
-        try:
-            getattr(config, group).preflight()
-        except TrainctlError as error:
-            found.append(error)
-    if found:
-        for other in found[1:]:
-            found[0].add_note(f"and: {other}")
-        raise found[0]
-
-
 def _problems(error: TrainctlError) -> list[dict[str, str]]:
     if isinstance(error, ConfigError):
         found = [{"key": p.key, "message": p.message, "origin": p.origin} for p in error.problems]
@@ -96,16 +78,7 @@ def _facts(config: RunConfig) -> dict[str, Any]:
         "batch": str(plan),
         "samples_per_step": plan.samples_per_step,
         "tokens_per_step": plan.tokens_per_step,
-        "length": _length(config),
+        "length": derive.length(config),
         "max_steps": config.max_steps,
         "max_epochs": config.max_epochs,
     }
-
-
-def _length(config: RunConfig) -> str:
-    """What is known of the run's length before the data is read."""
-    steps = None if config.max_steps is None else f"{config.max_steps:,} steps"
-    epochs = None if config.max_epochs is None else f"{config.max_epochs:g} epochs"
-    return " or ".join(filter(None, [steps, epochs])) + (
-        ", what comes first" if steps and epochs else ""
-    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli._arguments import Arguments
+from launcher.cli._arguments import Arguments, add_composition_flags
 
 if TYPE_CHECKING:
     from launcher.config.door import Checked
@@ -15,24 +16,27 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Train, or show what would be trained."""
     flags, overrides = _arguments().split(argv)
-    from launcher.config.door import checked, jobs
+    from launcher.config.door import checked
+
+    def admit(jobs: Sequence[Checked]) -> bool:
+        from launcher.launch._begin import preflight
+
+        for job in jobs:
+            preflight(job.config)
+            if flags.dry_run:
+                print(_plan(job))
+        return not flags.dry_run
 
     if flags.multirun or flags.cfg or flags.info or flags.hydra_help:
         from launcher.config.multirun import run_multirun
 
-        if not flags.hydra_help:
-            # Every job is known to be good before the first one takes a device.
-            for job in jobs(overrides) if flags.multirun else [overrides]:
-                one = checked(job, flags.config_name, flags.config_dir)
-                if flags.multirun:
-                    _preflight(one)
-        return run_multirun(_launch, argv)
-    one = checked(overrides, flags.config_name, flags.config_dir)
-    _preflight(one)
-    if flags.dry_run:
-        print(_plan(one))
-        return 0
-    _launch(one, overrides)
+        if flags.cfg or flags.info:
+            checked(overrides, flags.config_name, flags.config_dir)
+        ours = {"--dry-run", "--dry_run"}
+        return run_multirun(_launch, [word for word in argv if word not in ours], admit=admit)
+    job = checked(overrides, flags.config_name, flags.config_dir)
+    if admit([job]):
+        _launch(job, overrides)
     return 0
 
 
@@ -45,17 +49,10 @@ def _arguments() -> Arguments:
         "trainctl run optimizer=sgd optimizer.lr=0.1 max_steps=200",
         "trainctl run -m optimizer.lr=1e-3,3e-3 seed=0,1",
     )
+    add_composition_flags(parser)
     add = parser.add_argument
     add("-m", "--multirun", action="store_true", help="one job per combination of values")
     add("--dry-run", action="store_true", help="print what would run, and start nothing")
-    add(
-        "--config-dir",
-        "-cd",
-        action="append",
-        default=[],
-        help="a folder of YAML that adds to or replaces conf/",
-    )
-    add("--config-name", "-cn", default="config", help="the primary config")
     add("--cfg", "-c", choices=["job", "hydra", "all"], help="show Hydra's composed config")
     add("--resolve", action="store_true", help="with --cfg: resolve interpolations")
     add("--package", "-p", help="with --cfg: only this part")
@@ -71,12 +68,6 @@ def _arguments() -> Arguments:
     return parser
 
 
-def _preflight(one: Checked) -> None:
-    from launcher.launch._begin import preflight
-
-    preflight(one.config)
-
-
 def _launch(one: Checked, overrides: Sequence[str]) -> float | None:
     """Run one job to its end; its metric is what sweepers minimise."""
     from launcher.launch._begin import begin
@@ -87,8 +78,6 @@ def _launch(one: Checked, overrides: Sequence[str]) -> float | None:
 
 def _plan(one: Checked) -> str:
     """What `run` would do."""
-    from pathlib import Path
-
     from launcher.config import derive
     from launcher.run_dir import RunDir
 
@@ -96,14 +85,12 @@ def _plan(one: Checked) -> str:
     run_dir = RunDir(Path(config.run_root).absolute() / config.name / "ID")
     command = shlex.join(config.launch.command(run_dir))
     variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in config.launch.environment().items())
-    steps = "until the epochs end" if config.max_steps is None else f"{config.max_steps:,} steps"
     return "\n".join(
         [
             f"run        {run_dir.path}",
             f"config     {config.fingerprint()}",
-            f"ranks      {config.launch.ranks}",
             f"batch      {derive.batch_plan(config)}",
-            f"length     {steps}",
-            f"command    {variables} {command}".rstrip(),
+            f"length     {derive.length(config)}",
+            f"command    {variables} {command}",
         ]
     )

@@ -59,3 +59,11 @@ def horizon(config: RunConfig, num_samples: int) -> Horizon:
         tokens_per_step=plan.tokens_per_step,
         steps_per_epoch=num_samples / plan.samples_per_step,
     )
+
+
+def length(config: RunConfig) -> str:
+    """What is known of the run's length before the data is read, in words."""
+    steps = None if config.max_steps is None else f"{config.max_steps:,} steps"
+    epochs = None if config.max_epochs is None else f"{config.max_epochs:g} epochs"
+    known = " or ".join(filter(None, [steps, epochs]))
+    return f"{known}, what comes first" if steps and epochs else known

@@ -43,13 +43,17 @@ _QUIET = (
 )
 
 
-def run_multirun(launch: Launch, argv: Sequence[str]) -> int:
+def run_multirun(
+    launch: Launch, argv: Sequence[str], *, admit: Callable[[Sequence[Checked]], bool]
+) -> int:
     """Do what Hydra's command line does with these words, once every job's config is checked.
 
     Args:
         launch: What a job is. Called in this process, or wherever `hydra/launcher=…` sends it.
         argv: Overrides and Hydra's flags; `--config-dir` may be repeated and may replace packaged
             files.
+        admit: Sees the config of every job of a sweep before the first one starts; False starts
+            none.
 
     Returns:
         0; a job that failed raises its error when the other jobs have ended.
@@ -64,9 +68,11 @@ def run_multirun(launch: Launch, argv: Sequence[str]) -> int:
     options = [word for word in rest if word not in flags.overrides]
     words = list(_QUIET)
     if flags.multirun:
-        first = checked_jobs(flags.overrides, ours.config_name, ours.config_dir)
-        if first:
-            words.append(_sweep_dir(first[0]))
+        jobs = checked_jobs(flags.overrides, ours.config_name, ours.config_dir)
+        if not admit(jobs):
+            return 0
+        if jobs:
+            words.append(_sweep_dir(jobs[0]))
     stops: list[TrainctlError] = []
 
     def task(cfg: DictConfig) -> float | None:

@@ -27,11 +27,19 @@ def preflight(config: RunConfig) -> None:
     """Let every option look at the world before anything starts.
 
     Raises:
-        TrainctlError: The run would fail.
+        TrainctlError: What the first option found; the others' findings are its notes.
     """
+    found: list[TrainctlError] = []
     for group in GROUPS:
         option: Option = getattr(config, group)
-        option.preflight()
+        try:
+            option.preflight()
+        except TrainctlError as error:
+            found.append(error)
+    if found:
+        for other in found[1:]:
+            found[0].add_note(f"and: {other}")
+        raise found[0]
 
 
 def begin(config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[str]) -> Result:

@@ -20,6 +20,7 @@ def test_one_process_runs_the_worker_itself() -> None:
     assert local().ranks == 1
     assert local().command(RUN_DIR) == [
         sys.executable,
+        "-P",
         "-m",
         "launcher.launch._worker",
         str(RUN_DIR.path),
@@ -29,7 +30,7 @@ def test_one_process_runs_the_worker_itself() -> None:
 def test_more_processes_are_started_by_torchrun() -> None:
     command = local(processes=3).command(RUN_DIR)
     assert local(processes=3).ranks == 3
-    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert command[:4] == [sys.executable, "-P", "-m", "torch.distributed.run"]
     assert "--nproc-per-node=3" in command
     assert command[-3:] == ["-m", "launcher.launch._worker", str(RUN_DIR.path)]
 
