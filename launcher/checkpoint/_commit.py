@@ -79,9 +79,8 @@ def commit(pending: Pending, shelf: Shelf, storage: Storage) -> None:
         _read_back(path)
         shelf.publish(path, pending.step)
     except OSError as error:
-        free = storage.free_bytes(shelf.folder)
         shelf.drop(path)
-        raise _failure(pending, shelf, error, free) from error
+        raise _failure(pending, shelf, error, _free(storage, shelf.folder)) from error
     except BaseException:
         shelf.drop(path)
         raise
@@ -163,10 +162,17 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _failure(pending: Pending, shelf: Shelf, error: OSError, free: int) -> CheckpointError:
+def _free(storage: Storage, folder: Path) -> str:
+    try:
+        return f"{storage.free_bytes(folder):,}"
+    except OSError:
+        return "an unknown number of"
+
+
+def _failure(pending: Pending, shelf: Shelf, error: OSError, free: str) -> CheckpointError:
     return CheckpointError(
         f"cannot save step {pending.step} in {shelf.folder}: {error.strerror or error} "
-        f"({error.filename or shelf.folder}); {free:,} bytes are free, {pending.num_bytes:,} are "
+        f"({error.filename or shelf.folder}); {free} bytes are free, {pending.num_bytes:,} are "
         "needed; older checkpoints are untouched. Make room or mend the disk, then `trainctl "
         "resume` (checkpoint.keep says how many checkpoints stay)"
     )

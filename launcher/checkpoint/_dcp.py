@@ -285,7 +285,7 @@ def _refused(path: Path, what: str = "the index") -> Iterator[None]:
     """Turn what unpickling and DCP's planning raise into a CheckpointError naming the file."""
     try:
         yield
-    except (CheckpointError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (CheckpointError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # DCP's CheckpointException is not an Exception
         raise CheckpointError(

@@ -6,6 +6,7 @@ Every change that another process, or the next process after a crash, could see 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -59,6 +60,10 @@ class Storage:
         descriptor = os.open(path, _READ_FOLDER)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            # Some network file systems have no such thing for folders: they keep entries in order.
+            if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+                raise
         finally:
             os.close(descriptor)
 

@@ -21,7 +21,8 @@ import pytest
 import torch
 from typing_extensions import Buffer, override
 
-from launcher.checkpoint import _dcp  # before the forks, which then start in no time  # noqa: F401
+# The heavy import comes before the forks, which then start in no time.
+from launcher.checkpoint import _dcp, _manifest
 from launcher.checkpoint._storage import Storage
 from launcher.errors import CheckpointError
 
@@ -89,6 +90,7 @@ class Scene:
         prepare: Makes the folder as it is before.
         act: What is stopped.
         outcomes: What `load` may then give.
+        whole: Whether every published checkpoint is whole at all times.
     """
 
     def __init__(
@@ -96,7 +98,10 @@ class Scene:
         prepare: Callable[[Bench], None],
         act: Callable[[Bench, Storage], None],
         outcomes: Callable[[Bench], list[Snapshot | None]],
+        *,
+        whole: bool = True,
     ) -> None:
+        self.whole = whole
         self.prepare = prepare
         self.act = act
         self.outcomes = outcomes
@@ -127,8 +132,9 @@ def leave_leftovers(bench: Bench) -> None:
     bench.save(1, 2, 3)
     bench.step(1).rename(bench.folder / ".trash-step-00000001-00aa")
     bench.step(3).rename(bench.folder / ".replaced-step-00000003-00bb")
-    (bench.folder / ".tmp-step-00000004-00cc" / "state").mkdir(parents=True)
-    (bench.folder / ".tmp-step-00000004-00cc" / "state" / "__0_0.distcp").write_bytes(b"half")
+    half = bench.folder / ".tmp-step-00000004-00cc" / _dcp.STATE
+    half.mkdir(parents=True)
+    (half / "__0_0.distcp").write_bytes(b"half")
 
 
 def either(*steps: int) -> Callable[[Bench], list[Snapshot | None]]:
@@ -146,8 +152,8 @@ SCENES = {
         save(2, config=OTHER_CONFIG),
         lambda bench: [bench.snapshot(2), bench.snapshot(2, config=OTHER_CONFIG)],
     ),
-    "same step over damage": Scene(save_and_damage, save(2), either(1, 2)),
-    "fall back": Scene(save_and_damage, resume, either(1)),
+    "same step over damage": Scene(save_and_damage, save(2), either(1, 2), whole=False),
+    "fall back": Scene(save_and_damage, resume, either(1), whole=False),
     "tidy": Scene(leave_leftovers, resume, either(3)),
 }
 
@@ -186,6 +192,9 @@ def copies(bench: Bench, scene: Scene, tmp_path: Path) -> Iterator[Bench]:
 def assert_going_on(bench: Bench, scene: Scene, where: str) -> None:
     """The next process finds what it may find, saves, and leaves no leftovers."""
     store = bench.store(keep=2)
+    if scene.whole:
+        published = [bench.folder / name for name in bench.names()]
+        assert not [fault for path in published for fault in _manifest.verify(path)], where
     found = store.load(bench.snapshot(0).engine)
     assert any(bench.same(found, outcome) for outcome in scene.outcomes(bench)), where
     store.save(bench.snapshot(7))
