@@ -89,23 +89,23 @@ class ToyData(DataOption):
 
 
 class ToyTask(TaskOption):
-    """Predict the next letter. Sample `poison` gives a loss that is not a number."""
+    """Predict the next letter. Sample `poison` gives a loss that is not a number; sample `overflow`
+    gives a loss like any other, but gradients beyond all range."""
 
     poison: int | None
+    overflow: int | None
     step_s: float = Field(ge=0)
 
     @override
     def build(self, tokenizer: Tokenizer) -> Task:
-        return NextLetter(tokenizer, self.seq_len, self.poison, self.step_s)
+        return NextLetter(tokenizer, self)
 
 
 class NextLetter:
     """The live task."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, seq_len: int, poison: int | None, step_s: float
-    ) -> None:
-        self.tokenizer, self.seq_len, self.poison, self.step_s = tokenizer, seq_len, poison, step_s
+    def __init__(self, tokenizer: Tokenizer, option: ToyTask) -> None:
+        self.tokenizer, self.option, self.seq_len = tokenizer, option, option.seq_len
 
     def samples(self, documents: Sequence[Document]) -> Samples:
         return Rows(self, documents)
@@ -116,8 +116,10 @@ class NextLetter:
     def loss(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         import torch
 
-        time.sleep(self.step_s)
+        time.sleep(self.option.step_s)
         logits = module(inputs["input_ids"])
+        if logits.requires_grad and inputs["overflow"].any():
+            logits.register_hook(lambda gradient: gradient + float("inf"))
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), inputs["labels"].flatten(), reduction="sum"
         )
@@ -160,8 +162,11 @@ class Rows:
         import torch
 
         rows = self.ids[list(indices)]
-        weight = torch.tensor([float("nan") if i == self.task.poison else 1.0 for i in indices])
-        inputs = {"input_ids": rows[:, :-1], "labels": rows[:, 1:], "weight": weight}
+        option = self.task.option
+        weight = torch.tensor([float("nan") if i == option.poison else 1.0 for i in indices])
+        overflow = torch.tensor([i == option.overflow for i in indices])
+        inputs = {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
+        inputs |= {"weight": weight, "overflow": overflow}
         return MicroBatch(inputs, self.num_targets(indices), indices)
 
     def describe(self, index: int) -> str:

@@ -1,0 +1,63 @@
+"""A float16 overflow at a step that is known beforehand, through `trainctl run` and `resume`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.training.batches import permutation
+from tests.conftest import Console, toy_words
+from tests.end_to_end.test_resume import trace, wait_for_step, weights
+
+SAMPLE, STEPS, SAMPLES_PER_STEP = 17, 12, 4
+WORDS = ("precision=fp16", "precision.growth_interval=4", f"task.overflow={SAMPLE}")
+
+
+@pytest.fixture(scope="module")
+def bad_step() -> int:
+    """The one step of the toy job that meets the sample, counted from 1."""
+    order: list[int] = permutation(seed=0, epoch=0, length=50).tolist()
+    step = order.index(SAMPLE) // SAMPLES_PER_STEP + 1
+    assert step <= STEPS
+    return step
+
+
+def scales(trainctl: Console, run_dir: Path) -> list[Any]:
+    return [row["loss_scale"] for row in trainctl.rows(run_dir)]
+
+
+def test_an_overflow_is_skipped_and_the_schedule_goes_on(trainctl: Console, bad_step: int) -> None:
+    trainctl.toy(*WORDS)
+    rows = trainctl.rows(trainctl.run_dir())
+    trainctl.toy("name=calm", "precision=fp16")
+    calm = trainctl.rows(trainctl.run_dir("calm"))
+    assert [row["skipped"] for row in rows] == [int(row["step"] >= bad_step) for row in rows]
+    assert rows[bad_step - 1]["grad_norm"] is None
+    assert rows[bad_step - 1]["loss"] is not None
+    # The schedule is a function of the data seen: it stands where it would have without it.
+    for key in ("lr", "samples", "tokens"):
+        assert [row[key] for row in rows] == [row[key] for row in calm]
+    losses, calm_losses = ([row["loss"] for row in run] for run in (rows, calm))
+    assert losses[:bad_step] == calm_losses[:bad_step]
+    assert losses[bad_step] != calm_losses[bad_step]  # one update fewer
+    # Halved from the next step on, and doubled again after four good ones.
+    whole, half = 2.0**16, 2.0**15
+    expected = [*[whole] * bad_step, *[half] * 4, *[whole] * 4, *[2 * whole] * STEPS]
+    assert scales(trainctl, trainctl.run_dir()) == expected[:STEPS]
+
+
+def test_a_killed_run_keeps_scale_and_count(trainctl: Console, bad_step: int) -> None:
+    trainctl.toy("name=quiet", *WORDS)
+    quiet = trainctl.run_dir("quiet")
+    # The checkpoint of step 4 is after the overflow, and in the middle of the count to four.
+    assert bad_step < 4
+    process = trainctl.start("run", *toy_words(*WORDS, "task.step_s=0.03"))
+    run_dir = wait_for_step(trainctl, 5)
+    process.kill()
+    process.communicate()
+    trainctl("resume", str(run_dir))
+    assert trace(trainctl, run_dir) == trace(trainctl, quiet)
+    assert scales(trainctl, run_dir) == scales(trainctl, quiet)
+    assert weights(run_dir) == weights(quiet)
