@@ -66,6 +66,20 @@ def test_pretrained_weights_are_loaded_in_float32(tmp_path: Path, make: Callable
     assert option.build_tokenizer().vocab_size == 384
 
 
+def test_embeddings_saved_tied_are_loaded_tied(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    loaded: Any = hf(tmp_path, tokenizer="byt5").build()
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
 def test_random_weights_come_from_torchs_generator(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         path.unlink()
