@@ -1,0 +1,94 @@
+"""Every format through the engine of one process: it learns, and goes on bit for bit."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from launcher.config import door
+from launcher.contracts import (
+    Clipping,
+    EngineParts,
+    MicroBatch,
+    OptimizerOption,
+    PrecisionOption,
+    Window,
+    World,
+)
+from launcher.errors import CheckpointError
+from launcher.parallelism._single_engine import SingleEngine
+
+Build = Callable[..., PrecisionOption]
+
+
+def loss(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    logits: Tensor = module(inputs["ids"])
+    return nn.functional.cross_entropy(logits.float(), inputs["labels"], reduction="sum")
+
+
+@pytest.fixture(scope="module")
+def adamw() -> OptimizerOption:
+    return door.checked(["optimizer=adamw", "scheduler=constant"]).config.optimizer
+
+
+def engine(precision: PrecisionOption, optimizer: OptimizerOption) -> SingleEngine:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Embedding(11, 16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 11))
+    return SingleEngine(
+        EngineParts(
+            module=module,
+            loss=loss,
+            optimizer=optimizer,
+            precision=precision,
+            clipping=Clipping(1.0, None),
+            skip_nonfinite=False,
+            world=World(0, 1, 0, "cpu"),
+        )
+    )
+
+
+def window(step: int) -> Window:
+    ids = torch.randint(11, (24,), generator=torch.Generator().manual_seed(step))
+    inputs = {"ids": ids, "labels": (ids * 3 + 1) % 11}
+    return Window([MicroBatch(inputs, 24, range(24))], num_samples=24, num_targets=24)
+
+
+def train(live: SingleEngine, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        losses.append(live.forward_backward(window(step)).item())
+        live.update(1e-2)
+    return losses
+
+
+PRESETS = ["fp32", "bf16", "bf16_full_eval", "fp16", "bf16_pure", "bf16_pure_stochastic"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_learns_and_goes_on_bit_for_bit(
+    build_option: Build, adamw: OptimizerOption, preset: str
+) -> None:
+    # A scale that doubles and overflows in a few steps, so that its state matters.
+    changes = {"growth_interval": 2, "init_scale": 2.0**22} if preset == "fp16" else {}
+    option = build_option(preset, **changes)
+    first, second = engine(option, adamw), engine(option, adamw)
+    losses = train(first, range(20))
+    saved = {name: tensor.clone() for name, tensor in first.state().items()}
+    second.state()
+    second.load_state(saved)
+    assert train(first, range(20, 30)) == train(second, range(20, 30))
+    for name, tensor in first.state().items():
+        assert torch.equal(tensor, second.state()[name]), name
+    assert losses[-1] < 0.8 * losses[0]
+    evaluated = first.evaluate(window(30).micro_batches)
+    assert evaluated / 24 < losses[-1] + 0.1
+
+
+@pytest.mark.parametrize(("saved", "live"), [("fp16", "fp32"), ("fp32", "bf16_pure_stochastic")])
+def test_a_state_of_another_format_is_refused(
+    build_option: Build, adamw: OptimizerOption, saved: str, live: str
+) -> None:
+    state = engine(build_option(saved), adamw).state()
+    with pytest.raises(CheckpointError, match="another precision"):
+        engine(build_option(live), adamw).load_state(state)
