@@ -30,7 +30,7 @@ def max_samples(config: RunConfig, num_samples: int) -> int | None:
     if config.max_epochs is None:
         return None
     # A tenth of 30 samples is 3, not the 4 that 0.1 * 30 = 3.0000000000000004 would round up to.
-    return math.ceil(round(config.max_epochs * num_samples, 6))
+    return max(1, math.ceil(round(config.max_epochs * num_samples, 6)))
 
 
 def max_steps(config: RunConfig, num_samples: int) -> int:

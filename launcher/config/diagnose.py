@@ -128,7 +128,8 @@ def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
     if word.is_add() and key in known:
         return Problem(key, "is set already; leave out the +", origin)
     if key in known:
-        return Problem(key, _first_lines(error), origin)
+        message = f"cannot be left out; {key}=null" if word.is_delete() else _first_lines(error)
+        return Problem(key, message, origin)
     return Problem(key, unknown_key(key, OmegaConf.to_container(cfg, resolve=False)), origin)
 
 
@@ -208,7 +209,7 @@ def _every_file(loader: Loader) -> Iterator[ConfigFile]:
                 yield file
 
 
-def _bad_defaults(root: yaml.Node, file: ConfigFile, loader: Loader) -> Iterator[Problem]:
+def _bad_defaults(root: yaml.Node | None, file: ConfigFile, loader: Loader) -> Iterator[Problem]:
     """The items of a file's defaults list that name nothing."""
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     folder = file.config_path.rpartition("/")[0]

@@ -12,6 +12,8 @@ from hydra.core.override_parser.types import Override
 
 from launcher.config import diagnose, hydra_ext, rules
 from launcher.config.compose import COMPOSITION_ERRORS, Composed, compose_leniently, make_loader
+from launcher.config.interpolation import NO_VALUE
+from launcher.config.problems import UNKNOWN
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
 
@@ -66,11 +68,10 @@ def validated(composed: Composed, problems: Sequence[Problem] = ()) -> Checked:
         ConfigError: Those problems and all others.
     """
     found = list(problems)
-    told = {problem.key for problem in problems}
     try:
         config = RunConfig.from_mapping(composed.mapping)
     except ConfigError as error:
-        found += [problem for problem in error.problems if problem.key not in told]
+        found = merged(problems, error.problems)
     else:
         found += rules.broken(config)
         if not found:
@@ -81,6 +82,19 @@ def validated(composed: Composed, problems: Sequence[Problem] = ()) -> Checked:
             for p in found
         ]
     )
+
+
+def merged(composing: Sequence[Problem], schema: Sequence[Problem]) -> list[Problem]:
+    """The problems of composing and those of the schema, each key told once, by who knows better.
+
+    Args:
+        composing: These left a null in place of a value that cannot be told.
+        schema: These have seen the null; but a key without a value may also be a misspelt key.
+    """
+    unknown = {p.key for p in schema if p.message.startswith(UNKNOWN)}
+    kept = [p for p in composing if not (p.key in unknown and p.message.startswith(NO_VALUE))]
+    told = {p.key for p in kept}
+    return [*kept, *(p for p in schema if p.key not in told)]
 
 
 def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[list[str]]:

@@ -13,9 +13,12 @@ from launcher.config.problems import leaves
 from launcher.config.suggest import closest_keys, did_you_mean
 from launcher.errors import Problem
 
-_ANY = re.compile(r"(?<!\\)\$\{")
-_ALIAS = re.compile(r"(?<!\\)\$\{\s*(\.*[\w-]+(?:\.[\w-]+|\[\w+\])*)\s*\}")
+_UNESCAPED = r"(?<!\\)(?:\\\\)*"  # an even number of backslashes escape each other
+_ANY = re.compile(_UNESCAPED + r"\$\{")
+_ALIAS = re.compile(_UNESCAPED + r"\$\{\s*(\.*[\w-]+(?:\.[\w-]+|\[\w+\])*)\s*\}")
+_BEFORE = re.compile(r"(\\*)\$\{")
 _MISSING = "???"
+NO_VALUE = "has no value yet"
 Path = tuple[str | int, ...]
 
 
@@ -40,7 +43,7 @@ def escaped(value: Any) -> Any:
         return {key: escaped(child) for key, child in value.items()}
     if isinstance(value, list):
         return [escaped(child) for child in value]
-    return value.replace("${", r"\${") if isinstance(value, str) else value
+    return _BEFORE.sub(r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _texts(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
@@ -57,7 +60,7 @@ def _texts(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
 def _problem(path: Path, text: str, raw: Any) -> Problem | None:
     key = ".".join(map(str, path))
     if text == _MISSING:
-        return Problem(key, f"has no value yet (???); give one with {key}=VALUE")
+        return Problem(key, f"{NO_VALUE} (???); give one with {key}=VALUE")
     if _ANY.search(_ALIAS.sub("", text)):
         return Problem(
             key, f"only plain aliases such as ${{optimizer.lr}} are allowed, but it is {text!r}"

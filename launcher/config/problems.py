@@ -17,6 +17,7 @@ from launcher.errors import Problem
 
 Location = tuple[str | int, ...]
 _SHOWN = 60
+UNKNOWN = "no such setting"
 
 
 def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> list[Problem]:
@@ -95,8 +96,8 @@ def _unknown(
             if others := other_kinds_with(group, str(last), chosen):
                 named = " and ".join(f"{group}={other}" for other in others)
                 hint = f" of {group}={chosen}; {named} {'have' if len(others) > 1 else 'has'} it"
-        return location, f"no such setting{hint}", ()
-    return location, f"no such setting{did_you_mean(found)}", found
+        return location, f"{UNKNOWN}{hint}", ()
+    return location, f"{UNKNOWN}{did_you_mean(found)}", found
 
 
 def _without_kind(location: Location, values: Any) -> tuple[Location, str, Sequence[str]]:
@@ -104,7 +105,7 @@ def _without_kind(location: Location, values: Any) -> tuple[Location, str, Seque
     for meant in ("kind", "defaults"):
         for key in values:
             if meant in closest(str(key), [meant]) and key != meant:
-                message = f"no such setting{did_you_mean([meant])}"
+                message = f"{UNKNOWN}{did_you_mean([meant])}"
                 return (*location, key), message, [meant]
     return (
         (*location, "kind"),

@@ -67,7 +67,8 @@ def test_one_element_of_a_list_is_a_writer_of_the_list() -> None:
 def test_a_block_list_is_quoted_whole(user_dir: Path) -> None:
     (user_dir / "optimizer").mkdir()
     (user_dir / "optimizer" / "mine.yaml").write_text(
-        "kind: adamw\ndefaults: [adamw, _self_]\nbetas: # momentum\n  - 0.8\n  - 0.9\nlr: 1 # high\n"
+        "kind: adamw\ndefaults: [adamw, _self_]\n"
+        "betas: # momentum\n  - 0.8\n  - 0.9\nlr: 1 # high\n"
     )
     composed = compose(["optimizer=mine"], config_dirs=[user_dir])
     assert composed.mapping["optimizer"]["betas"] == [0.8, 0.9]
@@ -159,7 +160,11 @@ def test_no_word_names_code(word: str) -> None:
     [
         ("optimizer/evil", "kind: adamw\n_target_: os.system\n", 2),
         ("optimizer/evil", "kind: adamw\ngroups:\n  decay: [a, {_target_: os.system}]\n", 3),
-        ("recipe/evil", "# @package _global_\nhydra:\n  callbacks:\n    x:\n      _target_: a.b\n", 5),
+        (
+            "recipe/evil",
+            "# @package _global_\nhydra:\n  callbacks:\n    x:\n      _target_: a.b\n",
+            5,
+        ),
     ],
 )
 def test_no_file_names_code(user_dir: Path, name: str, text: str, line: int) -> None:
@@ -181,6 +186,7 @@ def test_no_file_names_code(user_dir: Path, name: str, text: str, line: int) -> 
         ("name=${hydra:job.name}", "only plain aliases"),
         ("name='${oc.env:${run_root}}'", "only plain aliases"),
         ("name=x${oc.env:HOME}y", "only plain aliases"),
+        (r"name='\\\\${oc.env:HOME}'", "only plain aliases"),
         ("name=${run_rot}", "refers to run_rot, which is not there; did you mean 'run_root'"),
         ("name=${hydra.job.name}", "refers to hydra.job.name, which is not there"),
         ("name=${name}", "leads nowhere, or to itself"),
@@ -220,7 +226,10 @@ def test_circles_are_found_whole() -> None:
         ("just text\n", r"optimizer\.kind: must name the kind"),
         ("kind: adamw\ndefaults: {a: b}\n", r"bad"),
         ("kind: adamw\ndefaults: [nothing]\n", r"there is no 'nothing'"),
-        ("kind: adamw\ndefaults: [_groups, _slf_]\n", r"there is no '_slf_'; did you mean '_self_'"),
+        (
+            "kind: adamw\ndefaults: [_groups, _slf_]\n",
+            r"there is no '_slf_'; did you mean '_self_'",
+        ),
         ("kind: !!python/object/apply:os.system [ls]\n", r"not valid YAML"),
         ("\tkind: adamw\n", r"not valid YAML"),
     ],

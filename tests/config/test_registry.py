@@ -29,7 +29,9 @@ class Lion(OptimizerOption):
 
 NOT_AN_OPTION = int
 '''
-LION_YAML = "kind: lion_test\ndefaults: [_groups, _self_]\nlr: 1.0e-4\nweight_decay: 0.0\nbeta: 0.9\n"
+LION_YAML = (
+    "kind: lion_test\ndefaults: [_groups, _self_]\nlr: 1.0e-4\nweight_decay: 0.0\nbeta: 0.9\n"
+)
 
 
 @pytest.fixture

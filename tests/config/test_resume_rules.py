@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from launcher.config.compose import compose
+from launcher.config.door import Checked
+from launcher.config.problems import leaves
+from launcher.config.registry import kinds, option_class
+from launcher.config.resume_rules import TABLE, Change, apply, classify, rule_of
+from launcher.config.schema import RunConfig
+from launcher.contracts import GROUPS
+from launcher.errors import ConfigError
+
+
+def refusals(stored: str, words: list[str], *allow: str) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        apply(stored, words, allow)
+    return [(problem.key, problem.message) for problem in caught.value.problems]
+
+
+def test_every_key_is_classed(packaged: Checked) -> None:
+    for key, _ in leaves(packaged.composed.mapping):
+        assert rule_of(key)[0] in {"safe", "allow", "impossible"}
+    for group in GROUPS:
+        for kind in kinds(group):
+            for field in option_class(group, kind).model_fields:
+                assert rule_of(f"{group}.{field}")
+
+
+def test_the_table_names_only_keys_that_are_there(packaged: Checked) -> None:
+    known = {key for key, _ in leaves(packaged.composed.mapping)}
+    known |= {key.rpartition(".")[0] for key in known} | set(GROUPS)
+    assert TABLE.keys() <= known
+    assert set(RunConfig.model_fields) <= TABLE.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("max_steps", "safe"),
+        ("optimizer.lr", "safe"),
+        ("optimizer.weight_decay", "safe"),
+        ("optimizer.betas", "allow"),
+        ("optimizer.kind", "impossible"),
+        ("optimizer.groups.decay", "allow"),
+        ("model.num_layers", "impossible"),
+        ("task.kind", "impossible"),
+        ("task.seq_len", "allow"),
+        ("launch.device", "safe"),
+        ("checkpoint.keep", "safe"),
+    ],
+)
+def test_the_longest_entry_decides(key: str, kind: str) -> None:
+    assert rule_of(key)[0] == kind
+
+
+def test_an_unknown_key_has_no_rule() -> None:
+    with pytest.raises(KeyError):
+        rule_of("nothing.like.this")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ({"seed": 1}, {"seed": 1}, []),
+        ({"seed": 1}, {"seed": 2}, [("seed", 1, 2)]),
+        ({"data": {"a": [1]}}, {"data": {"a": [1, 2]}}, [("data.a", [1], [1, 2])]),
+        ({"data": {"a": 1}}, {"data": {"b": 2}}, [("data.a", 1, None), ("data.b", None, 2)]),
+        ({"data": {"a": None}}, {"data": {}}, [("data", None, {})]),
+    ],
+)
+def test_classify(
+    old: dict[str, Any], new: dict[str, Any], changed: list[tuple[str, Any, Any]]
+) -> None:
+    assert [(change.key, change.old, change.new) for change in classify(old, new)] == changed
+
+
+def test_nothing_typed_changes_nothing(stored: str, packaged: Checked) -> None:
+    assert apply(stored, [], []) == (packaged.config, [])
+
+
+def test_safe_changes_are_applied_and_told(stored: str) -> None:
+    config, changes = apply(stored, ["optimizer.lr=1", "max_steps=900", "logging=quiet"], [])
+    assert (config.optimizer.lr, config.max_steps) == (1.0, 900)
+    assert config.logging == RunConfig.from_mapping(compose(["logging=quiet"]).mapping).logging
+    assert ("optimizer.lr", 0.003, 1.0, "safe") in {
+        (c.key, c.old, c.new, c.kind) for c in changes if not isinstance(c.old, list)
+    }
+    assert {c.key.partition(".")[0] for c in changes} == {"optimizer", "max_steps", "logging"}
+
+
+def test_a_value_typed_as_it_was_is_no_change(stored: str) -> None:
+    assert apply(stored, ["optimizer.lr=0.003", "model.num_layers=2"], [])[1] == []
+
+
+def test_what_changes_the_run_wants_to_be_allowed(stored: str) -> None:
+    [(key, message)] = refusals(stored, ["seed=3"])
+    assert key == "seed"
+    assert "add --allow seed" in message
+    assert [c.key for c in apply(stored, ["seed=3"], ["seed"])[1]] == ["seed"]
+    words = ["scheduler=linear", "scheduler.warmup_steps=5"]
+    assert {key.partition(".")[0] for key, _ in refusals(stored, words, "seed")} == {"scheduler"}
+    config, changes = apply(stored, words, ["scheduler"])
+    assert config.scheduler.kind == "linear"
+    assert {change.kind for change in changes} == {"allow"}
+
+
+def test_what_is_impossible_stays_so_when_allowed(stored: str) -> None:
+    [(key, message)] = refusals(stored, ["model.num_layers=3"], "model")
+    assert (key, message.partition(":")[0]) == ("model.num_layers", "cannot change on resume")
+    assert refusals(stored, ["name=other"], "name")[0][0] == "name"
+
+
+def test_every_problem_of_a_resume_at_once(stored: str) -> None:
+    words = ["sed=1", "name=x", "precision=bf17", "recipe=quick", "~data", "hydra.job.name=x", "("]
+    found = refusals(stored, words, "optimizr", "seed")
+    assert sorted(key for key, _ in found) == sorted(
+        ["sed", "name", "precision", "recipe", "data", "hydra.job.name", "", "optimizr"]
+    )
+    told = dict(found)
+    assert "did you mean 'seed'" in told["sed"]
+    assert "did you mean 'optimizer'" in told["optimizr"]
+
+
+def test_wrong_values_and_broken_rules(stored: str) -> None:
+    assert refusals(stored, ["optimizer.lr=-1"]) == [
+        ("optimizer.lr", "must be greater than 0, but is -1")
+    ]
+    assert refusals(stored, ["max_steps=null"])[0][0] == "max_steps"
+    assert refusals(stored, ["+model._target_=os.system"])[0][0] == "model._target_"
+
+
+def test_an_unknown_allow_is_an_error_even_without_changes(stored: str) -> None:
+    assert refusals(stored, [], "optimizer.l")[0][0] == "optimizer.l"
+
+
+def test_stored_text_is_not_interpreted(stored: str) -> None:
+    mapping = json.loads(stored)
+    mapping["task"]["sample_prompt"] = r"${optimizer.lr} \${x} $ {a} \\${b}"
+    text = RunConfig.from_mapping(mapping).to_json()
+    config, changes = apply(text, ["max_steps=5"], [])
+    assert [change.key for change in changes] == ["max_steps"]
+    assert json.loads(config.to_json())["task"] == mapping["task"]
+
+
+def test_an_alias_on_resume_sees_the_stored_run(stored: str) -> None:
+    config, _ = apply(stored, ["eval_every_steps=${log_every_steps}"], [])
+    assert config.eval_every_steps == 10
+
+
+def test_config_json_of_another_shape(stored: str) -> None:
+    mapping = json.loads(stored)
+    mapping["old_key"] = 1
+    with pytest.raises(ConfigError, match="old_key: no such setting"):
+        apply(json.dumps(mapping), [], [])
+
+
+def test_changes_are_values() -> None:
+    assert Change("a", 1, 2, "safe", "r") == Change("a", 1, 2, "safe", "r")

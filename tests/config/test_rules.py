@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from launcher.config.door import checked
+from launcher.errors import ConfigError
+
+OK = "accumulation.samples_per_step=32"
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "message"),
+    [
+        (["launch.processes=3", "parallelism.kind=x"], "parallelism.kind", "no such kind"),
+        (["accumulation.samples_per_step=17"], "accumulation", "must be a multiple of 16"),
+        (["launch.processes=2", OK], "parallelism.kind", "launch=local starts 2"),
+        (["task.seq_len=1025"], "task.seq_len", "at most 1024 positions"),
+        (["max_steps=null"], "max_steps", "would never end"),
+        (["scheduler.warmup_steps=801"], "scheduler", "whole run has 800 steps"),
+        (["scheduler.warmup_steps='900 steps'"], "scheduler", "whole run has 800 steps"),
+        (["optimizer=schedule_free_adamw"], "scheduler.kind", "choose scheduler=constant"),
+    ],
+)
+def test_broken(words: list[str], key: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        checked(words)
+    assert key in {problem.key for problem in caught.value.problems}
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["task.seq_len=1024"],
+        ["max_steps=null", "max_epochs=0.5"],
+        ["max_steps=5", "max_epochs=3"],
+        # Whether a warm-up in epochs fits is known only with the data.
+        ["scheduler.warmup_steps='2 epochs'"],
+        ["scheduler.warmup_steps=801", "max_steps=null", "max_epochs=1"],
+        ["scheduler.warmup_steps=800"],
+        ["optimizer=schedule_free_adamw", "scheduler=constant"],
+    ],
+)
+def test_kept(words: list[str]) -> None:
+    checked(words)
+
+
+def test_every_preset_composes_and_keeps_the_rules_of_its_own_group() -> None:
+    """A preset may break a rule with the packaged neighbours, but none about itself."""
+    from launcher.config.paths import CONF, RECIPES
+    from launcher.contracts import GROUPS
+
+    needed = {
+        "hf": ["model.path=/nowhere"],
+        "text": ["data.files=/nowhere/*.txt"],
+        "text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
+    }
+    files = [path for group in GROUPS for path in (CONF / group).glob("[!_]*.yaml")]
+    about_neighbours = {"scheduler", "scheduler.kind", "max_grad_norm", "parallelism.kind"}
+    for path in [*files, *RECIPES.glob("*.yaml")]:
+        group = "recipe" if path.parent == RECIPES else path.parent.name
+        try:
+            checked([f"{group}={path.stem}", *needed.get(path.stem, [])])
+        except ConfigError as error:
+            broken = {problem.key for problem in error.problems}
+            if group not in {"optimizer", "scheduler", "parallelism"} or broken - about_neighbours:
+                pytest.fail(f"{path}: {error}")
