@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Literal
+
 from launcher.errors import LaunchError
+
+_log = logging.getLogger("trainctl.precision")
 
 
 def require_cuda(kind: str, device_type: str, capability: tuple[int, int], instead: str) -> None:
@@ -28,6 +33,24 @@ def require_cuda(kind: str, device_type: str, capability: tuple[int, int], inste
         name = torch.cuda.get_device_name()
         raise LaunchError(
             f"precision={kind} needs {needed}, {name} has {found[0]}.{found[1]}: {advice}"
+        )
+
+
+def warn_if_emulated(format_: Literal["bf16", "fp16"], device_type: str) -> None:
+    """Say so if the device computes in a format by way of another, several times slower."""
+    import torch
+
+    if device_type == "cuda" and format_ == "bf16":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device_type == "cpu" and torch._C._has_mkldnn:  # noqa: SLF001 - is_available() is untyped
+        native = getattr(torch.ops.mkldnn, f"_is_mkldnn_{format_}_supported")()
+    else:
+        return
+    if not native:
+        _log.warning(
+            "this %s has no instructions for %s and emulates them: precision=fp32 may be faster",
+            device_type,
+            format_,
         )
 
 

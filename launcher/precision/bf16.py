@@ -22,5 +22,7 @@ class Bf16(FullEvalOption):
         import torch
 
         from launcher.precision._autocast import Autocast
+        from launcher.precision._devices import warn_if_emulated
 
+        warn_if_emulated("bf16", device_type)
         return Autocast(device_type, self.full_eval, torch.bfloat16)

@@ -32,9 +32,10 @@ class Bf16Pure(PrecisionOption):
 
     @override
     def build(self, device_type: str) -> Precision:
+        from launcher.precision._devices import warn_if_emulated
         from launcher.precision._pure import Pure
         from launcher.precision._rounding import Compensated, Stochastic
 
-        del device_type
+        warn_if_emulated("bf16", device_type)
         rounding = Compensated() if self.rounding == "kahan" else Stochastic()
         return Pure(rounding, chunk_bytes=self.chunk_mib * 2**20)

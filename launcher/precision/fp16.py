@@ -44,8 +44,10 @@ class Fp16(FullEvalOption):
     @override
     def build(self, device_type: str) -> Precision:
         from launcher.precision._autocast import ScaledAutocast
+        from launcher.precision._devices import warn_if_emulated
         from launcher.precision._loss_scale import DynamicLossScale
 
+        warn_if_emulated("fp16", device_type)
         loss_scale = DynamicLossScale(
             init_scale=self.init_scale,
             growth_interval=self.growth_interval,

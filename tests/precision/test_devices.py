@@ -25,6 +25,15 @@ def test_what_a_kind_says_of_devices_is_what_it_does(build_option: Build, kind: 
         option.build("cpu")
 
 
+@pytest.mark.parametrize(("preset", "format_"), [("bf16", "bf16"), ("fp16", "fp16")])
+def test_a_cpu_that_emulates_a_format_is_said_to(
+    build_option: Build, caplog: pytest.LogCaptureFixture, preset: str, format_: str
+) -> None:
+    native = getattr(torch.ops.mkldnn, f"_is_mkldnn_{format_}_supported")()
+    build_option(preset).build("cpu")
+    assert (f"no instructions for {format_}" in caplog.text) == (not native)
+
+
 @pytest.mark.gpu
 def test_tf32_multiplies_in_tf32_and_fp32_does_not(build_option: Build) -> None:
     a = torch.full((64, 64), 1 + 2**-12, device="cuda")
