@@ -1,1 +1,18 @@
-"""."""
+"""How gradients become updates: one option per kind, and the rules for parameter groups.
+
+* **Groups.** `_param_groups.py` decides which parameter decays, which learning rate it has and why;
+  every kind builds from it, so that patterns, layer decay, overrides and freezing work alike
+  everywhere. `trainctl config params` shows the outcome.
+* **Learning rates** are set by the engine: `schedule.lr(step) * group["lr_scale"]`. No optimizer
+  here schedules itself, but for those that say so (`owns_schedule`, or an `lr` of null).
+* **State between steps** is plain tensors and numbers by name in `optimizer.state[param]`, so that
+  it can be saved without pickle and loaded by another engine. What a group remembers is named in
+  `group_state`. A library whose optimizer keeps objects, lists or quantised tensors is wrapped
+  (`_soap.py`, `_eight_bit_torchao.py`) or its method is our own (`_low_rank.py`).
+* **Libraries.** A kind says in its docstring whose code it runs and why. What torch does not have
+  comes as an extra: `preflight` names it before anything starts, and it is imported in `build`.
+
+To add a kind: one module with one public `OptimizerOption`, and conf/optimizer/<kind>.yaml with all
+its values, `defaults: [_groups, _self_]` among them. The contract tests find it by themselves; a
+trajectory of its reference belongs in tests/optimizer.
+"""
