@@ -1,0 +1,260 @@
+"""Gradients and parameters as pieces that fit the cache.
+
+What an eager optimizer pays for is traffic: each operation over a whole tensor reads and writes
+main memory. Here several operations pass over one block before the next is touched, and what lies
+between them is in scratch memory of a block's size. Many small tensors of one shape are gathered
+into one block instead: there it is the number of calls that costs.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+CACHE_ELEMENTS = 1 << 17
+"""Elements of a block for each CPU thread: half a mebibyte of float32, so that a block and its
+scratch stay in a core's second-level cache."""
+MAX_CPU_ELEMENTS = 1 << 21
+GPU_ELEMENTS = 1 << 24
+"""Elements of a block on a GPU, where a launch costs more than a trip to memory."""
+
+
+class Scratch:
+    """Memory used again and again, by purpose; it grows to the largest request and stays."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def take(
+        self, purpose: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """Uninitialised memory of this shape, until the purpose is taken again."""
+        numel = math.prod(shape)
+        key = (purpose, device, dtype)
+        memory = self._memory.get(key)
+        if memory is None or memory.numel() < numel:
+            memory = self._memory[key] = torch.empty(numel, device=device, dtype=dtype)
+        return memory[:numel].view(shape)
+
+
+def block_elements(device: torch.device) -> int:
+    """How many elements a block may have on this device."""
+    if device.type == "cpu":
+        return min(CACHE_ELEMENTS * torch.get_num_threads(), MAX_CPU_ELEMENTS)
+    return GPU_ELEMENTS
+
+
+def compute_dtype(param: Tensor) -> torch.dtype:
+    """Float64 for float64 parameters, float32 for all others."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+class Blocks(ABC):
+    """The pieces of some parameters of one shape and of their gradients, in the dtype of the maths.
+
+    The parameters, one after another, are seen as one tensor of `shape`: (matrices, rows, columns),
+    or (tensors, elements). A block is a range of the first and of the second dim of it.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.shape = tuple(shape)
+        self.dtype = dtype
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def grad(self, index: int) -> Tensor:
+        """A block of the gradients; must not be written to. Valid until the next call."""
+
+    @abstractmethod
+    def param(self, index: int) -> Tensor:
+        """A block of the parameters, to be changed in place. Valid until the next call."""
+
+    @abstractmethod
+    def put(self, index: int) -> None:
+        """Bring the changes of the block that `param` gave last back to the parameters."""
+
+    @abstractmethod
+    def buffer(self, index: int, purpose: str = "buffer") -> Tensor:
+        """Scratch memory in a block's shape, until the purpose is taken again."""
+
+    def load(self, index: int, piece: Tensor, purpose: str) -> Tensor:
+        """A piece of some state in the dtype of the maths: itself, or a copy to be stored."""
+        same = piece.dtype == self.dtype
+        return piece if same else self.buffer(index, purpose).copy_(piece)
+
+    def spread(self, per_param: Tensor) -> Tensor:
+        """One number for each parameter in a shape that broadcasts over a block."""
+        ones = [1] * (len(self.shape) - 1)
+        repeat = self.shape[0] // len(per_param)
+        if len(per_param) > 1 and repeat > 1:
+            per_param = per_param.repeat_interleave(repeat)
+        return per_param.view(-1, *ones)
+
+    @abstractmethod
+    def cut(self, tensor: Tensor) -> Sequence[Tensor]:
+        """Each block's part of a tensor whose first two dims are those of `shape`; views."""
+
+    @abstractmethod
+    def cut_first(self, tensor: Tensor) -> Sequence[Tensor]:
+        """Each block's part of a tensor whose first dim is that of `shape`, as views."""
+
+
+def blocks_of(
+    params: Sequence[Tensor], shape: Sequence[int], scratch: Scratch, limit: int
+) -> Blocks:
+    """One block of several parameters, or as many of one as the limit makes.
+
+    Args:
+        params: Parameters of one shape, dtype and device; all have gradients.
+        shape: How they are seen together; see `Blocks`.
+        scratch: Where buffers come from.
+        limit: Elements of a block; a row is never cut.
+    """
+    return (Gathered if len(params) > 1 else Cut)(params, shape, scratch, limit)
+
+
+def store(piece: Tensor, value: Tensor) -> None:
+    """Bring back what `Blocks.load` gave."""
+    if value is not piece:
+        piece.copy_(value)
+
+
+class Gathered(Blocks):
+    """Small tensors copied into one block, and copied back."""
+
+    def __init__(
+        self, params: Sequence[Tensor], shape: Sequence[int], scratch: Scratch, limit: int
+    ) -> None:
+        del limit
+        super().__init__(shape, compute_dtype(params[0]))
+        self._params = params
+        self._device = params[0].device
+        self._scratch = scratch
+        self._grads: Tensor | None = None
+        self._values: Tensor | None = None
+
+    @override
+    def __len__(self) -> int:
+        return 1
+
+    @override
+    def grad(self, index: int) -> Tensor:
+        if self._grads is None:
+            grads = [param.grad for param in self._params if param.grad is not None]
+            self._grads = self._gather("grads", grads)
+        return self._grads
+
+    @override
+    def param(self, index: int) -> Tensor:
+        if self._values is None:
+            self._values = self._gather("params", self._params)
+        return self._values
+
+    @override
+    def put(self, index: int) -> None:
+        values = self.param(0).view(len(self._params), *self._params[0].shape)
+        torch._foreach_copy_(list(self._params), list(values.unbind()))
+
+    @override
+    def buffer(self, index: int, purpose: str = "buffer") -> Tensor:
+        return self._scratch.take(purpose, self.shape, self._device, self.dtype)
+
+    @override
+    def cut(self, tensor: Tensor) -> Sequence[Tensor]:
+        return (tensor,)
+
+    @override
+    def cut_first(self, tensor: Tensor) -> Sequence[Tensor]:
+        return (tensor,)
+
+    def _gather(self, purpose: str, tensors: Sequence[Tensor]) -> Tensor:
+        gathered = self._scratch.take(
+            purpose, (len(tensors), *tensors[0].shape), self._device, self.dtype
+        )
+        if all(tensor.dtype == self.dtype for tensor in tensors):
+            torch.stack(list(tensors), out=gathered)
+        else:
+            torch._foreach_copy_(list(gathered.unbind()), list(tensors))
+        return gathered.view(self.shape)
+
+
+class Cut(Blocks):
+    """One tensor in pieces; they are views unless the dtype of the maths is another."""
+
+    def __init__(
+        self, params: Sequence[Tensor], shape: Sequence[int], scratch: Scratch, limit: int
+    ) -> None:
+        (self._param,) = params
+        super().__init__(shape, compute_dtype(self._param))
+        grad = self._param.grad
+        if grad is None:
+            raise ValueError("a parameter without gradient has no blocks")
+        first, second, row = self.shape[0], self.shape[1], math.prod(self.shape[2:])
+        self._second = max(1, min(second, limit // max(1, row)))
+        self._first = max(1, min(first, limit // max(1, second * row)))
+        self._repeat = -(-second // self._second)
+        self._scratch = scratch
+        # reshape copies only what has no such view: gradients or parameters in an unusual memory
+        # format.
+        self._whole = self._param.reshape(self.shape)
+        self._params = self.cut(self._whole)
+        self._grads = self.cut(grad.reshape(self.shape))
+        self._at, self._value = -1, self._whole
+        self._taken: dict[tuple[str, torch.Size], Tensor] = {}
+
+    @override
+    def __len__(self) -> int:
+        return len(self._params)
+
+    @override
+    def grad(self, index: int) -> Tensor:
+        grad = self._grads[index]
+        return grad if grad.dtype == self.dtype else self._take("grads", grad).copy_(grad)
+
+    @override
+    def param(self, index: int) -> Tensor:
+        if index != self._at:
+            param = self._params[index]
+            same = param.dtype == self.dtype
+            self._value = param if same else self._take("params", param).copy_(param)
+            self._at = index
+        return self._value
+
+    @override
+    def put(self, index: int) -> None:
+        if self._value is not self._params[index]:
+            self._params[index].copy_(self._value)
+        self._at = -1
+        if index == len(self) - 1 and self._whole.data_ptr() != self._param.data_ptr():
+            self._param.copy_(self._whole.view(self._param.shape))
+
+    @override
+    def buffer(self, index: int, purpose: str = "buffer") -> Tensor:
+        return self._take(purpose, self._params[index])
+
+    @override
+    def cut(self, tensor: Tensor) -> Sequence[Tensor]:
+        return [
+            piece
+            for part in torch.split(tensor, self._first)
+            for piece in torch.split(part, self._second, dim=1)
+        ]
+
+    @override
+    def cut_first(self, tensor: Tensor) -> Sequence[Tensor]:
+        return [part for part in torch.split(tensor, self._first) for _ in range(self._repeat)]
+
+    def _take(self, purpose: str, like: Tensor) -> Tensor:
+        taken = self._taken.get((purpose, like.shape))
+        if taken is None:
+            taken = self._scratch.take(purpose, like.shape, like.device, self.dtype)
+            self._taken[purpose, like.shape] = taken
+        return taken

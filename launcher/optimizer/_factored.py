@@ -1,0 +1,223 @@
+"""Adafactor with the reference's trajectory, a fraction of its traffic, and no transient memory.
+
+The second moment of a matrix is kept as the means of its rows and columns, and its update is
+clipped by its root mean square. That takes three passes over the gradient: for the means, for the
+size of the update, to apply it. The first two end in sums that other shards may have to complete.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, compute_dtype
+from launcher.optimizer._buckets import SMALL_ELEMENTS, Bucket
+from launcher.optimizer._factored_passes import (
+    apply_update,
+    fold_squares,
+    param_square_sums,
+    row_column_sums,
+    scaled_square_sums,
+)
+from launcher.optimizer._per_tensor import PerTensor, Sharding, Sums, Unsharded
+from launcher.optimizer._relative_step import relative_step
+
+
+class AdafactorOptimizer(PerTensor):
+    """Adafactor over buckets and blocks.
+
+    State, in float32 (float64 for float64 parameters): of parameters of two dims or more
+    `exp_avg_sq_row` and `exp_avg_sq_col`, each without one of the last two dims; of others
+    `exp_avg_sq`; with `beta1` also `exp_avg`.
+
+    Args:
+        params: Parameters or groups. A group may differ in every option but the number of dims that
+            is factored, and have an `lr_scale` that multiplies the relative step.
+        lr: Learning rate; None for the relative step, as long as nobody sets the groups' `lr`.
+        eps: What is added to squared gradients; the least root mean square that `scale_parameter`
+            takes.
+        clip_threshold: Limit of the root mean square of an update before the learning rate.
+        decay_rate: The second moment keeps 1 - step ** decay_rate.
+        beta1: How much of the mean update is kept; None for no such mean.
+        weight_decay: Decoupled decay, times the learning rate.
+        scale_parameter: Multiply the learning rate by the parameter's root mean square.
+        relative_step: Take the relative step whatever `lr` says.
+        warmup_init: Let the relative step rise by 1e-6 a step.
+        sharding: See `PerTensor`.
+        small_elements: See `PerTensor`.
+        block_elements: See `PerTensor`.
+
+    Source: Shazeer & Stern 2018, arXiv:1804.04235, algorithms 4 to 6; where the paper is silent, as
+        `transformers.optimization.Adafactor` does it.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float | None,
+        eps: tuple[float, float],
+        clip_threshold: float,
+        decay_rate: float,
+        beta1: float | None,
+        weight_decay: float,
+        scale_parameter: bool,
+        relative_step: bool,
+        warmup_init: bool,
+        sharding: Sharding | None = None,
+        small_elements: int = SMALL_ELEMENTS,
+        block_elements: int | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "eps": eps,
+            "clip_threshold": clip_threshold,
+            "decay_rate": decay_rate,
+            "beta1": beta1,
+            "weight_decay": weight_decay,
+            "scale_parameter": scale_parameter,
+            "relative_step": relative_step,
+            "warmup_init": warmup_init,
+        }
+        super().__init__(
+            params,
+            defaults,
+            sharding=sharding or Unsharded(),
+            small_elements=small_elements,
+            block_elements=block_elements,
+        )
+        self._first_rates: dict[int, Tensor] = {}
+
+    def internal_lr(self) -> list[Tensor | None]:
+        """What the last step multiplied the updates of each group's first parameter with.
+
+        Each of shape (), on the parameter's device: reading it waits for the device. None before
+        the first step.
+
+        Source: transformers' `AdafactorSchedule`, which reports the same.
+        """
+        return [self._first_rates.get(id(group["params"][0])) for group in self.param_groups]
+
+    @override
+    def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        like = torch.empty(param.shape, dtype=compute_dtype(param), device="meta")
+        mean = {"exp_avg": like} if group["beta1"] is not None else {}
+        if param.ndim < 2:
+            return {"exp_avg_sq": like, **mean}
+        return {"exp_avg_sq_row": like[..., 0], "exp_avg_sq_col": like[..., 0, :], **mean}
+
+    @override
+    def _update(
+        self, bucket: Bucket, step: int, group: Mapping[str, Any], scratch: Scratch
+    ) -> Iterator[Sums]:
+        if len(bucket.shape) < 2:
+            seen_as: tuple[int, ...] = (bucket.num_params, bucket.numel)
+        else:
+            matrices = bucket.num_params * math.prod(bucket.shape[:-2])
+            seen_as = (matrices, *bucket.shape[-2:])
+        blocks = blocks_of(bucket.params, seen_as, scratch, self._block_elements(bucket.device))
+        keep = 1.0 - step ** group["decay_rate"]
+        walk = self._elementwise if len(bucket.shape) < 2 else self._factored
+        yield from walk(bucket, blocks, keep, group, self._relative_lr(step, group))
+
+    def _elementwise(
+        self, bucket: Bucket, blocks: Blocks, keep: float, group: Mapping[str, Any], lr: float
+    ) -> Iterator[Sums]:
+        """Update vectors, whose second moment is kept whole."""
+        moment = bucket.state["exp_avg_sq"].view(blocks.shape)
+        sums = {
+            "updates": fold_squares(blocks, moment, keep=keep, eps=group["eps"][0]),
+            **self._param_sums(bucket, blocks, group),
+        }
+        yield sums
+
+        rate, clipped = self._rates(bucket, sums, group, lr)
+        moments, scale = blocks.cut(moment), blocks.spread(clipped)
+        apply_update(
+            blocks,
+            lambda i: torch.rsqrt(moments[i], out=blocks.buffer(i)).mul_(scale),
+            **self._rest(bucket, blocks, group, rate),
+        )
+
+    def _factored(
+        self, bucket: Bucket, blocks: Blocks, keep: float, group: Mapping[str, Any], lr: float
+    ) -> Iterator[Sums]:
+        """Update matrices, whose second moment is kept as means of rows and columns."""
+        row = bucket.state["exp_avg_sq_row"].view(blocks.shape[:2])
+        column = bucket.state["exp_avg_sq_col"].view(blocks.shape[0], blocks.shape[2])
+        num_rows, num_columns = self._sharding.whole_shape(bucket.params[0])[-2:]
+        row_sums, column_sums = row_column_sums(blocks)
+        sums = {
+            "rows": row_sums,
+            "columns": column_sums,
+            **self._param_sums(bucket, blocks, group),
+        }
+        yield sums
+
+        eps = group["eps"][0]
+        row.mul_(keep).add_(row_sums.div_(num_columns).add_(eps), alpha=1.0 - keep)
+        column.mul_(keep).add_(column_sums.div_(num_rows).add_(eps), alpha=1.0 - keep)
+        sums["row_totals"] = row.sum(-1)
+        yield {"row_totals": sums["row_totals"]}
+
+        means = sums["row_totals"] / num_rows
+        row_scale, column_scale = (row / means.unsqueeze(-1)).rsqrt_(), column.rsqrt()
+        squares = scaled_square_sums(blocks, row_scale, column_scale)
+        sums["updates"] = squares.view(bucket.num_params, -1).sum(-1)
+        yield {"updates": sums["updates"]}
+
+        rate, clipped = self._rates(bucket, sums, group, lr)
+        rows = blocks.cut(row_scale.unsqueeze(-1).mul_(blocks.spread(clipped)))
+        columns = blocks.cut_first(column_scale.unsqueeze(-2))
+        apply_update(
+            blocks,
+            lambda i: torch.mul(rows[i], columns[i], out=blocks.buffer(i)),
+            **self._rest(bucket, blocks, group, rate),
+        )
+
+    @staticmethod
+    def _relative_lr(step: int, group: Mapping[str, Any]) -> float:
+        """The learning rate of a step, before the parameters' scale."""
+        lr: float | None = group["lr"]
+        if lr is None or group["relative_step"]:
+            own = relative_step(step, warmup_init=group["warmup_init"])
+            lr = own * float(group.get("lr_scale", 1.0))
+        return lr
+
+    @staticmethod
+    def _param_sums(bucket: Bucket, blocks: Blocks, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        if not group["scale_parameter"]:
+            return {}
+        return {"params": param_square_sums(blocks, bucket.num_params)}
+
+    def _rates(
+        self, bucket: Bucket, sums: Sums, group: Mapping[str, Any], lr: float
+    ) -> tuple[Tensor, Tensor]:
+        """Learning rate of each parameter, and that of its unclipped update. Shapes (N,)."""
+        numel = math.prod(self._sharding.whole_shape(bucket.params[0]))
+        if group["scale_parameter"]:
+            rate = (sums["params"] / numel).sqrt_().clamp_(min=group["eps"][1]).mul_(lr)
+        else:
+            rate = torch.full_like(sums["updates"], lr)
+        if bucket.params[0] is group["params"][0]:
+            self._first_rates[id(bucket.params[0])] = rate[0]
+        size = (sums["updates"] / numel).sqrt_()
+        return rate, rate / size.div_(group["clip_threshold"]).clamp_(min=1.0)
+
+    @staticmethod
+    def _rest(
+        bucket: Bucket, blocks: Blocks, group: Mapping[str, Any], rate: Tensor
+    ) -> dict[str, Any]:
+        """What `apply_update` must know beside the factor."""
+        mean = bucket.state.get("exp_avg")
+        decays = group["weight_decay"] != 0
+        return {
+            "mean": None if mean is None else mean.view(blocks.shape),
+            "beta1": group["beta1"],
+            "decay": blocks.spread(1.0 - group["weight_decay"] * rate) if decays else None,
+        }

@@ -1,0 +1,116 @@
+"""The passes of an Adafactor update: statistics, the size of the update, its application.
+
+Each walks once over the blocks of tensors of one shape, seen as matrices (K, R, C) or as vectors
+(N, M), and holds nothing of their size. Sums that a pass returns are over the blocks it was given;
+where these are not all of the tensor, they must be completed before the next pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from launcher.optimizer._blocks import Blocks
+
+
+def row_column_sums(blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Sums of the squared gradients over each row and over each column.
+
+    Returns:
+        Shapes (K, R) and (K, C), in the dtype of the maths.
+    """
+    matrices, rows, columns = blocks.shape
+    like = blocks.grad(0)
+    of_rows, of_columns = like.new_empty(matrices, rows), like.new_zeros(matrices, columns)
+    targets = zip(blocks.cut(of_rows), blocks.cut_first(of_columns), strict=True)
+    for index, (row, column) in enumerate(targets):
+        grad = blocks.grad(index)
+        square = torch.mul(grad, grad, out=blocks.buffer(index))
+        torch.sum(square, -1, out=row)
+        column.add_(square.sum(-2))
+    return of_rows, of_columns
+
+
+def scaled_square_sums(blocks: Blocks, row_scale: Tensor, column_scale: Tensor) -> Tensor:
+    """Sum of the squares of each matrix of gradients after its rows and columns were scaled.
+
+    Args:
+        blocks: Matrices.
+        row_scale: Shape (K, R).
+        column_scale: Shape (K, C).
+
+    Returns:
+        Shape (K,).
+    """
+    norms = torch.empty_like(row_scale)
+    cut_norms, cut_scales = blocks.cut(norms), blocks.cut_first(column_scale.unsqueeze(-2))
+    # Backwards: what the pass before read last is still in the cache, and so is then what the next
+    # one reads first.
+    for index in reversed(range(len(blocks))):
+        scaled = torch.mul(blocks.grad(index), cut_scales[index], out=blocks.buffer(index))
+        torch.linalg.vector_norm(scaled, dim=-1, out=cut_norms[index])
+    return norms.mul_(row_scale).square_().sum(-1)
+
+
+def fold_squares(blocks: Blocks, second_moment: Tensor, *, keep: float, eps: float) -> Tensor:
+    """Take the squared gradients of vectors into their running mean.
+
+    Args:
+        blocks: Vectors.
+        second_moment: Changed in place. Shape (N, M).
+        keep: How much of it stays.
+        eps: Added to the squares.
+
+    Returns:
+        Sum of the squares of each gradient over the root of its new second moment. Shape (N,).
+    """
+    sums = []
+    for index, moment in enumerate(blocks.cut(second_moment)):
+        grad = blocks.grad(index)
+        buffer = torch.mul(grad, grad, out=blocks.buffer(index)).add_(eps)
+        moment.mul_(keep).add_(buffer, alpha=1.0 - keep)
+        sums.append(torch.rsqrt(moment, out=buffer).mul_(grad).square_().sum(-1))
+    return torch.stack(sums).sum(0)
+
+
+def param_square_sums(blocks: Blocks, num_params: int) -> Tensor:
+    """Sum of the squares of each parameter. Shape (num_params,)."""
+    values: Iterable[Tensor] = (blocks.param(index) for index in range(len(blocks)))
+    if num_params > 1:
+        norms = [torch.linalg.vector_norm(value.view(num_params, -1), dim=-1) for value in values]
+    else:
+        norms = [torch.linalg.vector_norm(value).view(1) for value in values]
+    return torch.stack(norms).square_().sum(0)
+
+
+def apply_update(
+    blocks: Blocks,
+    factor: Callable[[int], Tensor],
+    *,
+    mean: Tensor | None,
+    beta1: float | None,
+    decay: Tensor | None,
+) -> None:
+    """Subtract the update from the parameters.
+
+    Args:
+        blocks: Matrices or vectors.
+        factor: What to multiply a block of the gradient with to have its update.
+        mean: Running mean of the updates, in the blocks' shape; it is then what is subtracted.
+        beta1: How much of the mean stays.
+        decay: What the parameters are multiplied with before; must broadcast over a block.
+    """
+    means = blocks.cut(mean) if mean is not None else None
+    for index in range(len(blocks)):
+        # The order keeps the factor, which is in scratch memory, until it is used up.
+        update, param = factor(index), blocks.param(index)
+        if decay is not None:
+            param.mul_(decay)
+        if means is None or beta1 is None:
+            param.addcmul_(update, blocks.grad(index), value=-1.0)
+        else:
+            means[index].mul_(beta1).addcmul_(update, blocks.grad(index), value=1.0 - beta1)
+            param.sub_(means[index])
+        blocks.put(index)

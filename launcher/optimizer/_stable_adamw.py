@@ -1,0 +1,211 @@
+"""StableAdamW in two passes: how large the update would be, then the update.
+
+The first reads gradients and second moments and keeps nothing. The second is, for a large tensor,
+torch's fused AdamW at the learning rate that the first found; for small ones, gathered, and under
+Kahan summation it is written out here. Moments are kept without bias correction, as torch keeps
+them; torch-optimi, the reference, keeps corrected ones, which makes the same updates but for
+rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from typing_extensions import override
+
+from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, store
+from launcher.optimizer._buckets import SMALL_ELEMENTS, Bucket
+from launcher.optimizer._per_tensor import PerTensor, Sharding, Sums, Unsharded
+
+FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
+"""Where torch has a fused AdamW."""
+
+
+class StableAdamWOptimizer(PerTensor):
+    """AdamW whose learning rate is divided by the size of the update, where that is above 1.
+
+    The size is the root mean square of gradients over roots of second moments.
+
+    State, in the parameter's dtype: `exp_avg`, `exp_avg_sq`, and under Kahan summation `kahan`,
+    what rounding has kept from the parameter so far.
+
+    Args:
+        params: Parameters or groups; a group may differ in every option.
+        lr: Learning rate.
+        betas: Decay of the first and the second moment.
+        eps: Added to the root of the second moment; its square is the least second moment that the
+            root mean square is taken over.
+        weight_decay: Decoupled decay, times the learning rate; with `decouple_lr`, over its peak.
+        decouple_lr: Let a schedule scale the decay, but not the peak learning rate.
+        max_lr: That peak; None for the learning rate that the group starts with.
+        kahan: Carry rounding errors of weights below float32.
+        sharding: See `PerTensor`.
+        small_elements: See `PerTensor`.
+        block_elements: See `PerTensor`.
+
+    Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2; max_lr, decouple_lr and Kahan
+        summation as in torch-optimi.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        decouple_lr: bool,
+        max_lr: float | None,
+        kahan: bool,
+        sharding: Sharding | None = None,
+        small_elements: int = SMALL_ELEMENTS,
+        block_elements: int | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decouple_lr": decouple_lr,
+            "max_lr": max_lr,
+            "kahan": kahan,
+        }
+        super().__init__(
+            params,
+            defaults,
+            sharding=sharding or Unsharded(),
+            small_elements=small_elements,
+            block_elements=block_elements,
+        )
+        for group in self.param_groups:
+            if group["max_lr"] is None:
+                group["max_lr"] = group["lr"]
+
+    @override
+    def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        like = torch.empty(param.shape, dtype=param.dtype, device="meta")
+        keys = ["exp_avg", "exp_avg_sq", *(["kahan"] if _carries(param, group) else [])]
+        return dict.fromkeys(keys, like)
+
+    @override
+    def _update(
+        self, bucket: Bucket, step: int, group: Mapping[str, Any], scratch: Scratch
+    ) -> Iterator[Sums]:
+        seen_as = (bucket.num_params, bucket.numel)
+        blocks = blocks_of(bucket.params, seen_as, scratch, self._block_elements(bucket.device))
+        sums = {"updates": _update_square_sums(bucket, blocks, step, group)}
+        yield sums
+
+        numel = math.prod(self._sharding.whole_shape(bucket.params[0]))
+        rates = group["lr"] / (sums["updates"] / numel).sqrt_().clamp_(min=1.0)
+        if _fuses(bucket, group):
+            _apply_fused(bucket, step, group, rates[0])
+        else:
+            _apply(bucket, blocks, step, group, rates)
+
+
+def _decay(group: Mapping[str, Any]) -> float:
+    """What is lost of a parameter at a learning rate of 1."""
+    weight_decay: float = group["weight_decay"]
+    return weight_decay / group["max_lr"] if group["decouple_lr"] else weight_decay
+
+
+def _carries(param: Tensor, group: Mapping[str, Any]) -> bool:
+    return bool(group["kahan"]) and param.dtype in {torch.bfloat16, torch.float16}
+
+
+def _update_square_sums(
+    bucket: Bucket, blocks: Blocks, step: int, group: Mapping[str, Any]
+) -> Tensor:
+    """Sum of each gradient's squares over the second moments they will make. Shape (params,)."""
+    beta2 = group["betas"][1]
+    correction = (1 - beta2**step) / (1 - beta2)
+    sums = []
+    for index, piece in enumerate(blocks.cut(bucket.state["exp_avg_sq"].view(blocks.shape))):
+        grad, moment = blocks.grad(index), blocks.load(index, piece, "exp_avg_sq")
+        square = torch.mul(grad, grad, out=blocks.buffer(index))
+        # The new moment over 1 - beta2, and the floor for it in the same unit.
+        moment = torch.add(
+            square, moment, alpha=beta2 / (1 - beta2), out=blocks.buffer(index, "moment")
+        )
+        moment.clamp_(min=group["eps"] ** 2 * correction)
+        sums.append(square.div_(moment).sum(-1))
+    return torch.stack(sums).sum(0).mul_(correction)
+
+
+def _fuses(bucket: Bucket, group: Mapping[str, Any]) -> bool:
+    """Whether torch's kernel does: it has one learning rate and no compensation."""
+    param = bucket.params[0]
+    return (
+        bucket.num_params == 1
+        and bucket.device.type in FUSED_DEVICES
+        and not _carries(param, group)
+        and param.is_contiguous()
+        and param.grad is not None
+        and param.grad.is_contiguous()
+        and param.grad.dtype == param.dtype
+    )
+
+
+def _apply_fused(bucket: Bucket, step: int, group: Mapping[str, Any], rate: Tensor) -> None:
+    [param] = bucket.params
+    assert param.grad is not None, "a bucket that is updated has gradients"  # noqa: S101 - for the type checker
+    adamw(
+        [param],
+        [param.grad],
+        [bucket.state["exp_avg"][0]],
+        [bucket.state["exp_avg_sq"][0]],
+        [],
+        [torch.full((), step - 1.0, device=bucket.device)],
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=rate,
+        weight_decay=_decay(group),
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def _apply(
+    bucket: Bucket,
+    blocks: Blocks,
+    step: int,
+    group: Mapping[str, Any],
+    rates: Tensor,
+) -> None:
+    beta1, beta2 = group["betas"]
+    correction = 1 - beta1**step
+    root_correction = correction / math.sqrt(1 - beta2**step)
+    state = {key: blocks.cut(value.view(blocks.shape)) for key, value in bucket.state.items()}
+    rate = blocks.spread(rates)
+    for index in range(len(blocks)):
+        grad, param = blocks.grad(index), blocks.param(index)
+        mean = blocks.load(index, state["exp_avg"][index], "exp_avg").lerp_(grad, 1 - beta1)
+        moment = blocks.load(index, state["exp_avg_sq"][index], "exp_avg_sq")
+        moment.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = torch.sqrt(moment, out=blocks.buffer(index)).mul_(root_correction)
+        update = torch.div(mean, root.add_(group["eps"] * correction), out=root).mul_(rate)
+        store(state["exp_avg"][index], mean)
+        store(state["exp_avg_sq"][index], moment)
+        if group["weight_decay"]:
+            param.mul_(1.0 - _decay(group) * rate)
+        param.sub_(update)
+        if "kahan" in state:
+            _round(param, state["kahan"][index], bucket.params[0].dtype)
+        blocks.put(index)
+
+
+def _round(param: Tensor, kahan: Tensor, dtype: torch.dtype) -> None:
+    """Add what was lost so far to exact new values, round them, and keep what that loses."""
+    exact = param.add_(kahan)
+    rounded = exact.to(dtype)
+    kahan.copy_(exact - rounded)
+    param.copy_(rounded)

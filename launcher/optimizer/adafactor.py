@@ -1,0 +1,106 @@
+"""Adafactor, ours: transformers' is several times slower and holds copies of the largest matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption
+from launcher.optimizer._relative_step import LARGEST_RELATIVE_STEP
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Adafactor(OptimizerOption):
+    """Second moments by row and column, clipped updates, a learning rate of its own.
+
+    Two rates are possible: the relative step min(1e-2, 1/√step), or that of the run's schedule.
+    `relative_step: null` lets the schedule decide: `scheduler=adafactor` leaves the rate to the
+    optimizer, any other sets it.
+
+    Source: Shazeer & Stern 2018, arXiv:1804.04235; where the paper is silent,
+        `transformers.optimization.Adafactor`.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {
+        "eps",
+        "clip_threshold",
+        "decay_rate",
+        "beta1",
+        "scale_parameter",
+    }
+    clips_itself: ClassVar[bool] = True
+
+    kind: Literal["adafactor"]
+    lr: float | None = Field(gt=0)
+    """Peak learning rate; null for the relative step, or, under a schedule, for the largest of it:
+    0.01."""
+    eps: tuple[Positive, Annotated[float, Field(ge=0)]]
+    """What is added to squared gradients; the least root mean square that scale_parameter takes."""
+    clip_threshold: float = Field(gt=0)
+    """Limit of the root mean square of an update, before the learning rate."""
+    decay_rate: float = Field(lt=0)
+    """The second moment keeps 1 - step^decay_rate of itself."""
+    beta1: float | None = Field(ge=0, lt=1)
+    """How much of the running mean of updates is kept; null has none, and saves four bytes per
+    parameter."""
+    scale_parameter: bool
+    """Multiply the learning rate by each parameter's root mean square."""
+    relative_step: bool | None
+    """Take the relative step instead of a schedule's rate; null takes it exactly if
+    scheduler=adafactor."""
+    warmup_init: bool
+    """Let the relative step rise by 1e-6 a step until it meets its curve, which takes 10,000
+    steps."""
+
+    @property
+    @override
+    def peak_lr(self) -> float | None:
+        if self.lr is None and self.relative_step is None:
+            return LARGEST_RELATIVE_STEP
+        return self.lr
+
+    @model_validator(mode="after")
+    def _one_learning_rate(self) -> Self:
+        if self.relative_step and self.lr is not None:
+            raise ValueError(
+                f"relative_step is a learning rate of the optimizer's own, but lr is {self.lr:g}; "
+                "set lr to null, or relative_step to false"
+            )
+        if self.relative_step is False and self.lr is None:
+            raise ValueError(
+                "lr is null and relative_step false, so that there is no learning rate; set lr "
+                "(T5 takes 1e-3), or relative_step to true"
+            )
+        if self.warmup_init and (self.relative_step is False or self.lr is not None):
+            raise ValueError(
+                "warmup_init is the start of the relative step, which is not taken here; set it to "
+                "false (scheduler.warmup_steps warms a schedule up), or lr to null and "
+                "relative_step to true"
+            )
+        return self
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Our Adafactor; it walks in blocks that fit the device's cache."""
+        from launcher.optimizer._factored import AdafactorOptimizer
+        from launcher.optimizer._param_groups import param_groups
+
+        return AdafactorOptimizer(
+            param_groups(module, self),
+            lr=self.lr,
+            eps=self.eps,
+            clip_threshold=self.clip_threshold,
+            decay_rate=self.decay_rate,
+            beta1=self.beta1,
+            weight_decay=self.weight_decay,
+            scale_parameter=self.scale_parameter,
+            relative_step=bool(self.relative_step),
+            warmup_init=self.warmup_init,
+        )

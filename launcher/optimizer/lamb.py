@@ -1,0 +1,70 @@
+"""LAMB, ours: few lines on the seam that Adafactor needs anyway, so that shards can complete it.
+
+timm's equals it but brings a library of image models; bitsandbytes' leaves the decay out of the
+trust ratio and never scales an update up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""How much of a running mean is kept each step."""
+
+
+class Lamb(OptimizerOption):
+    """Adam whose updates are scaled to the norm of what they update.
+
+    Source: You et al. 2019, arXiv:1904.00962, algorithm 2; options as in timm's `Lamb`, but for its
+        own clipping: the
+    run's max_grad_norm does that.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {
+        "betas",
+        "eps",
+        "always_adapt",
+    }
+
+    kind: Literal["lamb"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+    eps: float = Field(gt=0)
+    """Added to the root of the second moment."""
+    bias_correction: bool
+    """Undo the pull of the moments' zero start."""
+    grad_averaging: bool
+    """Weigh a new gradient with 1 - beta1 in the running mean; off, with 1."""
+    trust_clip: bool
+    """Never scale an update up."""
+    always_adapt: bool
+    """Scale the updates of groups without weight decay too."""
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Our LAMB."""
+        from launcher.optimizer._lamb import LambOptimizer
+        from launcher.optimizer._param_groups import param_groups
+
+        return LambOptimizer(
+            param_groups(module, self),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            bias_correction=self.bias_correction,
+            grad_averaging=self.grad_averaging,
+            trust_clip=self.trust_clip,
+            always_adapt=self.always_adapt,
+        )

@@ -1,0 +1,77 @@
+"""StableAdamW, ours: torch-optimi's is slower and overwrites the gradients; see the benchmark."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from launcher.contracts import OptimizerOption
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""How much of a running mean is kept each step."""
+
+
+class StableAdamW(OptimizerOption):
+    """AdamW with Adafactor's update clipping.
+
+    Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2; max_lr, decouple_lr and Kahan
+        summation as in
+    torch-optimi.
+    """
+
+    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
+    clips_itself: ClassVar[bool] = True
+
+    kind: Literal["stable_adamw"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+    eps: float = Field(gt=0)
+    """Added to the root of the second moment."""
+    decouple_lr: bool
+    """Multiply the decay by lr/max_lr instead of lr; weight_decay is then smaller, 1e-5 rather than
+    1e-2."""
+    max_lr: float | None = Field(gt=0)
+    """Largest learning rate of the run, for decouple_lr; null for lr."""
+    kahan: bool
+    """Carry the rounding errors of weights below float32, for two bytes more per parameter."""
+
+    @model_validator(mode="after")
+    def _max_lr_has_use(self) -> Self:
+        if self.max_lr is not None and not self.decouple_lr:
+            raise ValueError(
+                "max_lr is for decouple_lr only; set it to null, or decouple_lr to true"
+            )
+        if self.max_lr is not None and self.max_lr < self.lr:
+            raise ValueError(
+                f"max_lr {self.max_lr:g} is below lr {self.lr:g}; raise it, or set it to null"
+            )
+        return self
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Our StableAdamW, around torch's fused AdamW where the device has it."""
+        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._stable_adamw import StableAdamWOptimizer
+
+        groups = param_groups(module, self)
+        for group in groups:
+            # Every group's own peak: what scales its learning rate must not scale its decay.
+            group["max_lr"] = None if self.max_lr is None else self.max_lr * group["lr_scale"]
+        return StableAdamWOptimizer(
+            groups,
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            decouple_lr=self.decouple_lr,
+            max_lr=self.max_lr,
+            kahan=self.kahan,
+        )
