@@ -39,6 +39,7 @@ from torch.futures import Future
 from typing_extensions import override
 
 from launcher.checkpoint._draft import Draft
+from launcher.checkpoint._staging import fill
 from launcher.errors import CheckpointError
 
 STATE = "state"
@@ -239,7 +240,7 @@ class _Reader(FileSystemReader):
                         raise ValueError(
                             f"shape {tuple(tensor.shape)}, expected {tuple(target.shape)}"
                         )
-                    target.copy_(tensor)
+                    fill(target, tensor)
                 planner.commit_tensor(item, target)
         finally:
             for file in files.values():

@@ -16,7 +16,7 @@ from launcher.checkpoint._storage import Storage
 
 # Tensors are written as many small pieces (headers, padding) around one large one; large ones pass
 # unbuffered.
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 18
 
 
 class Draft:

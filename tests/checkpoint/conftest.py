@@ -126,8 +126,11 @@ class Bench:
 
 
 def bits(tensor: Tensor) -> bytes:
-    contiguous = tensor.detach().contiguous().reshape(-1)
-    return contiguous.view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    if not tensor.numel():
+        return b""
+    plain = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    plain.copy_(tensor.detach().reshape(-1))
+    return plain.view(torch.uint8).numpy().tobytes()
 
 
 @pytest.fixture(autouse=True)

@@ -86,6 +86,8 @@ def test_round_trip_of_every_dtype_is_bitwise(bench: Bench, *, asynchronous: boo
     engine["model.parameter"] = torch.nn.Parameter(torch.ones(3))
     engine["model.transposed"] = torch.arange(6.0).reshape(2, 3).T
     engine["model.slice"] = torch.arange(20.0)[4:9]
+    engine["model.conj"] = torch.tensor([1 + 2j]).conj()
+    engine["model.negative"] = torch.tensor([1 + 2j]).conj().imag
     engine["model.tied"] = engine["model.slice"]
     snapshot = dataclasses.replace(bench.snapshot(1), engine=engine)
     store = bench.store(asynchronous=asynchronous)
