@@ -60,25 +60,25 @@ class LiveDisplay:
 
         self._max_steps = context.max_steps
         self._pace = _lines.Pace(context.start_step, context.max_steps)
-        self._picture = self._bar(context.start_step, "")
-        self._live = Live(self._picture, console=console(), auto_refresh=False)
+        self._live = Live(self._bar(context.start_step, ""), console=console(), auto_refresh=False)
         self._drawn = time.monotonic()
         _unless_gone(lambda: self._live.start(refresh=True))
 
     def write(self, row: Row) -> None:
         """Take the row; draw it if the last drawing is old enough."""
-        if scores := _lines.scores(row):
-            say(_assembled([("", _lines.position(row, self._max_steps)), *scores]))
-        self._picture = self._bar(int(row["step"] or 0), self._pace.eta(row))
-        self._picture.append("\n").append_text(_assembled(_lines.training(row)))
+        picture = self._bar(int(row["step"] or 0), self._pace.eta(row))
+        self._live.update(picture.append("\n").append_text(_assembled(_lines.training(row))))
         now = time.monotonic()
-        if now - self._drawn >= _REDRAW_INTERVAL_S:
+        if scores := _lines.scores(row):
+            # What is said above the display draws it anew.
             self._drawn = now
-            _unless_gone(lambda: self._live.update(self._picture, refresh=True))
+            say(_assembled([("", _lines.position(row, self._max_steps)), *scores]))
+        elif now - self._drawn >= _REDRAW_INTERVAL_S:
+            self._drawn = now
+            _unless_gone(self._live.refresh)
 
     def close(self) -> None:
         """Draw the last row and leave it standing."""
-        self._live.update(self._picture)
         _unless_gone(self._live.stop)
 
     def _bar(self, step: int, eta: str) -> Text:
