@@ -12,30 +12,10 @@ from typing_extensions import override
 
 from launcher.contracts import Tokenizer
 from launcher.errors import DataError
-from launcher.model._folder import check_ids
-
-BYT5 = "byt5"
-"""The name of the tokenizer that needs no files."""
-BYT5_VOCAB_SIZE = 384
-"""Padding, end and unknown, 256 bytes, 125 sentinels."""
+from launcher.model._tokenizer_name import BYT5_VOCAB_SIZE
 
 _FIRST_BYTE = 3
 _END_OF_BYTES = _FIRST_BYTE + 256
-
-
-def build_tokenizer(name: str, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a name, made sure to fit the network.
-
-    Args:
-        name: `byt5`, or a local folder.
-        vocab_size: Rows of the network's embedding table.
-
-    Raises:
-        DataError: The folder holds no tokenizer, or one with ids that the network has no row for.
-    """
-    tokenizer = ByteTokenizer() if name == BYT5 else FolderTokenizer(Path(name).expanduser())
-    check_ids(name, tokenizer.vocab_size, vocab_size)
-    return tokenizer
 
 
 class ByteTokenizer(Tokenizer):

@@ -11,7 +11,7 @@ from typing_extensions import override
 from launcher.contracts import ModelLimits, ModelOption, Tokenizer
 from launcher.errors import DataError
 from launcher.model._folder import check_tokenizer, check_weights, read_config, read_limits
-from launcher.model._tokenizers import BYT5, build_tokenizer
+from launcher.model._tokenizer_name import BYT5, build_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from launcher.contracts import ModelLimits, ModelOption, Tokenizer
 from launcher.model._folder import check_tokenizer
-from launcher.model._tokenizers import BYT5, BYT5_VOCAB_SIZE, build_tokenizer
+from launcher.model._tokenizer_name import BYT5, BYT5_VOCAB_SIZE, build_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn

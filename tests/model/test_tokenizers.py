@@ -9,7 +9,8 @@ import pytest
 
 from launcher.errors import DataError
 from launcher.model._folder import check_tokenizer
-from launcher.model._tokenizers import ByteTokenizer, FolderTokenizer, build_tokenizer
+from launcher.model._tokenizer_name import build_tokenizer
+from launcher.model._tokenizers import ByteTokenizer, FolderTokenizer
 
 TEXTS = [
     "",

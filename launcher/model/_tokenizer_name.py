@@ -1,0 +1,34 @@
+"""Which tokenizer a name means; loads without NumPy, which only the live tokenizers need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.model._folder import check_ids
+
+if TYPE_CHECKING:
+    from launcher.contracts import Tokenizer
+
+BYT5 = "byt5"
+"""The name of the tokenizer that needs no files."""
+BYT5_VOCAB_SIZE = 384
+"""Padding, end and unknown, 256 bytes, 125 sentinels."""
+
+
+def build_tokenizer(name: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a name, made sure to fit the network.
+
+    Args:
+        name: `byt5`, or a local folder.
+        vocab_size: Rows of the network's embedding table.
+
+    Raises:
+        DataError: The folder holds no tokenizer, or one with ids that the network has no row for.
+    """
+    from launcher.model._tokenizers import ByteTokenizer, FolderTokenizer
+
+    path = Path(name).expanduser()
+    tokenizer: Tokenizer = ByteTokenizer() if name == BYT5 else FolderTokenizer(path)
+    check_ids(name, tokenizer.vocab_size, vocab_size)
+    return tokenizer
