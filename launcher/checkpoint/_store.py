@@ -178,7 +178,10 @@ class DirectoryStore:
         self._parent_step = pending.step
         self._verified.add(pending.step)
         _log.info("saved step %d in %.1f s", pending.step, time.monotonic() - start)
-        self._retain(pending.step)
+        try:
+            self._retain(pending.step)
+        except OSError as error:
+            _log.warning("older checkpoints could not be looked through: %s", error)
 
     def _retain(self, newest: int) -> None:
         """Delete what is beyond the `keep` newest verified checkpoints, `newest` being one."""
