@@ -20,6 +20,13 @@ def batch_plan(config: RunConfig) -> BatchPlan:
     return config.accumulation.plan(seq_len=config.task.seq_len, ranks=config.launch.ranks)
 
 
+def peak_lr(config: RunConfig) -> float | None:
+    """What the schedule scales; None where it leaves the rate to the optimizer."""
+    if config.scheduler.kind == "adafactor":
+        return config.optimizer.lr
+    return config.optimizer.peak_lr
+
+
 def max_samples(config: RunConfig, num_samples: int) -> int | None:
     """Samples after which the epochs are over; None when no number of epochs is given.
 

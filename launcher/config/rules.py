@@ -61,12 +61,12 @@ def schedule_fits(config: RunConfig) -> Iterator[Problem]:
     for steps_per_epoch in _EPOCHS_IN_STEPS:
         max_steps = config.max_steps
         if max_steps is None:
-            if config.optimizer.lr is not None:
+            if derive.peak_lr(config) is not None:
                 return
             max_steps = 10**9  # only whether there is a learning rate can be wrong now
         horizon = Horizon(max_steps, plan.samples_per_step, plan.tokens_per_step, steps_per_epoch)
         try:
-            config.scheduler.build(config.optimizer.lr, horizon)
+            config.scheduler.build(derive.peak_lr(config), horizon)
         except ValueError as error:
             complaints.append(str(error))
     if len(complaints) == len(_EPOCHS_IN_STEPS):
