@@ -46,9 +46,12 @@ def network(seed: int = 0) -> Network:
 
 @cache
 def packaged(preset: str) -> OptimizerOption:
-    """The preset as the command line has it; rules that bind it to other groups are met."""
-    words = [f"optimizer={preset}", "scheduler=constant", "max_grad_norm=null"]
-    return door.checked(words).config.optimizer
+    """The preset as the command line has it, beside a schedule that it agrees with."""
+    words = [f"optimizer={preset}", "max_grad_norm=null"]
+    try:
+        return door.checked([*words, "scheduler=constant"]).config.optimizer
+    except ConfigError:
+        return door.checked([*words, "scheduler=adafactor"]).config.optimizer
 
 
 def with_groups(option: OptimizerOption, **changes: Any) -> OptimizerOption:
