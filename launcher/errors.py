@@ -14,11 +14,13 @@ A TrainctlError is the user's to mend and prints without a traceback; anything e
 prints whole and exits 1. Only `launcher.cli` turns an exception into text and status. A rank hands
 its error to the launcher through RUN_DIR/result.json, because torchrun folds every worker's status
 into 1.
+
+`trainctl --help` imports this module: typing_extensions, for `override`, would cost it a fifth.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class TrainctlError(Exception):
@@ -41,7 +43,7 @@ class Problem:
     message: str
     origin: str = ""
 
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # type: ignore[explicit-override] # see the module's docstring
         head = f"{self.key}: {self.message}" if self.key else self.message
         return f"{head}\n      set by {self.origin}" if self.origin else head
 
@@ -55,6 +57,10 @@ class ConfigError(TrainctlError):
         self.problems = tuple(problems)
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in the config"
         super().__init__("\n".join([count, *(f"  {problem}" for problem in problems)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[explicit-override] # likewise
+        """Another process may raise it, and pickle would hand the message to the constructor."""
+        return type(self), (self.problems,)
 
 
 class LaunchError(TrainctlError):

@@ -29,7 +29,7 @@ from launcher.config import diagnose, hydra_ext
 from launcher.config.interpolation import escaped, resolved
 from launcher.config.paths import CONF
 from launcher.config.problems import leaves
-from launcher.config.provenance import COMMAND_LINE, TARGET, ConfigFile, Origin, Origins
+from launcher.config.provenance import COMMAND_LINE, ConfigFile, Origin, Origins
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
 
@@ -145,7 +145,7 @@ def compose_leniently(
             origins.add_file(file, package)
         apply(words, cfg, problems, origins, loader)
         mapping = resolved(cfg, problems)
-    return Composed(mapping, tuple(origins.written)), problems + _named_code(origins)
+    return Composed(mapping, tuple(origins.written)), problems + origins.refused
 
 
 def recompose(
@@ -177,7 +177,7 @@ def recompose(
         OmegaConf.set_struct(cfg, value=True)
         apply(words, cfg, problems, origins, loader)
         mapping = resolved(cfg, problems)
-    return Composed(mapping, tuple(origins.written)), problems + _named_code(origins)
+    return Composed(mapping, tuple(origins.written)), problems + origins.refused
 
 
 def make_loader() -> Loader:
@@ -189,15 +189,6 @@ def make_loader() -> Loader:
             return Loader(GlobalHydra.instance().config_loader().get_search_path())
     finally:
         GlobalHydra.instance().hydra = outer
-
-
-def _named_code(origins: Origins) -> list[Problem]:
-    return [
-        Problem(
-            target.key, f"a config cannot name code to run: {TARGET} is not allowed", str(target)
-        )
-        for target in origins.targets
-    ]
 
 
 def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
@@ -277,7 +268,7 @@ def apply(
     """Set values one by one, so that every wrong word is found."""
     for word in words:
         key, line = word.key_or_group, str(word.input_line)
-        if origins.add_targets(line, key, word.value()):
+        if origins.refuses(line, key, word.value()):
             continue
         if chooses_group(word, loader):
             # A group's choice is told before the files it brought in: they wrote the values.

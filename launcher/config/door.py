@@ -11,9 +11,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from launcher.config import diagnose, hydra_ext, rules
-from launcher.config.compose import COMPOSITION_ERRORS, Composed, compose_leniently, make_loader
+from launcher.config.compose import (
+    COMPOSITION_ERRORS,
+    Composed,
+    compose_leniently,
+    make_loader,
+    parsed,
+)
 from launcher.config.interpolation import NO_VALUE
 from launcher.config.problems import UNKNOWN
+from launcher.config.provenance import NO_CODE
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
 
@@ -128,6 +135,23 @@ def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> li
     except COMPOSITION_ERRORS as error:
         raise ConfigError([Problem("", f"these words make no grid: {error}")]) from error
     return [list(job) for job in grid]
+
+
+def refuse_code(
+    overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]
+) -> None:
+    """Look for code in the config of a sweep whose jobs are not known.
+
+    Hydra builds the `hydra.callbacks` of a config before any job of it passes the door.
+
+    Raises:
+        ConfigError: A file or a word names code to run.
+    """
+    words, _ = parsed(overrides)
+    fixed = [str(word.input_line) for word in words]
+    _, problems = compose_leniently(fixed, config_name, config_dirs)
+    if named := [problem for problem in problems if problem.message == NO_CODE]:
+        raise ConfigError(named)
 
 
 def checked_jobs(

@@ -18,6 +18,7 @@ _ANY = re.compile(_UNESCAPED + r"\$\{")
 _ALIAS = re.compile(_UNESCAPED + r"\$\{\s*(\.*[\w-]+(?:\.[\w-]+|\[\w+\])*)\s*\}")
 _BEFORE = re.compile(r"(\\*)\$\{")
 _MISSING = "???"
+ONLY_ALIASES = "only plain aliases such as ${optimizer.lr} are allowed"
 NO_VALUE = "has no value yet"
 Path = tuple[str | int, ...]
 
@@ -35,6 +36,11 @@ def resolved(cfg: DictConfig, problems: list[Problem]) -> dict[str, Any]:
     for path in bad:
         _put_none(raw, path)
     return _plain(OmegaConf.to_container(OmegaConf.create(raw), resolve=True))
+
+
+def asks(text: str) -> bool:
+    """Whether a text holds an interpolation that is more than a plain alias."""
+    return _ANY.search(_ALIAS.sub("", text)) is not None
 
 
 def escaped(value: Any) -> Any:
@@ -61,10 +67,8 @@ def _problem(path: Path, text: str, raw: Any) -> Problem | None:
     key = ".".join(map(str, path))
     if text == _MISSING:
         return Problem(key, f"{NO_VALUE} (???); give one with {key}=VALUE")
-    if _ANY.search(_ALIAS.sub("", text)):
-        return Problem(
-            key, f"only plain aliases such as ${{optimizer.lr}} are allowed, but it is {text!r}"
-        )
+    if asks(text):
+        return Problem(key, f"{ONLY_ALIASES}, but it is {text!r}")
     known = [known for known, _ in leaves(raw)]
     for name in _ALIAS.findall(text):
         if not name.startswith(".") and "[" not in name and _lookup(raw, name.split(".")) is None:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from launcher.config import hydra_ext
 from launcher.config.compose import Composed, compose
-from launcher.config.door import Checked, checked_jobs, validated
+from launcher.config.door import Checked, checked_jobs, refuse_code, validated
 from launcher.config.interpolation import resolved
 from launcher.config.paths import CONF
 from launcher.errors import Interrupted, Preempted, Problem, TrainctlError
@@ -52,8 +52,8 @@ def run_multirun(
         launch: What a job is. Called in this process, or wherever `hydra/launcher=…` sends it.
         argv: Overrides and Hydra's flags; `--config-dir` may be repeated and may replace packaged
             files.
-        admit: Sees the config of every job of a sweep before the first one starts; False starts
-            none.
+        admit: Sees the config of every job before the first one starts; False starts none. Sees
+            nothing when only the chosen sweeper knows the jobs.
 
     Returns:
         0; a job that failed raises its error when the other jobs have ended.
@@ -67,8 +67,10 @@ def run_multirun(
     flags = get_args_parser().parse_intermixed_args(rest)
     options = [word for word in rest if word not in flags.overrides]
     words = list(_QUIET)
-    if flags.multirun:
+    if not (flags.cfg or flags.info or flags.help or flags.hydra_help or flags.shell_completion):
         jobs = checked_jobs(flags.overrides, ours.config_name, ours.config_dir)
+        if not jobs:
+            refuse_code(flags.overrides, ours.config_name, ours.config_dir)
         if not admit(jobs):
             return 0
         if jobs:

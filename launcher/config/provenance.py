@@ -11,11 +11,14 @@ from typing import Any
 import yaml
 from typing_extensions import override
 
+from launcher.config.interpolation import ONLY_ALIASES, asks
 from launcher.config.paths import shown
 from launcher.config.problems import leaves
+from launcher.errors import Problem
 
 COMMAND_LINE = "command line"
 TARGET = "_target_"
+NO_CODE = f"a config cannot name code to run: {TARGET} is not allowed"
 _SHOWN = 100
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -45,11 +48,11 @@ class Origins:
 
     Attributes:
         written: The writers.
-        targets: Where a `_target_` stands, which no config may have.
+        refused: What no config may have: a `_target_`, or a defaults list that asks the world.
     """
 
     written: list[Origin] = field(default_factory=list)
-    targets: list[Origin] = field(default_factory=list)
+    refused: list[Problem] = field(default_factory=list)
 
     def add_file(self, file: ConfigFile, package: str) -> None:
         """A YAML file, merged at a dotted package."""
@@ -57,8 +60,6 @@ class Origins:
         root = yaml.compose(text, Loader=_LOADER)
         if not isinstance(root, yaml.MappingNode):
             return
-        # Hydra has consumed the defaults list of the top level; deeper ones are ordinary values.
-        root.value = [pair for pair in root.value if pair[0].value != "defaults"]
         lines = text.splitlines()
 
         def origin(key: str, node: yaml.Node, value: yaml.Node) -> Origin:
@@ -67,20 +68,23 @@ class Origins:
             return Origin(key, f"{file.shown}:{node.start_mark.line + 1}", quoted)
 
         for key, node, value in _yaml_leaves(root, package):
-            self.written.append(origin(key, node, value))
+            if key != (f"{package}.defaults" if package else "defaults"):
+                self.written.append(origin(key, node, value))
+            elif asks(text[node.start_mark.index : value.end_mark.index]):
+                self.refused.append(Problem(key, ONLY_ALIASES, str(origin(key, node, value))))
         for key, node, value in _yaml_targets(root, package):
-            self.targets.append(origin(key, node, value))
+            self.refused.append(Problem(key, NO_CODE, str(origin(key, node, value))))
 
     def add_word(self, word: str, key: str, value: Any) -> None:
         """A word of the command line that sets a key, or everything in the mapping it gives."""
         nested = dict(leaves({key: value}) if isinstance(value, Mapping) else [(key, value)])
         self.written += [Origin(leaf, COMMAND_LINE, word) for leaf in nested]
 
-    def add_targets(self, word: str, key: str, value: Any) -> bool:
-        """Whether a word of the command line sets a `_target_`; if so, it is one of the targets."""
+    def refuses(self, word: str, key: str, value: Any) -> bool:
+        """Whether a word of the command line sets a `_target_`."""
         found = TARGET in key.split(".") or _has_target(value)
         if found:
-            self.targets.append(Origin(key, COMMAND_LINE, word))
+            self.refused.append(Problem(key, NO_CODE, f"{COMMAND_LINE}: {word}"))
         return found
 
 

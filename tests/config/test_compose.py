@@ -211,6 +211,18 @@ def test_aliases_are_followed(user_dir: Path) -> None:
     assert mapping["max_grad_norm"] == 0.9
 
 
+def test_a_defaults_list_does_not_ask_the_world(
+    user_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHICH", "sgd")
+    (user_dir / "mine.yaml").write_text(
+        "defaults:\n  - config\n  - override optimizer: ${oc.env:WHICH}\n  - _self_\n"
+    )
+    with pytest.raises(ConfigError, match=r"defaults: only plain aliases") as caught:
+        compose([], "mine", [user_dir])
+    assert "mine.yaml:1: defaults:" in str(caught.value)
+
+
 def test_circles_are_found_whole() -> None:
     with pytest.raises(ConfigError) as caught:
         compose(["name=${run_root}", "run_root=${name}", "seed=${max_steps}"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import time
@@ -150,3 +151,11 @@ def test_it_is_quick(packaged: Checked) -> None:
     before = time.process_time()
     checked(["optimizer.lr=0.1"])
     assert time.process_time() - before < 0.6  # 0.09 s when idle
+
+
+def test_an_error_comes_back_from_another_process() -> None:
+    with pytest.raises(ConfigError) as caught:
+        checked(["seed=x", "sed=1"])
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.problems == caught.value.problems
+    assert str(again) == str(caught.value)

@@ -134,6 +134,24 @@ def test_hydras_own_flags(argv: list[str], shown: str) -> None:
     assert shown in out.stdout
 
 
+@pytest.mark.parametrize("sweeper", [[], ["hydra/sweeper=other"]])
+def test_hydra_builds_nothing_that_a_config_names(
+    here: Path, user_dir: Path, sweeper: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (user_dir / "hydra" / "sweeper").mkdir(parents=True)
+    (user_dir / "hydra" / "sweeper" / "other.yaml").write_text("params: null\n")
+    (user_dir / "recipe").mkdir()
+    (user_dir / "recipe" / "evil.yaml").write_text(
+        "# @package _global_\nhydra:\n  callbacks:\n    x:\n      _target_: evil_callback.Evil\n"
+    )
+    (here / "evil_callback.py").write_text("open('ran', 'w')\n")
+    monkeypatch.syspath_prepend(here)
+    for flags in (["-m"], []):
+        with pytest.raises(ConfigError, match="_target_ is not allowed"):
+            sweep(Jobs(), [*flags, "recipe=evil", *sweeper, "--config-dir", str(user_dir)])
+    assert not (here / "ran").exists()
+
+
 def test_what_is_not_admitted_does_not_start(here: Path) -> None:
     jobs = Jobs()
     seen: list[int] = []

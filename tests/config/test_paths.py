@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.config.paths import CONF, RECIPES, shown
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_packaged_files_are_shown_from_the_project_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shown(CONF / "optimizer" / "sgd.yaml") == "conf/optimizer/sgd.yaml"
+    assert shown(RECIPES / "quick.yaml") == "recipes/quick.yaml"
+    assert shown(tmp_path / "mine" / "a.yaml") == "mine/a.yaml"
+    assert shown(Path("/elsewhere/a.yaml")) == "/elsewhere/a.yaml"
+
+
+def test_as_a_wheel_lays_it_out_and_from_another_folder(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "launcher", site / "launcher", ignore=ignored)
+    shutil.copytree(CONF, site / "launcher" / "conf")
+    shutil.copytree(RECIPES, site / "launcher" / "recipes")
+    code = (
+        "import launcher; from launcher.config.door import checked; one = checked(['recipe=quick']);"
+        "print(launcher.__file__); print(one.provenance['max_steps']);"
+        "print(one.provenance['optimizer.lr'])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    file, steps, lr = out.stdout.splitlines()
+    assert Path(file).is_relative_to(site)
+    assert steps.startswith("recipes/quick.yaml:")
+    assert lr.startswith("conf/optimizer/adamw.yaml:")
