@@ -325,9 +325,6 @@ class PrecisionOption(Option):
 class AccumulationOption(Option):
     """How many samples make one optimizer step, and in how many pieces they pass through the device."""
 
-    micro_batch_size: int = Field(gt=0)
-    """Samples that pass through one device at once."""
-
     @abstractmethod
     def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
         """The one truth about batch sizes.

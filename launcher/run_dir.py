@@ -4,12 +4,14 @@ runs/<name>/<id>/
     config.json       the resolved config: all that a rank reads
     provenance.json   for every key, which file and line or command-line word set it
     overrides.txt     the overrides as typed, one a line
+    decisions.txt     the same with what was decided at launch written out (accumulation=auto)
     env.json          versions, host, folder and command of the launch
     command.sh        the command that started the run
     run.lock          held by the launcher and its ranks as long as they live
     result.json       how the run ended: status, error, final scores
     metrics.jsonl     one object per logged step
     logs/rank-0.log
+    trials/micro-batch-16/    what accumulation=auto tried: config, log and outcome
     checkpoints/step-00001000/
     tensorboard/
     export/           the trained model as transformers loads it
@@ -58,6 +60,11 @@ class RunDir:
         return self.path / "overrides.txt"
 
     @property
+    def decisions(self) -> Path:
+        """The overrides of the same run with nothing left to decide at launch."""
+        return self.path / "decisions.txt"
+
+    @property
     def env(self) -> Path:
         """The machine and versions of the launch."""
         return self.path / "env.json"
@@ -100,6 +107,10 @@ class RunDir:
     def log(self, rank: int) -> Path:
         """The log of one rank."""
         return self.path / "logs" / f"rank-{rank}.log"
+
+    def trial(self, micro_batch_size: int) -> "RunDir":
+        """The directory of a trial of a micro-batch: a small run of its own."""
+        return RunDir(self.path / "trials" / f"micro-batch-{micro_batch_size}")
 
     def checkpoint(self, step: int) -> Path:
         """The published checkpoint of a step; it may not exist."""

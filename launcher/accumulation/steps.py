@@ -5,10 +5,11 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import AccumulationOption, BatchPlan
+from launcher.accumulation._given import GivenMicroBatch
+from launcher.contracts import BatchPlan
 
 
-class Steps(AccumulationOption):
+class Steps(GivenMicroBatch):
     """A fixed number of micro-batches per step on every rank; more ranks make a larger batch."""
 
     kind: Literal["steps"]

@@ -5,11 +5,12 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
+from launcher.accumulation._given import GivenMicroBatch
 from launcher.accumulation._target import plan_for
-from launcher.contracts import AccumulationOption, BatchPlan
+from launcher.contracts import BatchPlan
 
 
-class Tokens(AccumulationOption):
+class Tokens(GivenMicroBatch):
     """A fixed global batch in tokens, whatever the number of ranks and the length of a sample."""
 
     kind: Literal["tokens"]

@@ -16,6 +16,7 @@ from launcher import run_dir as run_dirs
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS, Option
 from launcher.errors import LaunchError, TrainctlError
+from launcher.launch._fit import fitted
 from launcher.launch._lock import locked
 from launcher.launch._start import Result, start
 from launcher.run_dir import RunDir, write_atomically
@@ -76,7 +77,7 @@ def run_ranks(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     command = shlex.join(["trainctl", "resume", str(shown)])
     try:
-        result = start(config, run_dir, lock)
+        result = start(fitted(config, run_dir, lock), run_dir, lock)
     except TrainctlError as error:
         error.add_note(f"resume with: {command}")
         raise

@@ -51,6 +51,7 @@ def main(path: str) -> int:
 
 def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     # Imported here: the signals of a launch that is cancelled at once must find their handlers.
+    from launcher.accumulation.auto import Auto
     from launcher.config.schema import RunConfig
     from launcher.launch._world import read_world
 
@@ -62,10 +63,15 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
 
     import torch
 
-    from launcher.training.runner import run
-
     if config.launch.threads is not None:
         torch.set_num_threads(config.launch.threads)
+    # The launcher decides before a run, so that only its trials still say `auto`.
+    if isinstance(config.accumulation, Auto):
+        from launcher.launch._trial import try_out
+
+        return try_out(config, run_dir, world, stop)
+    from launcher.training.runner import run
+
     return run(config, run_dir, world, stop)
 
 

@@ -58,7 +58,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class Parts:
     """The live parts of a run that are made before its state is known."""
 
     task: Task
@@ -87,7 +87,7 @@ def run(
     """
     rng.seed_everything(config.seed)
     with contextlib.ExitStack() as stack:
-        parts = _build(config, world)
+        parts = build(config, world)
         stack.callback(parts.engine.close)
         store = config.checkpoint.build(run_dir, world)
         stack.callback(store.close)
@@ -117,8 +117,16 @@ def run(
         return Outcome(state, scores.last, parts.task.sample(module))
 
 
-def _build(config: RunConfig, world: World) -> _Parts:
-    """Data, task, model and engine, in the order in which mistakes are cheapest to find."""
+def build(config: RunConfig, world: World) -> Parts:
+    """Data, task, model and engine, in the order in which mistakes are cheapest to find.
+
+    Args:
+        config: The resolved config.
+        world: This process's place among the ranks.
+
+    Raises:
+        TrainctlError: One of them cannot be built.
+    """
     tokenizer = config.model.build_tokenizer()
     task = config.task.build(tokenizer)
     splits = config.data.build()
@@ -147,11 +155,11 @@ def _build(config: RunConfig, world: World) -> _Parts:
         )
     )
     max_steps = derive.max_steps(config, len(train_samples))
-    return _Parts(task, train_samples, validation, references, plan, max_steps, module, engine)
+    return Parts(task, train_samples, validation, references, plan, max_steps, module, engine)
 
 
 def _restore(
-    config: RunConfig, run_dir: RunDir, parts: _Parts, store: CheckpointStore
+    config: RunConfig, run_dir: RunDir, parts: Parts, store: CheckpointStore
 ) -> TrainState:
     """The state to go on from; engine and generators are put where they were."""
     if not any(run_dir.checkpoints.glob("step-*")):
@@ -174,7 +182,7 @@ def _restore(
     return state
 
 
-def _snapshot(config: RunConfig, parts: _Parts, state: TrainState) -> Snapshot:
+def _snapshot(config: RunConfig, parts: Parts, state: TrainState) -> Snapshot:
     return Snapshot(
         step=state.step,
         engine=parts.engine.state(),
@@ -186,7 +194,7 @@ def _snapshot(config: RunConfig, parts: _Parts, state: TrainState) -> Snapshot:
 
 
 def _sinks(
-    config: RunConfig, run_dir: RunDir, world: World, parts: _Parts, state: TrainState
+    config: RunConfig, run_dir: RunDir, world: World, parts: Parts, state: TrainState
 ) -> Sequence[Sink]:
     if world.rank != 0:
         return ()
@@ -200,7 +208,7 @@ def _sinks(
 
 
 def _summary(
-    config: RunConfig, run_dir: RunDir, world: World, parts: _Parts, state: TrainState
+    config: RunConfig, run_dir: RunDir, world: World, parts: Parts, state: TrainState
 ) -> list[tuple[str, str]]:
     """The header of the run: everything a person would check before going to bed."""
     params = sum(p.numel() for p in parts.module.parameters())
@@ -228,7 +236,7 @@ def _summary(
 
 def _train(
     config: RunConfig,
-    parts: _Parts,
+    parts: Parts,
     world: World,
     state: TrainState,
     observers: Sequence[Observer],
@@ -241,12 +249,14 @@ def _train(
         start=state.samples,
         stop=derive.max_samples(config, len(parts.train)),
     )
-    schedule = config.scheduler.build(config.optimizer.lr, derive.horizon(config, len(parts.train)))
+    schedule = config.scheduler.build(
+        derive.peak_lr(config), derive.horizon(config, len(parts.train))
+    )
     evaluate = Evaluator(
         engine=parts.engine,
         task=parts.task,
         samples=parts.validation,
-        batch_size=config.accumulation.micro_batch_size,
+        batch_size=parts.plan.micro_batch_size,
         every_steps=config.eval_every_steps,
         max_samples=config.eval_max_samples,
         max_steps=parts.max_steps,

@@ -1,0 +1,97 @@
+"""The micro-batch is found at launch; the global batch is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from launcher.accumulation._given import GivenMicroBatch
+from launcher.accumulation.samples import Samples
+from launcher.accumulation.tokens import Tokens
+from launcher.contracts import AccumulationOption, BatchPlan
+
+
+@dataclass(frozen=True, slots=True)
+class UpperBound(BatchPlan):
+    """The plan with the largest micro-batch that the launch may find."""
+
+    @override
+    def __str__(self) -> str:
+        return (
+            f"{self.samples_per_step:,} samples ({self.tokens_per_step:,} tokens) per step over "
+            f"ranks {self.ranks}; the micro-batch is found at launch, at most "
+            f"{self.micro_batch_size}"
+        )
+
+
+class Auto(AccumulationOption):
+    """The largest micro-batch that fits, found at launch; the global batch stays what it is.
+
+    Candidates are the divisors of a rank's share, so that a smaller micro-batch means more
+    accumulation and nothing else. Each is tried by real ranks, on the longest samples. The run
+    itself is one with the kind `samples` or `tokens`, whose overrides RUN_DIR/decisions.txt holds;
+    a resumed run keeps the decision.
+    """
+
+    kind: Literal["auto"]
+    """Find the micro-batch."""
+    samples_per_step: int | None = Field(gt=0)
+    """Global batch: samples in one optimizer step over all ranks; null where tokens_per_step gives
+    it."""
+    tokens_per_step: int | None = Field(gt=0)
+    """Global batch in tokens, every sample counted with the task's full seq_len; null where
+    samples_per_step gives it."""
+    max_micro_batch_size: int | None = Field(gt=0)
+    """Samples that may pass through one device at once; null for a rank's whole share."""
+    memory_limit_gib: float | None = Field(gt=0)
+    """Memory that each rank may take, in GiB: of its CUDA device, as torch's allocator counts it;
+    on the CPU, its resident memory. Null: what is free when the run starts."""
+    memory_margin: float = Field(ge=0, lt=1)
+    """Share of that memory that the finder leaves free: it fragments over a long run."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.samples_per_step is None) == (self.tokens_per_step is None):
+            raise ValueError("give samples_per_step or tokens_per_step, and make the other null")
+        return self
+
+    @override
+    def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
+        """The equation with the largest candidate: batch and schedule are those of all others."""
+        largest = self.candidates(seq_len=seq_len, ranks=ranks)[-1]
+        share = self._share(seq_len, ranks)
+        return UpperBound(largest, share // largest, ranks, seq_len)
+
+    def candidates(self, *, seq_len: int, ranks: int) -> Sequence[int]:
+        """The micro-batches that may be found, the smallest first: always 1.
+
+        Raises:
+            ValueError: The ranks cannot share the global batch evenly.
+        """
+        share = self._share(seq_len, ranks)
+        most = min(share, self.max_micro_batch_size or share)
+        return [size for size in range(1, most + 1) if share % size == 0]
+
+    def at_most(self, micro_batch_size: int) -> Self:
+        """This option with another upper bound."""
+        return self.model_copy(update={"max_micro_batch_size": micro_batch_size})
+
+    def decided(self, micro_batch_size: int) -> GivenMicroBatch:
+        """The option of the run that follows: nothing in it is left to be found."""
+        if self.samples_per_step is not None:
+            return Samples(
+                kind="samples",
+                micro_batch_size=micro_batch_size,
+                samples_per_step=self.samples_per_step,
+            )
+        assert self.tokens_per_step is not None, "one of the two is given"  # noqa: S101
+        return Tokens(
+            kind="tokens", micro_batch_size=micro_batch_size, tokens_per_step=self.tokens_per_step
+        )
+
+    def _share(self, seq_len: int, ranks: int) -> int:
+        """Samples of one optimizer step on each rank."""
+        plan = self.decided(1).plan(seq_len=seq_len, ranks=ranks)
+        return plan.micro_batches

@@ -1,0 +1,230 @@
+"""What accumulation=auto leaves to be found: decided once, by the launching process.
+
+Every trial is a world of ranks that starts afresh, so that one rank that runs out of memory leaves
+no other waiting, and what a trial takes is measured from zero. The decision replaces the option in
+config.json: the run that follows, and every resume, is one with the finder off.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from typing_extensions import override
+
+from launcher.accumulation.auto import Auto
+from launcher.config.schema import RunConfig
+from launcher.contracts import AccumulationOption
+from launcher.errors import LaunchError, OutOfMemory, RankFailed
+from launcher.launch._start import start
+from launcher.run_dir import RunDir, write_atomically
+
+_GROUP = "accumulation"
+# How a process ends that the kernel, or a library that checks nothing, denies memory.
+_KILLED = {
+    128 + number for number in (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of one micro-batch.
+
+    Attributes:
+        micro_batch_size: What was tried.
+        fits: Whether every rank kept its limit.
+        peak_mib: The most that a rank took, in MiB; None where no rank lived to say.
+        limit_mib: The least that a rank might take, in MiB; likewise.
+    """
+
+    micro_batch_size: int
+    fits: bool
+    peak_mib: float | None
+    limit_mib: float | None
+
+    @override
+    def __str__(self) -> str:
+        verdict = "fits" if self.fits else "does not fit"
+        # What a rank took that was refused more says nothing of what it would have taken.
+        peak = f" ({self.peak_mib:,.0f} MiB)" if self.fits and self.peak_mib is not None else ""
+        return f"{self.micro_batch_size} {verdict}{peak}"
+
+
+@dataclass(slots=True)
+class _Trials:
+    """Tries micro-batches, and says of each, on the console's current line, what came of it."""
+
+    config: RunConfig
+    option: Auto
+    run_dir: RunDir
+    lock: int
+    done: list[Trial] = field(default_factory=list)
+
+    def __call__(self, micro_batch_size: int) -> bool:
+        trial_dir = self.run_dir.trial(micro_batch_size)
+        option = self.option.at_most(micro_batch_size)
+        config = self.config.model_copy(update={"accumulation": option})
+        try:
+            shutil.rmtree(trial_dir.path, ignore_errors=True)
+            trial_dir.path.mkdir(parents=True)
+            write_atomically(trial_dir.config, config.to_json())
+            shutil.copyfile(self.run_dir.env, trial_dir.env)
+        except OSError as error:
+            raise LaunchError(f"cannot write to {trial_dir.path}: {error.strerror}") from error
+        trial = _trial(config, trial_dir, self.lock, micro_batch_size)
+        self.done.append(trial)
+        _say(f"{', ' if len(self.done) > 1 else 'accumulation=auto: micro-batch '}{trial}")
+        return trial.fits
+
+    @property
+    def room(self) -> str:
+        """The least that a rank might take."""
+        limits = [trial.limit_mib for trial in self.done if trial.limit_mib is not None]
+        return f" into {min(limits):,.0f} MiB" if limits else ""
+
+
+def fitted(config: RunConfig, run_dir: RunDir, lock: int) -> RunConfig:
+    """The config of the run that starts: with the largest micro-batch that fits, if one is sought.
+
+    Args:
+        config: What config.json holds; it is written anew when something is decided.
+        run_dir: The run directory, locked by us.
+        lock: The descriptor that holds the lock.
+
+    Raises:
+        OutOfMemory: Not even a micro-batch of 1 fits.
+        TrainctlError: The ranks cannot start with any.
+    """
+    option = config.accumulation
+    if not isinstance(option, Auto):
+        return config
+    trials = _Trials(config, option, run_dir, lock)
+    candidates = option.candidates(seq_len=config.task.seq_len, ranks=config.launch.ranks)
+    try:
+        found = largest_fitting(candidates, trials)
+        if found is None:
+            raise _nothing_fits(trials)
+        decided = option.decided(found)
+        words = [f"accumulation={decided.kind}", *_words(decided)]
+        _say(f"{trials.room}: {' '.join(words)}")
+    finally:
+        if trials.done:
+            _say("\n")
+    config = config.model_copy(update={"accumulation": decided})
+    _write_down(config, run_dir, words, _reason(trials, found))
+    return config
+
+
+def largest_fitting(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The largest candidate that fits, or None; each answer has been seen, none is inferred.
+
+    Args:
+        candidates: Ascending. If one fits, so do those below it.
+        fits: Tries one; asked for the largest first, then at each half of what is left.
+    """
+    if fits(candidates[-1]):
+        return candidates[-1]
+    fitting, failing = -1, len(candidates) - 1
+    while failing - fitting > 1:
+        middle = (fitting + failing) // 2
+        if fits(candidates[middle]):
+            fitting = middle
+        else:
+            failing = middle
+    return candidates[fitting] if fitting >= 0 else None
+
+
+def plain_overrides(
+    typed: Sequence[str], origins: Mapping[str, str], decided: Sequence[str]
+) -> list[str]:
+    """The words that compose the decided config, in place of those that were typed.
+
+    Args:
+        typed: The words of the command line.
+        origins: For every key of the config, what set it.
+        decided: The words of the decision; they name each key that the decided option has.
+    """
+    kept = [word for word in typed if word.lstrip("+~").partition("=")[0].split(".")[0] != _GROUP]
+    named = {word.partition("=")[0] for word in decided}
+    # A recipe sets single keys of the option, and would set them in another option as well.
+    stray = [
+        key
+        for key, origin in origins.items()
+        if key.startswith(f"{_GROUP}.")
+        and key not in {*named, f"{_GROUP}.kind"}
+        and not origin.startswith("command line")
+        and Path(origin.partition(":")[0]).parent.name != _GROUP
+    ]
+    return [*kept, *decided, *(f"~{key}" for key in stray)]
+
+
+def _trial(config: RunConfig, trial_dir: RunDir, lock: int, micro_batch_size: int) -> Trial:
+    try:
+        start(config, trial_dir, lock)
+        fits = True
+    except OutOfMemory:
+        fits = False
+    except RankFailed as error:
+        # A rank other than the first may have found no room, and the first was waiting for it.
+        told = _measured(trial_dir)
+        if error.exit_status not in _KILLED and all(each["fits"] for each in told):
+            raise
+        fits = False
+    told = _measured(trial_dir)
+    return Trial(
+        micro_batch_size,
+        fits and all(each["fits"] for each in told),
+        max((each["peak_mib"] for each in told), default=None),
+        min((each["limit_mib"] for each in told), default=None),
+    )
+
+
+def _measured(trial_dir: RunDir) -> list[dict[str, float]]:
+    """What every rank wrote down that lived to do so."""
+    paths = sorted(trial_dir.path.glob("rank-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _words(decided: AccumulationOption) -> list[str]:
+    values = decided.model_dump(mode="json", exclude={"kind"})
+    return [f"{_GROUP}.{key}={value}" for key, value in values.items()]
+
+
+def _reason(trials: _Trials, found: int) -> str:
+    tried = ", ".join(map(str, sorted(trials.done, key=lambda trial: trial.micro_batch_size)))
+    return f"accumulation=auto: {found} is the largest that fits{trials.room}; tried: {tried}"
+
+
+def _nothing_fits(trials: _Trials) -> OutOfMemory:
+    return OutOfMemory(
+        f"accumulation=auto: not even a micro-batch of 1 fits{trials.room}; lower task.seq_len, "
+        "choose a smaller model or an optimizer with less state, or raise "
+        f"accumulation.memory_limit_gib (see {trials.run_dir.trial(1).log(0)})"
+    )
+
+
+def _write_down(config: RunConfig, run_dir: RunDir, words: Sequence[str], reason: str) -> None:
+    """Write the decision; config.json last, since from then on it is made."""
+    try:
+        origins: dict[str, str] = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
+        typed = run_dir.overrides.read_text(encoding="utf-8").splitlines()
+        plain = plain_overrides(typed, origins, words)
+        values = config.accumulation.model_dump(mode="json")
+        kept = {k: v for k, v in origins.items() if not k.startswith(f"{_GROUP}.")}
+        for key in values:
+            name = f"{_GROUP}.{key}"
+            told = key not in {"kind", "micro_batch_size"} and name in origins
+            kept[name] = origins[name] if told else reason
+        write_atomically(run_dir.decisions, "".join(f"{word}\n" for word in plain))
+        write_atomically(run_dir.provenance, json.dumps(kept, indent=1) + "\n")
+        write_atomically(run_dir.config, config.to_json())
+    except OSError as error:
+        raise LaunchError(f"cannot write to {run_dir.path}: {error.strerror}") from error
+
+
+def _say(text: str) -> None:
+    print(text, end="", flush=True)  # noqa: T201 - a trial takes a while; the line grows with each

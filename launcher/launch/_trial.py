@@ -1,0 +1,155 @@
+"""What a rank does in a trial of accumulation=auto: the run's first steps, on its longest samples.
+
+A trial is a run in a directory of its own, whose config still says `auto`, with the micro-batch
+that is tried as the upper bound. It builds what the run will build, trains, evaluates, and leaves
+what it took in RUN_DIR/rank-<n>.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from signal import Signals
+
+import torch
+
+from launcher.accumulation.auto import Auto
+from launcher.config import derive
+from launcher.config.schema import RunConfig
+from launcher.contracts import MicroBatch, Samples, Window, World
+from launcher.errors import OutOfMemory
+from launcher.launch._memory import Memory, is_refusal, memory_of
+from launcher.run_dir import RunDir, write_atomically
+from launcher.training import rng
+from launcher.training.observers import stopped
+from launcher.training.runner import Outcome, Parts, build
+from launcher.training.state import TrainState
+
+MAX_STEPS = 10
+"""A trial ends when a step takes no more than those before it, and with this one at the latest."""
+_MIB = 2**20
+# The first step has no optimizer state yet; the second finds the memory that the first gave back in
+# the wrong pieces.
+_MIN_STEPS = 3
+_GROWTH = 1.005
+_SCANNED = 256
+# A dynamic loss scale may have to come down a long way before the first update is applied.
+_ATTEMPTS = 24
+
+
+def try_out(
+    config: RunConfig, run_dir: RunDir, world: World, stop: Callable[[], Signals | None]
+) -> Outcome:
+    """Do all that a run does that takes memory, and write down how much it took.
+
+    Args:
+        config: The config, with accumulation=auto and the micro-batch that is tried as its bound.
+        run_dir: The trial's directory.
+        world: This process's place among the ranks.
+        stop: The signal that asked the run to end, or None.
+
+    Raises:
+        OutOfMemory: The micro-batch does not fit.
+        TrainctlError: The run could not start with any micro-batch, or was asked to end.
+    """
+    option = config.accumulation
+    assert isinstance(option, Auto), "a trial's config says auto"  # noqa: S101
+    rng.seed_everything(config.seed)
+    memory = memory_of(world.device, option)
+    memory.impose()
+    refused = False
+    try:
+        _rehearse(config, world, memory, stop)
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        refused = True
+    peak = memory.peak()
+    fits = not refused and peak <= memory.limit
+    measured = {
+        "fits": fits,
+        "peak_mib": peak / _MIB,
+        "limit_mib": memory.limit / _MIB,
+        "device": world.device,
+    }
+    path = run_dir.path / f"rank-{world.rank}.json"
+    write_atomically(path, json.dumps(measured, indent=1) + "\n")
+    if not fits:
+        raise OutOfMemory(
+            f"rank {world.rank} took {peak / _MIB:,.0f} MiB of {memory.limit / _MIB:,.0f} MiB"
+            f"{' and was refused more' if refused else ''}"
+        )
+    return Outcome(TrainState(), {}, None)
+
+
+def _rehearse(
+    config: RunConfig, world: World, memory: Memory, stop: Callable[[], Signals | None]
+) -> None:
+    parts = build(config, world)
+    try:
+        schedule = config.scheduler.build(
+            derive.peak_lr(config), derive.horizon(config, len(parts.train))
+        )
+        window = _longest_window(parts, config.task.seq_len)
+        saves = config.checkpoint.kind != "none"
+        held: Mapping[str, torch.Tensor] = {}
+        scored = _longest_scored(parts, config.task.seq_len)
+        for step in range(MAX_STEPS):
+            before = memory.peak()
+            _train_step(parts, window, schedule.lr(step, {}), stop)
+            parts.engine.evaluate(scored)
+            if saves and not held and torch.device(world.device).type == "cpu":
+                # A store that saves in the background keeps a copy of the state in this memory.
+                held = {name: value.clone() for name, value in parts.engine.state().items()}
+            if step + 1 >= _MIN_STEPS and memory.peak() <= before * _GROWTH:
+                break
+        del held
+    finally:
+        parts.engine.close()
+
+
+def _train_step(
+    parts: Parts, window: Window, lr: float | None, stop: Callable[[], Signals | None]
+) -> None:
+    for _ in range(_ATTEMPTS):
+        if (signal := stop()) is not None:
+            raise stopped(signal, 0)
+        parts.engine.forward_backward(window)
+        if parts.engine.update(lr).applied:
+            return
+
+
+def _longest_window(parts: Parts, seq_len: int) -> Window:
+    """A window of the longest samples; its second micro-batch meets gradients of the first."""
+    plan = parts.plan
+    piece = _longest(parts.train, plan.micro_batch_size, seq_len)
+    pieces = [piece] * min(2, plan.micro_batches)
+    num_targets = sum(each.num_targets for each in pieces) * plan.ranks
+    return Window(pieces, plan.micro_batch_size * len(pieces) * plan.ranks, num_targets)
+
+
+def _longest_scored(parts: Parts, seq_len: int) -> Sequence[MicroBatch]:
+    if not len(parts.validation):
+        return ()
+    return [_longest(parts.validation, parts.plan.micro_batch_size, seq_len)] * 2
+
+
+def _longest(samples: Samples, size: int, seq_len: int) -> MicroBatch:
+    """A micro-batch that takes as much memory as any: the longest sample, `size` times."""
+    best: Sequence[int] = ()
+    most = -1.0
+    for start in range(0, len(samples), _SCANNED):
+        indices = range(start, min(start + _SCANNED, len(samples)))
+        inputs = samples.micro_batch(indices).inputs
+        # All are as long as the longest among them: one look tells of many.
+        if (elements := _elements(inputs) / len(indices)) > most:
+            best, most = indices, elements
+        if max((t.shape[1] for t in inputs.values() if t.dim() > 1), default=0) >= seq_len:
+            best = indices
+            break
+    longest = max(best, key=lambda index: _elements(samples.micro_batch([index]).inputs))
+    return samples.micro_batch([longest] * size)
+
+
+def _elements(inputs: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in inputs.values())

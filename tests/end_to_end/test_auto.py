@@ -1,0 +1,139 @@
+"""`trainctl run accumulation=auto` on the CPU: what it finds, writes down, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Console, toy_words
+from tests.end_to_end.test_resume import trace, weights
+
+# Each sample takes about 5 MiB in this model, and the model itself little.
+WIDE = ("model.width=20000", "data.documents=90", "max_steps=3", "optimizer.lr=1e-4")
+MIB_PER_GIB = 1024
+
+
+def auto_words(*words: str) -> tuple[str, ...]:
+    """The toy job, its micro-batch to be found."""
+    kept = [word for word in toy_words() if not word.startswith("accumulation")]
+    return (*kept, "accumulation=auto", "accumulation.memory_margin=0", *words)
+
+
+def trials(run_dir: Path) -> dict[int, dict[str, Any]]:
+    """What the first rank wrote down of each micro-batch."""
+    return {
+        int(path.parent.name.rpartition("-")[2]): json.loads(path.read_text())
+        for path in run_dir.glob("trials/*/rank-0.json")
+    }
+
+
+def stored(run_dir: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((run_dir / "config.json").read_text())
+    return config
+
+
+def test_the_run_is_the_one_that_its_plain_overrides_make(trainctl: Console) -> None:
+    wide = auto_words(*WIDE, "accumulation.samples_per_step=32")
+    trainctl("run", *wide, "name=roomy")
+    roomy = trials(trainctl.run_dir("roomy"))
+    # The whole share fits: one trial tells.
+    assert list(roomy) == [32]
+    assert stored(trainctl.run_dir("roomy"))["accumulation"]["micro_batch_size"] == 32
+
+    limit_mib = roomy[32]["peak_mib"] - 25
+    limit = f"accumulation.memory_limit_gib={limit_mib / MIB_PER_GIB}"
+    out, _ = trainctl("run", *wide, limit, "name=tight")
+    run_dir = trainctl.run_dir("tight")
+    decided = stored(run_dir)["accumulation"]
+    found = decided["micro_batch_size"]
+    assert decided == {"kind": "samples", "micro_batch_size": found, "samples_per_step": 32}
+    tried = trials(run_dir)
+    assert 1 <= found < 32
+    assert tried[found]["fits"]
+    assert tried[found]["peak_mib"] <= limit_mib
+    assert not tried[2 * found]["fits"]
+    [line] = [line for line in out.splitlines() if line.startswith("accumulation=auto: ")]
+    assert f"{found} fits" in line
+    assert line.endswith(f"accumulation.micro_batch_size={found} accumulation.samples_per_step=32")
+    origins = json.loads((run_dir / "provenance.json").read_text())
+    assert f"{found} is the largest that fits" in origins["accumulation.micro_batch_size"]
+    assert "command line" in origins["accumulation.samples_per_step"]
+    assert not [key for key in origins if key.startswith("accumulation.memory")]
+
+    words = (run_dir / "decisions.txt").read_text().splitlines()
+    assert "accumulation=auto" in (run_dir / "overrides.txt").read_text().splitlines()
+    assert not [word for word in words if "auto" in word or "memory" in word]
+    trainctl("run", *words, "name=plain")
+    plain = trainctl.run_dir("plain")
+    assert not (plain / "trials").exists()
+    assert stored(plain) == {**stored(run_dir), "name": "plain"}
+    assert trace(trainctl, plain) == trace(trainctl, run_dir)
+    assert weights(plain) == weights(run_dir)
+
+    out, _ = trainctl("resume", str(run_dir), "max_steps=4")
+    assert "accumulation=auto" not in out
+    assert stored(run_dir)["accumulation"] == decided
+
+
+@pytest.mark.parametrize(
+    ("words", "log_says"),
+    [
+        (["accumulation.memory_limit_gib=0.05"], "MiB of 51 MiB"),
+        # 600 MB of weights: the process is refused them, the machine is not made to swap.
+        (["accumulation.memory_limit_gib=0.4", "model.width=3000000"], "was refused more"),
+    ],
+    ids=["measured", "refused"],
+)
+def test_nothing_fits(trainctl: Console, words: list[str], log_says: str) -> None:
+    words = [*auto_words("accumulation.samples_per_step=2"), *words]
+    _, err = trainctl("run", *words, status=11)
+    assert "not even a micro-batch of 1 fits" in err
+    assert "accumulation.memory_limit_gib" in err
+    assert "Traceback" not in err
+    run_dir = trainctl.run_dir()
+    assert log_says in (run_dir / "trials/micro-batch-1/result.json").read_text()
+    # Nothing is decided: whoever gives more room can go on.
+    assert stored(run_dir)["accumulation"]["kind"] == "auto"
+    assert not (run_dir / "decisions.txt").exists()
+
+
+def test_what_no_micro_batch_mends_is_said_as_ever(trainctl: Console) -> None:
+    words = auto_words("accumulation.samples_per_step=64", "data.documents=50")
+    _, err = trainctl("run", *words, status=13)
+    assert "50 samples" in err
+    assert "Traceback" not in err
+
+
+def test_a_signal_ends_the_search_and_a_resume_takes_it_up(trainctl: Console) -> None:
+    words = auto_words("accumulation.samples_per_step=2", "max_steps=2", "task.step_s=0.2")
+    process = trainctl.start("run", *words)
+    deadline = time.monotonic() + 60
+    while not list(trainctl.folder.glob("runs/toy/*/trials/*/logs/rank-0.log")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 75, err
+    run_dir = trainctl.run_dir()
+    assert stored(run_dir)["accumulation"]["kind"] == "auto"
+    assert "trainctl resume" in err
+    out, _ = trainctl("resume", str(run_dir))
+    assert "micro-batch 2 fits" in out
+    assert stored(run_dir)["accumulation"]["micro_batch_size"] == 2
+    assert [row["step"] for row in trainctl.rows(run_dir)] == [1, 2]
+
+
+def test_what_starts_nothing_tries_nothing(trainctl: Console) -> None:
+    words = auto_words("accumulation.samples_per_step=16")
+    for verb in (["check"], ["run", "--dry-run"], ["config", "explain", "accumulation.kind"]):
+        out, _ = trainctl(*verb, *words)
+        assert "16 samples (192 tokens) per step" in out
+        assert "found at launch, at most 16" in out
+    fixed = toy_words("accumulation.samples_per_step=16")
+    assert trainctl("lr", "--json", *words)[0] == trainctl("lr", "--json", *fixed)[0]
+    assert not (trainctl.folder / "runs").exists()
