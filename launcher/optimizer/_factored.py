@@ -91,7 +91,6 @@ class AdafactorOptimizer(PerTensor):
             small_elements=small_elements,
             block_elements=block_elements,
         )
-        self._first_rates: dict[int, Tensor] = {}
 
     def internal_lr(self) -> list[Tensor | None]:
         """What the last step multiplied the updates of each group's first parameter with.
@@ -102,6 +101,11 @@ class AdafactorOptimizer(PerTensor):
         Source: transformers' `AdafactorSchedule`, which reports the same.
         """
         return [self._first_rates.get(id(group["params"][0])) for group in self.param_groups]
+
+    @override
+    def _forget(self) -> None:
+        super()._forget()
+        self._first_rates: dict[int, Tensor] = {}
 
     @override
     def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:

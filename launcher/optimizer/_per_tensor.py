@@ -70,8 +70,9 @@ class PerTensor(torch.optim.Optimizer):
         block_elements: int | None,
     ) -> None:
         self._sharding = sharding
-        self._sizes = small_elements, block_elements
-        self._forget_buckets()
+        self._small_elements = small_elements
+        self._block_limit = block_elements
+        self._forget()
         super().__init__(params, defaults)
 
     @abstractmethod
@@ -123,7 +124,7 @@ class PerTensor(torch.optim.Optimizer):
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        self._forget_buckets()
+        self._forget()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -139,10 +140,11 @@ class PerTensor(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_sharding", Unsharded())
-        self.__dict__.setdefault("_sizes", (SMALL_ELEMENTS, None))
-        self._forget_buckets()
+        self.__dict__.setdefault("_small_elements", SMALL_ELEMENTS)
+        self.__dict__.setdefault("_block_limit", None)
+        self._forget()
 
-    def _forget_buckets(self) -> None:
+    def _forget(self) -> None:
         """Build the buckets anew at the next step, from what `state` then holds."""
         self._buckets: dict[int, list[Bucket]] = {}
         self._placed: set[int] = set()
@@ -157,7 +159,9 @@ class PerTensor(torch.optim.Optimizer):
             self._placed.update(map(id, new))
             for param in new:
                 _check(param)
-            same = alike([p for p in new if p.numel()], small=self._sizes[0], limit=BUCKET_ELEMENTS)
+            same = alike(
+                [p for p in new if p.numel()], small=self._small_elements, limit=BUCKET_ELEMENTS
+            )
             self._buckets.setdefault(index, []).extend(self._bucket(ps, group) for ps in same)
         return [self._buckets.get(index, []) for index in range(len(self.param_groups))]
 
@@ -176,7 +180,7 @@ class PerTensor(torch.optim.Optimizer):
         return bucket
 
     def _block_elements(self, device: torch.device) -> int:
-        return self._sizes[1] or block_elements(device)
+        return self._block_limit or block_elements(device)
 
 
 def _check(param: Tensor) -> None:

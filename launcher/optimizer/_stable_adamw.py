@@ -104,7 +104,8 @@ class StableAdamWOptimizer(PerTensor):
 
         numel = math.prod(self._sharding.whole_shape(bucket.params[0]))
         rates = group["lr"] / (sums["updates"] / numel).sqrt_().clamp_(min=1.0)
-        if _fuses(bucket, group):
+        # By size, not by who shares the bucket: the kernel rounds in another order than `_apply`.
+        if bucket.numel > self._small_elements and _fuses(bucket.params[0], group):
             _apply_fused(bucket, step, group, rates[0])
         else:
             _apply(bucket, blocks, step, group, rates)
@@ -139,12 +140,10 @@ def _update_square_sums(
     return torch.stack(sums).sum(0).mul_(correction)
 
 
-def _fuses(bucket: Bucket, group: Mapping[str, Any]) -> bool:
-    """Whether torch's kernel does: it has one learning rate and no compensation."""
-    param = bucket.params[0]
+def _fuses(param: Tensor, group: Mapping[str, Any]) -> bool:
+    """Whether torch's kernel does for a tensor: it has no compensation, and walks memory."""
     return (
-        bucket.num_params == 1
-        and bucket.device.type in FUSED_DEVICES
+        param.device.type in FUSED_DEVICES
         and not _carries(param, group)
         and param.is_contiguous()
         and param.grad is not None

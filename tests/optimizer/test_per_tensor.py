@@ -1,0 +1,333 @@
+"""What Adafactor, StableAdamW and LAMB share: buckets, blocks, and sums completed across shards."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers.optimization import Adafactor as Reference
+from typing_extensions import override
+
+from launcher.optimizer import _blocks, _buckets, _per_tensor
+from launcher.optimizer._factored import AdafactorOptimizer
+from launcher.optimizer._lamb import LambOptimizer
+from launcher.optimizer._per_tensor import PerTensor
+from launcher.optimizer._stable_adamw import StableAdamWOptimizer
+
+Make = Callable[..., PerTensor]
+
+
+def adafactor(params: Iterable[Any], **changes: Any) -> PerTensor:
+    options: dict[str, Any] = {
+        "lr": None,
+        "eps": (1e-30, 1e-3),
+        "clip_threshold": 1.0,
+        "decay_rate": -0.8,
+        "beta1": None,
+        "weight_decay": 0.1,
+        "scale_parameter": True,
+        "relative_step": True,
+        "warmup_init": False,
+    }
+    return AdafactorOptimizer(params, **(options | changes))
+
+
+def adafactor_with_mean(params: Iterable[Any], **changes: Any) -> PerTensor:
+    return adafactor(params, beta1=0.9, **changes)
+
+
+def stable_adamw(params: Iterable[Any], **changes: Any) -> PerTensor:
+    options: dict[str, Any] = {
+        "lr": 1e-2,
+        "betas": (0.9, 0.99),
+        "eps": 1e-6,
+        "weight_decay": 0.1,
+        "decouple_lr": False,
+        "max_lr": None,
+        "kahan": True,
+    }
+    return StableAdamWOptimizer(params, **(options | changes))
+
+
+def lamb(params: Iterable[Any], **changes: Any) -> PerTensor:
+    options: dict[str, Any] = {
+        "lr": 1e-2,
+        "betas": (0.9, 0.999),
+        "eps": 1e-6,
+        "weight_decay": 0.1,
+        "bias_correction": True,
+        "grad_averaging": True,
+        "trust_clip": False,
+        "always_adapt": False,
+    }
+    return LambOptimizer(params, **(options | changes))
+
+
+every_optimizer = pytest.mark.parametrize(
+    "make", [adafactor, adafactor_with_mean, stable_adamw, lamb]
+)
+SHAPES = [(6, 5), (6, 5), (6, 5), (7,), (7,), (7,), (), (3, 4, 5), (90, 40), (4000,)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On busy cores, handing tiny blocks from thread to thread takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tensors(dtypes: Sequence[torch.dtype] = (torch.float32,)) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
+        for dtype in dtypes
+        for shape in SHAPES
+    ]
+
+
+def set_gradients(params: Sequence[nn.Parameter], step: int) -> None:
+    """Gradients that depend on the step and the parameter's place alone."""
+    for place, param in enumerate(params):
+        generator = torch.Generator().manual_seed(1000 * step + place)
+        param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+
+
+def walk(
+    optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], steps: Iterable[int]
+) -> None:
+    for step in steps:
+        set_gradients(params, step)
+        optimizer.step()
+
+
+def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@every_optimizer
+def test_order_and_buckets_do_not_change_a_bit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for order, elements in ((1, 1 << 18), (-1, 1 << 18), (1, 60)):
+        monkeypatch.setattr(_per_tensor, "BUCKET_ELEMENTS", elements)
+        params = tensors(DTYPES)
+        optimizer = make(params[::order])
+        walk(optimizer, params, range(4))
+        results.append(params)
+    assert same(results[0], results[1])
+    assert same(results[0], results[2])
+
+
+@every_optimizer
+def test_cutting_changes_roundings_only(make: Make) -> None:
+    whole, cut = tensors([torch.float64]), tensors([torch.float64])
+    walk(make(whole), whole, range(4))
+    walk(make(cut, small_elements=0, block_elements=12), cut, range(4))
+    for a, b in zip(whole, cut, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@every_optimizer
+def test_state_dicts_round_trip_bitwise(make: Make) -> None:
+    params = tensors(DTYPES)
+    optimizer = make(params)
+    walk(optimizer, params, range(3))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    others = [nn.Parameter(param.detach().clone()) for param in params]
+    file.seek(0)
+    resumed = make(others)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    copied = copy.deepcopy((optimizer, params))
+    for state, live in zip(resumed.state.values(), optimizer.state.values(), strict=True):
+        assert {k: v.dtype for k, v in state.items()} == {k: v.dtype for k, v in live.items()}
+    walk(optimizer, params, range(3, 6))
+    walk(resumed, others, range(3, 6))
+    walk(copied[0], copied[1], range(3, 6))
+    assert same(params, others)
+    assert same(params, copied[1])
+
+
+@every_optimizer
+def test_state_that_is_changed_in_place_is_used(make: Make) -> None:
+    params, others = tensors(), tensors()
+    optimizer, fresh = make(params), make(others)
+    walk(optimizer, params, range(3))
+    walk(fresh, others, range(7, 8))
+    with torch.no_grad():
+        for param, other in zip(params, others, strict=True):
+            other.copy_(param)
+            for key, value in fresh.state[other].items():
+                value.copy_(optimizer.state[param][key])
+    walk(optimizer, params, range(3, 6))
+    walk(fresh, others, range(3, 6))
+    assert same(params, others)
+
+
+@every_optimizer
+def test_parameters_step_only_with_gradients(make: Make) -> None:
+    params, alone = tensors(), tensors()
+    optimizer = make(params)
+    single = [make([param]) for param in alone]
+    for step in range(6):
+        set_gradients(params, step)
+        set_gradients(alone, step)
+        for place in range(len(params)):
+            if (step + place) % 3 == 1:
+                params[place].grad = alone[place].grad = None
+        optimizer.step()
+        for one in single:
+            one.step()
+    assert same(params, alone)
+    steps = [int(optimizer.state[param]["step"]) for param in params]
+    assert steps == [4] * len(params)
+
+
+@every_optimizer
+def test_groups_may_come_later(make: Make) -> None:
+    params, others = tensors(), tensors()
+    whole, grown = make(params), make(others[:4])
+    set_gradients(params, 0)
+    set_gradients(others, 0)
+    for param in params[4:]:
+        param.grad = None
+    whole.step()
+    grown.step()
+    grown.add_param_group({"params": others[4:]})
+    walk(whole, params, range(1, 4))
+    walk(grown, others, range(1, 4))
+    assert same(params, others)
+
+
+@every_optimizer
+def test_empty_and_gradientless_parameters_are_left_alone(make: Make) -> None:
+    params = [nn.Parameter(torch.empty(0, 3)), nn.Parameter(torch.ones(3)), *tensors()]
+    optimizer = make(params)
+    for step in range(2):
+        set_gradients(params, step)
+        params[1].grad = None
+        optimizer.step()
+    assert torch.equal(params[1].detach(), torch.ones(3))
+    assert all(torch.isfinite(param).all() for param in params)
+
+
+def test_integers_are_refused() -> None:
+    param = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    param.grad = torch.zeros_like(param)
+    with pytest.raises(TypeError, match="complex64"):
+        lamb([param]).step()
+
+
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is not typed
+    """Notes the largest storage that an operation makes or returns, beside those known before."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.largest: int = 0
+
+    @override
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if storage.data_ptr() not in self._known:
+                    self.largest = max(self.largest, storage.nbytes())
+        return result
+
+
+def largest_allocation(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter]) -> int:
+    """Bytes of the largest piece of memory, scratch included, that a later step touches."""
+    walk(optimizer, params, range(2))
+    grads = [param.grad for param in params if param.grad is not None]
+    state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+    with Allocations([*params, *grads, *state]) as allocations:
+        optimizer.step()
+    return int(allocations.largest)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_needs_no_memory_beyond_a_block(make: Make, dtype: torch.dtype) -> None:
+    shapes = [(2000, 1000), (1_000_000,), (40, 300, 200), *[(64, 64)] * 200]
+    params = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
+    bound = 4 * max(_blocks.block_elements(torch.device("cpu")), _buckets.BUCKET_ELEMENTS)
+    assert largest_allocation(make(params), params) <= bound
+
+
+def test_the_measure_of_memory_sees_what_the_reference_needs() -> None:
+    params = [nn.Parameter(torch.randn(2000, 1000))]
+    assert largest_allocation(Reference(params), params) == 4 * 2_000_000
+
+
+class Halves:
+    """Parameters of which every rank holds half of the rows."""
+
+    def whole_shape(self, param: Tensor) -> Sequence[int]:
+        return (2 * param.shape[0], *param.shape[1:])
+
+    def complete(self, params: Sequence[Tensor], sums: Mapping[str, Tensor]) -> None:
+        raise AssertionError("the test completes")
+
+
+@every_optimizer
+@pytest.mark.parametrize("together", [False, True])
+def test_sums_can_be_completed_across_shards(make: Make, together: bool) -> None:
+    """Two ranks with the halves of each matrix walk as one with the whole."""
+    wholes = [nn.Parameter(torch.randn(shape).double()) for shape in [(8, 5), (8, 5), (60, 40)]]
+    halves = [[nn.Parameter(half.clone()) for half in zip_rows(wholes, rank)] for rank in range(2)]
+    one = make(wholes, small_elements=50, block_elements=100)
+    ranks = [
+        make(half, sharding=Halves(), small_elements=50, block_elements=100) for half in halves
+    ]
+    for step in range(4):
+        set_gradients(wholes, step)
+        for rank, half in enumerate(halves):
+            grads = zip_rows([p.grad for p in wholes if p.grad is not None], rank)
+            for param, grad in zip(half, grads, strict=True):
+                param.grad = grad.clone()
+        one.step()
+        with torch.no_grad():
+            drive(ranks, together=together)
+    for whole, first, second in zip(wholes, *halves, strict=True):
+        torch.testing.assert_close(torch.cat([first, second]), whole, rtol=1e-12, atol=1e-13)
+
+
+def zip_rows(tensors: Sequence[Tensor], rank: int) -> list[Tensor]:
+    return [tensor.detach().chunk(2)[rank] for tensor in tensors]
+
+
+def drive(ranks: Sequence[PerTensor], *, together: bool) -> None:
+    """Step all ranks in lock-step: bucket by bucket, or each sum of all buckets at once."""
+    updates = [[update for _, update in rank.updates(together=together)] for rank in ranks]
+    rounds = [list(bucket) for bucket in zip(*updates, strict=True)]
+    if together:
+        rounds = [[update for bucket in rounds for update in bucket]]
+    for bucket in rounds:
+        for sums in zip_longest(*bucket):
+            pairs = zip(sums[::2], sums[1::2], strict=True)
+            for left, right in ((a, b) for a, b in pairs if a is not None):
+                # A row lies on one rank; all other sums are over both.
+                for key in left.keys() - {"rows", "row_totals"}:
+                    left[key].add_(right[key])
+                    right[key].copy_(left[key])
+                if "row_totals" in left:
+                    left["row_totals"].add_(right["row_totals"])
+                    right["row_totals"].copy_(left["row_totals"])
