@@ -225,7 +225,8 @@ class OptimizerOption(Option):
     @property
     def peak_lr(self) -> float | None:
         """What a schedule scales; None where none may. It is `lr`, except where an optimizer that can
-        set its own rate is put under a schedule without having been told one."""
+        set its own rate is put under a schedule without having been told one.
+        """
         return self.lr
 
     @model_validator(mode="after")
@@ -242,6 +243,13 @@ class OptimizerOption(Option):
                     f"groups.overrides[{place}] ({override.pattern}): {error}"
                 ) from None
         return self
+
+    def own_rate(self, step: int) -> float | None:
+        """The learning rate that the optimizer sets itself at a step, the first of which is 0.
+
+        None where it takes the schedule's.
+        """
+        del step
 
     def overridden(self, values: Mapping[str, JsonValue]) -> Self:
         """This option as a group with other options sees it, validated like the option itself.
@@ -359,6 +367,9 @@ class CheckpointOption(Option):
 
 class LoggingOption(Option):
     """Where the numbers of a run go."""
+
+    def listen(self) -> None:
+        """Show warnings from now on; called on rank 0 before anything is built."""
 
     @abstractmethod
     def build(self, context: LogContext) -> Sequence[Sink]:

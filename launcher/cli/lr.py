@@ -117,7 +117,7 @@ def _built(config: RunConfig, horizon: Horizon) -> Schedule:
     from launcher.config import derive
 
     try:
-        return config.scheduler.build(derive.peak_lr(config), horizon)
+        return derive.schedule(config, horizon)
     except ValueError as error:
         hint = " with --num-samples N" if math.isnan(horizon.steps_per_epoch) else ""
         raise ConfigError([Problem("scheduler", f"{error}{hint}")]) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,12 @@ def main(argv: list[str]) -> int:
     from launcher.config.door import checked
 
     def admit(jobs: Sequence[Checked]) -> bool:
+        from launcher.config.rules import doubtful
         from launcher.launch._begin import preflight
 
         for job in jobs:
+            for doubt in doubtful(job.config):
+                print(f"trainctl: warning: {doubt}", file=sys.stderr)
             preflight(job.config)
             if flags.dry_run:
                 print(_plan(job))

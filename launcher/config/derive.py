@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from launcher.contracts import BatchPlan, Horizon
+from typing_extensions import override
+
+from launcher.contracts import BatchPlan, Horizon, OptimizerOption, Schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from launcher.config.schema import RunConfig
 
 
@@ -25,6 +29,18 @@ def peak_lr(config: RunConfig) -> float | None:
     if config.scheduler.kind == "adafactor":
         return config.optimizer.lr
     return config.optimizer.peak_lr
+
+
+def schedule(config: RunConfig, horizon: Horizon) -> Schedule:
+    """The run's learning rate: the scheduler's, or the optimizer's where it is left to that.
+
+    Raises:
+        ValueError: The schedule does not fit the run or the optimizer.
+    """
+    built = config.scheduler.build(peak_lr(config), horizon)
+    if built.lr(0, {}) is None and config.optimizer.own_rate(0) is not None:
+        return _OwnRate(config.optimizer)
+    return built
 
 
 def max_samples(config: RunConfig, num_samples: int) -> int | None:
@@ -74,3 +90,14 @@ def length(config: RunConfig) -> str:
     epochs = None if config.max_epochs is None else f"{config.max_epochs:g} epochs"
     known = " or ".join(filter(None, [steps, epochs]))
     return f"{known}, what comes first" if steps and epochs else known
+
+
+class _OwnRate(Schedule):
+    """What the optimizer would set itself, so that the run reports it and may scale it by group."""
+
+    def __init__(self, optimizer: OptimizerOption) -> None:
+        self._optimizer = optimizer
+
+    @override
+    def lr(self, step: int, memory: Mapping[str, float]) -> float | None:
+        return self._optimizer.own_rate(step)

@@ -66,7 +66,7 @@ def schedule_fits(config: RunConfig) -> Iterator[Problem]:
             max_steps = 10**9  # only whether there is a learning rate can be wrong now
         horizon = Horizon(max_steps, plan.samples_per_step, plan.tokens_per_step, steps_per_epoch)
         try:
-            config.scheduler.build(derive.peak_lr(config), horizon)
+            derive.schedule(config, horizon)
         except ValueError as error:
             complaints.append(str(error))
     if len(complaints) == len(_EPOCHS_IN_STEPS):
@@ -84,13 +84,31 @@ def optimizer_owns_schedule(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def device_can(config: RunConfig) -> Iterator[Problem]:
+    """A device that is asked for by name must know the number formats."""
+    device, precision = config.launch.device, config.precision
+    if device != "auto" and device not in precision.devices:
+        can = ", ".join(sorted(precision.devices))
+        yield Problem("precision.kind", f"{precision.kind} needs {can}, but launch.device={device}")
+
+
+def schedule_is_fed(config: RunConfig) -> Iterator[Problem]:
+    """A schedule that watches a score needs evaluations to give it."""
+    if config.scheduler.watches and config.eval_every_steps is None:
+        scores = ", ".join(sorted(config.scheduler.watches))
+        yield Problem(
+            "eval_every_steps", f"is null, so that the schedule never sees {scores}; set a cadence"
+        )
+
+
 def clipped_once(config: RunConfig) -> Iterator[Problem]:
-    """An optimizer that limits its own updates must not have their norms limited as well."""
+    """An optimizer that limits its own updates has no use for another limit."""
     if not config.optimizer.clips_itself:
         return
     for key in ("max_grad_norm", "max_grad_norm_per_parameter"):
         if getattr(config, key) is not None:
-            yield Problem(key, f"{config.optimizer.kind} limits its own updates; write {key}=null")
+            kind = config.optimizer.kind
+            yield Problem(key, f"changes what {kind} computes, which limits its own updates")
 
 
 RULES = (
@@ -100,13 +118,20 @@ RULES = (
     single_is_one_rank,
     schedule_fits,
     optimizer_owns_schedule,
-    clipped_once,
+    device_can,
+    schedule_is_fed,
 )
+CAUTIONS = (clipped_once,)
 
 
 def broken(config: RunConfig) -> list[Problem]:
     """Every rule that a config breaks."""
     return [problem for rule in RULES for problem in rule(config)]
+
+
+def doubtful(config: RunConfig) -> list[Problem]:
+    """What may be meant, and is worth a warning."""
+    return [problem for rule in CAUTIONS for problem in rule(config)]
 
 
 def _plan(config: RunConfig) -> BatchPlan | ValueError:

@@ -87,9 +87,7 @@ def _rehearse(
 ) -> None:
     parts = build(config, world)
     try:
-        schedule = config.scheduler.build(
-            derive.peak_lr(config), derive.horizon(config, len(parts.train))
-        )
+        schedule = derive.schedule(config, derive.horizon(config, len(parts.train)))
         window = _longest_window(parts, config.task.seq_len)
         saves = config.checkpoint.kind != "none"
         held: Mapping[str, torch.Tensor] = {}

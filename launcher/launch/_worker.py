@@ -60,6 +60,8 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     except OSError as error:
         raise LaunchError(f"cannot read {run_dir.config}: {error.strerror}") from error
     world = read_world(config.launch.device)
+    if world.rank == 0:
+        config.logging.listen()
 
     import torch
 

@@ -24,6 +24,13 @@ class Standard(LoggingOption):
     """Write event files to RUN_DIR/tensorboard."""
 
     @override
+    def listen(self) -> None:
+        if self.console != "none":
+            from launcher.logging._console import show_warnings
+
+            show_warnings()
+
+    @override
     def build(self, context: LogContext) -> Sequence[Sink]:
         from launcher.logging._jsonl import JsonLines
 

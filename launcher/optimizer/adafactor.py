@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import OptimizerOption
-from launcher.optimizer._relative_step import LARGEST_RELATIVE_STEP
+from launcher.optimizer._relative_step import LARGEST_RELATIVE_STEP, relative_step
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,13 @@ class Adafactor(OptimizerOption):
         if self.lr is None and self.relative_step is None:
             return LARGEST_RELATIVE_STEP
         return self.lr
+
+    @override
+    def own_rate(self, step: int) -> float | None:
+        """The relative step, before the parameters' scale."""
+        if self.lr is not None or self.relative_step is False:
+            return None
+        return relative_step(step + 1, warmup_init=self.warmup_init)
 
     @model_validator(mode="after")
     def _one_learning_rate(self) -> Self:

@@ -249,9 +249,7 @@ def _train(
         start=state.samples,
         stop=derive.max_samples(config, len(parts.train)),
     )
-    schedule = config.scheduler.build(
-        derive.peak_lr(config), derive.horizon(config, len(parts.train))
-    )
+    schedule = derive.schedule(config, derive.horizon(config, len(parts.train)))
     evaluate = Evaluator(
         engine=parts.engine,
         task=parts.task,
@@ -290,8 +288,8 @@ def _explained(progress: Progress, samples: Samples) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"step {progress.state.step + 1}: the device is out of memory; lower "
-            "accumulation.micro_batch_size (the global batch stays what it is) or task.seq_len "
-            f"({error})"
+            "accumulation.micro_batch_size (the global batch stays what it is), let "
+            f"accumulation=auto find it, or lower task.seq_len ({error})"
         ) from error
 
 
