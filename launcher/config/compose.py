@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,15 @@ class Composed:
         writers = self.why(key)
         return str(writers[-1]) if writers else ""
 
+    def attributed(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems, with who set each key where they do not say."""
+        return [
+            problem
+            if problem.origin or not problem.key
+            else replace(problem, origin=self.origin(problem.key))
+            for problem in problems
+        ]
+
     def provenance(self) -> dict[str, str]:
         """Who set it, for every leaf."""
         return {key: self.origin(key) for key, _ in leaves(self.mapping)}
@@ -98,6 +107,25 @@ class Loader(ConfigLoaderImpl):  # type: ignore[misc] # Hydra types only its pub
         ]
         cfg: DictConfig = super()._compose_config_from_defaults_list(defaults=defaults, repo=repo)
         return cfg
+
+    def has_group(self, path: str) -> bool:
+        """Whether a source has a group; a path that no file system could have is none."""
+        try:
+            return bool(self.repository.group_exists(path))
+        except (OSError, ValueError):
+            return False
+
+    def has_config(self, path: str) -> bool:
+        """Whether a source has a config, likewise."""
+        try:
+            return bool(self.repository.config_exists(path))
+        except (OSError, ValueError):
+            return False
+
+    def options(self, group: str) -> list[str]:
+        """What a group can be; a part that only other files include is no option."""
+        found: list[str] = self.repository.get_group_options(group)
+        return [option for option in found if not option.startswith("_")]
 
     def compose(self, config_name: str, words: Sequence[str]) -> DictConfig:
         """Merge the files that primary config and words of groups choose; no `hydra` node."""
@@ -145,7 +173,8 @@ def compose_leniently(
             origins.add_file(file, package)
         apply(words, cfg, problems, origins, loader)
         mapping = resolved(cfg, problems)
-    return Composed(mapping, tuple(origins.written)), problems + origins.refused
+    composed = Composed(mapping, tuple(origins.written))
+    return composed, composed.attributed(problems + origins.refused)
 
 
 def recompose(
@@ -177,7 +206,8 @@ def recompose(
         OmegaConf.set_struct(cfg, value=True)
         apply(words, cfg, problems, origins, loader)
         mapping = resolved(cfg, problems)
-    return Composed(mapping, tuple(origins.written)), problems + origins.refused
+    composed = Composed(mapping, tuple(origins.written))
+    return composed, composed.attributed(problems + origins.refused)
 
 
 def make_loader() -> Loader:
@@ -213,9 +243,7 @@ def chooses_group(word: Override, loader: Loader) -> bool:
     """Whether a word chooses a group's option, or speaks to Hydra itself, and sets no value."""
     if word.is_hydra_override():
         return True
-    is_group = word.key_or_group in {*GROUPS, "recipe"} or loader.repository.group_exists(
-        word.key_or_group
-    )
+    is_group = word.key_or_group in {*GROUPS, "recipe"} or loader.has_group(word.key_or_group)
     return is_group and not isinstance(word.value(), dict)
 
 

@@ -49,12 +49,10 @@ def unparsable(word: str, error: BaseException) -> Problem:
 def sweep(word: str, parsed: Override) -> Problem:
     """Several values where one run needs one."""
     key = parsed.key_or_group
-    values = word.partition("=")[2]
-    return Problem(
-        key,
-        f"has several values; run one job for each with -m, or write a list: {key}=[{values}]",
-        f"{COMMAND_LINE}: {word}",
-    )
+    message = "has several values; run one job for each with -m"
+    if key not in _CHOICES:
+        message += f", or write a list: {key}=[{word.partition('=')[2]}]"
+    return Problem(key, message, f"{COMMAND_LINE}: {word}")
 
 
 def not_on_resume(word: Override) -> Problem | None:
@@ -81,7 +79,7 @@ def bad_option(word: Override, loader: Loader) -> Problem | None:
         message = f"takes the name of one option, but is {value!r}"
     elif word.is_force_add():
         message = f"is a group; write {group}={value}"
-    elif _hidden(value) or not loader.repository.config_exists(f"{group}/{value}"):
+    elif _hidden(value) or not loader.has_config(f"{group}/{value}"):
         message = _no_option(group, value, loader)
     else:
         return None
@@ -94,7 +92,7 @@ def _hidden(option: str) -> bool:
 
 
 def _no_option(group: str, value: str, loader: Loader) -> str:
-    options = [o for o in loader.repository.get_group_options(group) if not o.startswith("_")]
+    options = loader.options(group)
     hint = did_you_mean(closest(value, options))
     return f"there is no option {value!r}{hint or '; it can be: ' + ', '.join(options)}"
 
@@ -128,7 +126,7 @@ def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
     if word.is_add() and key in known:
         return Problem(key, "is set already; leave out the +", origin)
     if key in known:
-        message = f"cannot be left out; {key}=null" if word.is_delete() else _first_lines(error)
+        message = "cannot be left out" if word.is_delete() else _first_lines(error)
         return Problem(key, message, origin)
     return Problem(key, unknown_key(key, OmegaConf.to_container(cfg, resolve=False)), origin)
 
@@ -162,8 +160,8 @@ def bad_files(
     paths = [config_name]
     paths += re.findall(r"[Ii]n '([^'\n]+)'", str(error))
     paths += [f"{word.key_or_group}/{word.value()}" for word in chosen if word.value()]
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file == config_name:
-        options = [o for o in loader.repository.get_group_options("") if not o.startswith("_")]
+    if not loader.has_config(config_name):
+        options = loader.options("")
         hint = did_you_mean(closest(config_name, options))
         hint = hint or f"; there are: {', '.join(options)}"
         return [Problem("", f"there is no primary config {config_name!r}{hint}", "--config-name")]
@@ -195,6 +193,8 @@ def _invalid(file: ConfigFile, error: yaml.MarkedYAMLError) -> Problem:
 
 
 def _file(loader: Loader, config_path: str) -> ConfigFile | None:
+    if not loader.has_config(config_path):
+        return None
     for source in loader.repository.get_sources():
         if source.scheme() in {"file", "pkg", "recipes"} and source.is_config(config_path):
             return ConfigFile(f"{source.scheme()}://{source.path}", config_path)
@@ -226,7 +226,7 @@ def _bad_item(item: yaml.Node, folder: str, loader: Loader) -> Iterator[str]:
     if isinstance(item, yaml.ScalarNode):
         name = item.value.partition("@")[0]
         path = name.removeprefix("/") if name.startswith("/") or not folder else f"{folder}/{name}"
-        if name != "_self_" and not loader.repository.config_exists(path):
+        if name != "_self_" and not loader.has_config(path):
             siblings = loader.repository.get_group_options(folder)
             yield f"there is no {name!r}{did_you_mean(closest(name, ['_self_', *siblings]))}"
         return
@@ -240,7 +240,7 @@ def _bad_item(item: yaml.Node, folder: str, loader: Loader) -> Iterator[str]:
                 yield f"{keyword!r} is no keyword{hint}"
         name = place.partition("@")[0]
         group = name.removeprefix("/") if name.startswith("/") or not folder else f"{folder}/{name}"
-        if not loader.repository.group_exists(group):
+        if not loader.has_group(group):
             slash = "/" if name.startswith("/") else ""
             found = [f"{slash}{near}" for near in closest(name.removeprefix("/"), _CHOICES)]
             yield f"there is no group {name!r}{did_you_mean(found)}"
@@ -248,7 +248,7 @@ def _bad_item(item: yaml.Node, folder: str, loader: Loader) -> Iterator[str]:
             isinstance(value, yaml.ScalarNode)
             and value.tag == "tag:yaml.org,2002:str"
             and "$" not in value.value
-            and not loader.repository.config_exists(f"{group}/{value.value}")
+            and not loader.has_config(f"{group}/{value.value}")
             and "optional" not in keywords
         ):
             yield f"{group}: {_no_option(group, value.value, loader)}"

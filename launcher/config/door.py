@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -18,8 +18,7 @@ from launcher.config.compose import (
     make_loader,
     parsed,
 )
-from launcher.config.interpolation import NO_VALUE
-from launcher.config.problems import UNKNOWN
+from launcher.config.problems import merged
 from launcher.config.provenance import NO_CODE
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
@@ -83,25 +82,7 @@ def validated(composed: Composed, problems: Sequence[Problem] = ()) -> Checked:
         found += rules.broken(config)
         if not found:
             return Checked(config, composed)
-    raise ConfigError(
-        [
-            p if p.origin else replace(p, origin=composed.origin(p.key) if p.key else "")
-            for p in found
-        ]
-    )
-
-
-def merged(composing: Sequence[Problem], schema: Sequence[Problem]) -> list[Problem]:
-    """The problems of composing and those of the schema, each key told once, by who knows better.
-
-    Args:
-        composing: These left a null in place of a value that cannot be told.
-        schema: These have seen the null; but a key without a value may also be a misspelt key.
-    """
-    unknown = {p.key for p in schema if p.message.startswith(UNKNOWN)}
-    kept = [p for p in composing if not (p.key in unknown and p.message.startswith(NO_VALUE))]
-    told = {p.key for p in kept}
-    return [*kept, *(p for p in schema if p.key not in told)]
+    raise ConfigError(composed.attributed(found))
 
 
 def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[list[str]]:

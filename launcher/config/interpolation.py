@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config.problems import leaves
+from launcher.config.problems import NO_VALUE, leaves
 from launcher.config.suggest import closest_keys, did_you_mean
 from launcher.errors import Problem
 
@@ -19,7 +19,6 @@ _ALIAS = re.compile(_UNESCAPED + r"\$\{\s*(\.*[\w-]+(?:\.[\w-]+|\[\w+\])*)\s*\}"
 _BEFORE = re.compile(r"(\\*)\$\{")
 _MISSING = "???"
 ONLY_ALIASES = "only plain aliases such as ${optimizer.lr} are allowed"
-NO_VALUE = "has no value yet"
 Path = tuple[str | int, ...]
 
 

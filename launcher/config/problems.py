@@ -18,6 +18,7 @@ from launcher.errors import Problem
 Location = tuple[str | int, ...]
 _SHOWN = 60
 UNKNOWN = "no such setting"
+NO_VALUE = "has no value yet"
 
 
 def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> list[Problem]:
@@ -47,6 +48,19 @@ def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> 
         for location, messages in found.items()
         if location not in told
     ]
+
+
+def merged(composing: Sequence[Problem], schema: Sequence[Problem]) -> list[Problem]:
+    """The problems of composing and those of the schema, each key told once, by who knows better.
+
+    Args:
+        composing: These left a null in place of a value that cannot be told.
+        schema: These have seen the null; but a key without a value may also be a misspelt key.
+    """
+    unknown = {p.key for p in schema if p.message.startswith(UNKNOWN)}
+    kept = [p for p in composing if not (p.key in unknown and p.message.startswith(NO_VALUE))]
+    told = {p.key for p in kept}
+    return [*kept, *(p for p in schema if p.key not in told)]
 
 
 def _explained(

@@ -8,17 +8,14 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from launcher.config import rules
-from launcher.config.problems import leaves
+from launcher.config.problems import leaves, merged
 from launcher.config.schema import RunConfig
 from launcher.config.suggest import closest_keys, did_you_mean
 from launcher.errors import ConfigError, Problem
-
-if TYPE_CHECKING:
-    from launcher.config.compose import Composed
 
 Kind = Literal["safe", "allow", "impossible"]
 
@@ -118,24 +115,25 @@ def apply(
     stored = RunConfig.from_json(config_json)
     old = stored.model_dump(mode="json")
     if not overrides:
-        _raise(_unknown_allowed(allow, old))
+        if problems := _unknown_allowed(allow, old):
+            raise ConfigError(problems)
         return stored, []
     from launcher.config.compose import recompose
 
     composed, problems = recompose(old, overrides)
-    told = {problem.key for problem in problems}
     config = stored
     try:
         config = RunConfig.from_mapping(composed.mapping)
     except ConfigError as error:
-        problems += [problem for problem in error.problems if problem.key not in told]
+        problems = merged(problems, error.problems)
     else:
         problems += rules.broken(config)
     new = config.model_dump(mode="json")
     changes = classify(old, new)
     problems += _unknown_allowed(allow, {**old, **new})
     problems += [problem for change in changes if (problem := _refused(change, allow))]
-    _raise(problems, composed)
+    if problems:
+        raise ConfigError(composed.attributed(problems))
     return config, changes
 
 
@@ -158,13 +156,3 @@ def _unknown_allowed(allow: Sequence[str], values: Mapping[str, Any]) -> list[Pr
         for key in allow
         if key not in known
     ]
-
-
-def _raise(problems: Sequence[Problem], composed: Composed | None = None) -> None:
-    if problems:
-        raise ConfigError(
-            [
-                replace(p, origin=composed.origin(p.key)) if composed and not p.origin else p
-                for p in problems
-            ]
-        )

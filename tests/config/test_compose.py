@@ -104,6 +104,12 @@ def test_a_users_folder_adds_and_replaces(user_dir: Path) -> None:
     assert compose(["optimizer=sgd"]).mapping["optimizer"]["lr"] == 0.1
 
 
+@pytest.mark.parametrize("name", ["", "x" * 300, "a\0b", "/etc/passwd", "../conf/nothing"])
+def test_a_primary_config_that_cannot_be(name: str) -> None:
+    with pytest.raises(ConfigError, match="there is no primary config"):
+        compose([], name)
+
+
 def test_the_first_folder_wins_and_the_environment_comes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

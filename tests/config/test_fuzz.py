@@ -22,6 +22,7 @@ VALUES = [
     *("shuffle(1,2)", "tag(a,b,1)", "str(1)", "float(null)", "=", "==1", "@x", "x@y", "~", "+"),
     *("%", "!!python/object:os.system", "&a", "*a", "<<", "#x", "a#b", "yes", "off", "-", "--"),
     "9" * 400,
+    "x" * 300,
     "[" * 200,
     "{a:" * 60,
     "x" * 5000,
@@ -48,6 +49,7 @@ KEYS = [
     *("optimizer@x", "optimizer@:x", "optimizer@_global_", "recipe@_here_", "optimizer/adamw"),
     *("optimizer.", ".optimizer", "optimizer..lr", "optimizer.betas.0", "optimizer.betas[0]"),
     *("optimizer.betas.9", "optimizer.betas.-1", "optimizer.lr.x", "optimizer.groups.overrides.0"),
+    "x" * 300,
     *("ключ", "a b", "a-b", "1", "1.2", "null", "true", "seed.x", "recipe", "x/y/z", "..optimizer"),
 ]
 OPTIONS = ["adamw", "sgd", "cosine", "linear", "bf16", "quick", "tokens", "steps", "quiet", "nope"]
