@@ -1,0 +1,86 @@
+"""The nouns that every room shares: what each group must offer, and what passes between them.
+
+An *option* is a config group's validated value (`RunConfig.optimizer`): frozen, typed, with no
+default values (YAML is their only home). Its `build` makes the live object; torch, transformers and
+the like are imported inside `build`, so that this package, and every option class, loads without
+them. Here are only shapes and promises; nothing here builds, reads or writes.
+"""
+
+from launcher.contracts.checkpoints import CheckpointStore, Snapshot
+from launcher.contracts.data import (
+    BatchPlan,
+    DataSplits,
+    Document,
+    MicroBatch,
+    Samples,
+    Task,
+    Tokenizer,
+    Window,
+)
+from launcher.contracts.engine import Clipping, Engine, EngineParts, EngineState, UpdateStats, World
+from launcher.contracts.observers import LogContext, Observer, Row, Sink, StepReport
+from launcher.contracts.optimizer import GroupOverride, OptimizerOption, ParamGroups, Pattern
+from launcher.contracts.options import (
+    GROUPS,
+    AccumulationOption,
+    CheckpointOption,
+    DataOption,
+    LaunchOption,
+    LoggingOption,
+    ModelLimits,
+    ModelOption,
+    Option,
+    ParallelismOption,
+    PrecisionOption,
+    SchedulerOption,
+    Settings,
+    TaskOption,
+)
+from launcher.contracts.precision import LossScale, Precision
+from launcher.contracts.schedule import Horizon, Schedule
+
+__all__ = [
+    "GROUPS",
+    "AccumulationOption",
+    "BatchPlan",
+    "CheckpointOption",
+    "CheckpointStore",
+    "Clipping",
+    "DataOption",
+    "DataSplits",
+    "Document",
+    "Engine",
+    "EngineParts",
+    "EngineState",
+    "GroupOverride",
+    "Horizon",
+    "LaunchOption",
+    "LogContext",
+    "LoggingOption",
+    "LossScale",
+    "MicroBatch",
+    "ModelLimits",
+    "ModelOption",
+    "Observer",
+    "OptimizerOption",
+    "Option",
+    "ParallelismOption",
+    "ParamGroups",
+    "Pattern",
+    "Precision",
+    "PrecisionOption",
+    "Row",
+    "Samples",
+    "Schedule",
+    "SchedulerOption",
+    "Settings",
+    "Sink",
+    "Snapshot",
+    "StepReport",
+    "Task",
+    "TaskOption",
+    "Tokenizer",
+    "UpdateStats",
+    "Window",
+    "World",
+]

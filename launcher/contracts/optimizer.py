@@ -1,0 +1,179 @@
+"""What an option of the group `optimizer` must offer, parameter groups included."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from launcher.contracts.options import Option, Settings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def _compiles(pattern: str) -> str:
+    """A regular expression, or a ValueError that says why it is none."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+"""A regular expression."""
+
+
+class GroupOverride(Settings):
+    """Other options for some parameters: `{pattern: embed, lr: 1.0e-3, betas: [0.9, 0.99]}`.
+
+    Beside `pattern` it takes the optimizer's own `group_options`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    pattern: Pattern
+    """Which parameters."""
+
+    @property
+    def values(self) -> dict[str, JsonValue]:
+        """The options that differ."""
+        return self.__pydantic_extra__
+
+
+class ParamGroups(Settings):
+    """Which parameters the optimizer treats alike.
+
+    A pattern is a regular expression that must match (`re.search`) at least one parameter's name; a
+    shared parameter answers to each of its names.
+    """
+
+    no_decay_types: tuple[Literal["norm", "bias", "embedding", "vector"], ...]
+    """The rule: what does not decay. `norm`: all parameters of normalisation layers; `bias`: biases
+    of any layer; `embedding`: embedding tables; `vector`: parameters of fewer than two dims."""
+    decay: tuple[Pattern, ...]
+    """Patterns of parameters that decay although the rule, or `no_decay`, would spare them."""
+    no_decay: tuple[Pattern, ...]
+    """Patterns of parameters that do not decay although the rule would have them."""
+    frozen: tuple[Pattern, ...]
+    """Patterns of parameters that are not trained."""
+    layer_decay: float | None = Field(gt=0, le=1)
+    """Learning rate of each block over that of the block after it; None for the same rate
+    everywhere."""
+    overrides: tuple[GroupOverride, ...]
+    """Other options for some parameters; where several match, the last one that names an option
+    wins."""
+
+    def freeze(self, module: nn.Module) -> None:
+        """Switch off the gradients of what `frozen` names.
+
+        To be called before the module is wrapped or sharded: wrappers look at `requires_grad` once.
+        """
+        for name, param in module.named_parameters(remove_duplicate=False):
+            if any(re.search(pattern, name) for pattern in self.frozen):
+                param.requires_grad_(False)
+
+
+class OptimizerOption(Option):
+    """How gradients become updates."""
+
+    group_options: ClassVar[frozenset[str]] = frozenset({"lr", "lr_scale", "weight_decay"})
+    """What may differ from group to group: fields, and `lr_scale`, a factor on `lr`."""
+    owns_schedule: ClassVar[bool] = False
+    """The optimizer finds its own learning rates: only a constant schedule, warm-up aside, fits
+    it."""
+    clips_itself: ClassVar[bool] = False
+    """The optimizer limits its own updates: clipping the global gradient norm beside it changes its
+    maths."""
+
+    lr: float | None
+    """Peak learning rate; the schedule scales it. None where the optimizer sets its own."""
+    weight_decay: float = Field(ge=0)
+    """Strength of the pull towards zero, in the groups that decay."""
+    groups: ParamGroups
+    """Parameter groups."""
+
+    @property
+    def peak_lr(self) -> float | None:
+        """What a schedule scales; None where none may.
+
+        It is `lr`, except where an optimizer that can set its own rate is put under a schedule
+        without having been told one.
+        """
+        return self.lr
+
+    @model_validator(mode="after")
+    def _overrides_fit(self) -> Self:
+        if self.groups.layer_decay is not None and (
+            self.lr is None or "lr_scale" not in self.group_options
+        ):
+            raise ValueError("groups.layer_decay: this optimizer has one learning rate; use null")
+        for place, override in enumerate(self.groups.overrides):
+            try:
+                self.overridden(override.values)
+            except ValueError as error:
+                raise ValueError(
+                    f"groups.overrides[{place}] ({override.pattern}): {error}"
+                ) from None
+        return self
+
+    def own_rate(self, step: int) -> float | None:
+        """The learning rate that the optimizer sets itself at a step, the first of which is 0.
+
+        None where it takes the schedule's.
+        """
+        del step
+        return None
+
+    def overridden(self, values: Mapping[str, JsonValue]) -> Self:
+        """This option as a group with other options sees it, validated like the option itself.
+
+        Args:
+            values: By field; `lr_scale` multiplies the peak instead of replacing it.
+
+        Raises:
+            ValueError: A field is unknown, cannot differ by group, or its value does not fit.
+        """
+        if unknown := sorted(values.keys() - self.group_options):
+            can = ", ".join(sorted(self.group_options))
+            raise ValueError(f"{', '.join(unknown)}: cannot differ by group; what can: {can}")
+        changed = dict(values)
+        if changed.keys() & {"lr", "lr_scale"} and self.lr is None:
+            raise ValueError("lr: the optimizer sets its own, so that a group cannot have another")
+        scale = changed.pop("lr_scale", None)
+        if scale is not None:
+            if "lr" in changed or isinstance(scale, bool) or not isinstance(scale, int | float):
+                raise ValueError("lr_scale: must be a number, and stand beside no lr")
+            changed["lr"] = (self.lr or 0) * scale
+        if "lr" in changed and changed["lr"] is None:
+            raise ValueError("lr: must be a number")
+        groups = self.groups.model_dump(mode="json") | {"overrides": []}
+        whole = self.model_dump(mode="json") | changed | {"groups": groups}
+        try:
+            return type(self).model_validate_json(json.dumps(whole))
+        except ValidationError as error:
+            reasons = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError("; ".join(reasons)) from None
+
+    @abstractmethod
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """The optimizer over the module's trainable parameters.
+
+        Each of its `param_groups` carries `lr_scale`: the group's learning rate over the peak. The
+        engine sets `lr = schedule.lr(step) * lr_scale` before each step.
+
+        An optimizer whose groups hold state of their own names the keys in an attribute
+        `group_state`; one whose weights differ between training and evaluation has `train()` and
+        `eval()`, which the engine calls around evaluation, saving and export.
+
+        Raises:
+            ConfigError: A pattern matches no parameter, or the device or an installed library does
+                not offer what the option asks for.
+        """

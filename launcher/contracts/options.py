@@ -1,0 +1,224 @@
+"""What every option is, and what an option of each group must offer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from launcher.contracts.checkpoints import CheckpointStore
+    from launcher.contracts.data import BatchPlan, DataSplits, Task, Tokenizer
+    from launcher.contracts.engine import Engine, EngineParts, World
+    from launcher.contracts.observers import LogContext, Sink
+    from launcher.contracts.precision import Precision
+    from launcher.contracts.schedule import Horizon, Schedule
+    from launcher.run_dir import RunDir
+
+
+GROUPS = (
+    "model",
+    "task",
+    "data",
+    "optimizer",
+    "scheduler",
+    "precision",
+    "accumulation",
+    "parallelism",
+    "checkpoint",
+    "logging",
+    "launch",
+)
+
+
+class Settings(BaseModel):
+    """A part of the config. Unknown keys are errors; values do not change after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Option(Settings, ABC):
+    """A config group's value."""
+
+    kind: str
+    """Which module of the group's package this is."""
+
+    def preflight(self) -> None:
+        """Look at the world outside the config (files, folders) before anything starts.
+
+        Called in the launching process by `trainctl run` and `trainctl check`; must not import
+        torch and must not read more than it takes to find a mistake.
+
+        Raises:
+            TrainctlError: The run would fail; the message says why and what to do.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What a network can take.
+
+    Attributes:
+        vocab_size: Rows of the embedding table: ids are below it.
+        max_positions: Longest sequence that the network can see, in tokens; None where nothing
+            bounds it.
+    """
+
+    vocab_size: int
+    max_positions: int | None
+
+
+class ModelOption(Option):
+    """Which network is trained, and the tokenizer it goes with."""
+
+    @abstractmethod
+    def limits(self) -> ModelLimits:
+        """What the network can take, known without building it.
+
+        Raises:
+            DataError: The file that says so cannot be read.
+        """
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network on the CPU in float32: loaded, or drawn from torch's global generator."""
+
+    @abstractmethod
+    def build_tokenizer(self) -> Tokenizer:
+        """The tokenizer whose ids the network was made for."""
+
+
+class DataOption(Option):
+    """Where the documents come from."""
+
+    @abstractmethod
+    def build(self) -> DataSplits:
+        """Read the documents.
+
+        Raises:
+            DataError: A file is missing, empty or not what it should be.
+        """
+
+
+class TaskOption(Option):
+    """What is learned from the documents: examples, loss, scores."""
+
+    seq_len: int = Field(gt=0)
+    """Longest example, in tokens."""
+
+    @abstractmethod
+    def build(self, tokenizer: Tokenizer) -> Task:
+        """The task over one tokenizer."""
+
+
+class SchedulerOption(Option):
+    """How the learning rate moves over the run."""
+
+    @property
+    def watches(self) -> frozenset[str]:
+        """Names of the validation scores that move the rate; empty where only the step does."""
+        return frozenset()
+
+    @abstractmethod
+    def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
+        """The schedule as a pure function of the step.
+
+        Raises:
+            ValueError: A length does not fit the horizon.
+        """
+
+
+class PrecisionOption(Option):
+    """Which number formats parameters, computation and reductions use."""
+
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda", "mps"})
+    """Kinds of device that can compute in these formats."""
+
+    @abstractmethod
+    def build(self, device_type: str) -> Precision:
+        """The formats and contexts for one kind of device.
+
+        Raises:
+            LaunchError: This machine's device of that kind cannot compute in these formats.
+        """
+
+
+class AccumulationOption(Option):
+    """How many samples make one optimizer step, and in how many pieces they are taken."""
+
+    @abstractmethod
+    def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
+        """The one truth about batch sizes.
+
+        Raises:
+            ValueError: The numbers contradict each other; the message gives the nearest that do
+                not.
+        """
+
+
+class ParallelismOption(Option):
+    """Which engine runs the model, over how many ranks."""
+
+    @abstractmethod
+    def build(self, parts: EngineParts) -> Engine:
+        """The engine; it moves the module, then builds the optimizer from what it became."""
+
+
+class CheckpointOption(Option):
+    """When and how the state of the run is saved."""
+
+    every_steps: int | None = Field(gt=0)
+    """Save after every so many optimizer steps; None for no such cadence."""
+    every_minutes: float | None = Field(gt=0)
+    """Save when so many minutes have passed since the last save; None for no such cadence."""
+    export: bool
+    """Leave the trained model in RUN_DIR/export as transformers loads it."""
+
+    @abstractmethod
+    def build(self, run_dir: RunDir, world: World) -> CheckpointStore:
+        """The store of this run's checkpoints."""
+
+
+class LoggingOption(Option):
+    """Where the numbers of a run go."""
+
+    def listen(self) -> None:
+        """Show warnings from now on; called on rank 0 before anything is built."""
+
+    @abstractmethod
+    def build(self, context: LogContext) -> Sequence[Sink]:
+        """The sinks of rank 0."""
+
+
+class LaunchOption(Option):
+    """Where the ranks run."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    """Where the ranks compute; `auto` takes CUDA, then MPS, then the CPU."""
+    threads: int | None = Field(gt=0)
+    """Threads of one CPU operation, per rank; null leaves the number to torch."""
+
+    @property
+    @abstractmethod
+    def ranks(self) -> int:
+        """Number of processes in the whole run."""
+
+    @abstractmethod
+    def command(self, run_dir: RunDir) -> Sequence[str]:
+        """The program that starts the ranks on this machine and ends when they end."""
+
+    @abstractmethod
+    def environment(self) -> Mapping[str, str]:
+        """What the ranks' environment must hold beside ours."""

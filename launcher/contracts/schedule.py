@@ -1,0 +1,39 @@
+"""The learning rate as a function of the step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """The run's length, from which a schedule resolves lengths given in other units.
+
+    Attributes:
+        max_steps: Optimizer steps of the whole run.
+        samples_per_step: Samples in one optimizer step, over all ranks.
+        tokens_per_step: Tokens in one optimizer step, over all ranks.
+        steps_per_epoch: Optimizer steps that see every sample once; need not be whole.
+    """
+
+    max_steps: int
+    samples_per_step: int
+    tokens_per_step: int
+    steps_per_epoch: float
+
+
+class Schedule(ABC):
+    """The learning rate as a function of the step; what it must remember is an explicit value."""
+
+    @abstractmethod
+    def lr(self, step: int, memory: Mapping[str, float]) -> float | None:
+        """The learning rate of a step, the first of which is 0; None: the optimizer's own."""
+
+    def observe(
+        self, memory: Mapping[str, float], scores: Mapping[str, float], step: int
+    ) -> Mapping[str, float]:
+        """The memory after the evaluation that followed `step` steps; most remember nothing."""
+        del scores, step
+        return memory
