@@ -31,7 +31,8 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setattr(_per_tensor, "alike", lambda params, **_: [[p] for p in params])
         monkeypatch.setattr(_per_tensor, "block_elements", lambda _: 5)
     if request.param == "fused":
-        monkeypatch.setitem(StableAdamWOptimizer.__init__.__kwdefaults__, "small_elements", 0)
+        defaults = StableAdamWOptimizer.__init__.__kwdefaults__ or {}
+        monkeypatch.setitem(defaults, "small_elements", 0)
     return str(request.param)
 
 
