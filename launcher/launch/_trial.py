@@ -25,12 +25,12 @@ from launcher.training.observers import stopped
 from launcher.training.runner import Outcome, Parts, build
 from launcher.training.state import TrainState
 
-MAX_STEPS = 10
-"""A trial ends when a step takes no more than those before it, and with this one at the latest."""
+MAX_STEPS = 12
+"""A trial ends when its memory has stopped growing, and with this step at the latest."""
 _MIB = 2**20
-# The first step has no optimizer state yet; the second finds the memory that the first gave back in
-# the wrong pieces.
-_MIN_STEPS = 3
+# The first step has no optimizer state yet, and later ones find the memory that others gave back in
+# pieces that do not fit; the C library takes some steps to come to rest.
+_QUIET_STEPS = 2
 _GROWTH = 1.005
 _SCANNED = 256
 # A dynamic loss scale may have to come down a long way before the first update is applied.
@@ -92,6 +92,7 @@ def _rehearse(
         saves = config.checkpoint.kind != "none"
         held: Mapping[str, torch.Tensor] = {}
         scored = _longest_scored(parts, config.task.seq_len)
+        quiet = 0
         for step in range(MAX_STEPS):
             before = memory.peak()
             _train_step(parts, window, schedule.lr(step, {}), stop)
@@ -99,7 +100,8 @@ def _rehearse(
             if saves and not held and torch.device(world.device).type == "cpu":
                 # A store that saves in the background keeps a copy of the state in this memory.
                 held = {name: value.clone() for name, value in parts.engine.state().items()}
-            if step + 1 >= _MIN_STEPS and memory.peak() <= before * _GROWTH:
+            quiet = quiet + 1 if step > 0 and memory.peak() <= before * _GROWTH else 0
+            if quiet == _QUIET_STEPS:
                 break
         del held
     finally:

@@ -60,15 +60,17 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     except OSError as error:
         raise LaunchError(f"cannot read {run_dir.config}: {error.strerror}") from error
     world = read_world(config.launch.device)
-    if world.rank == 0:
+    # The launcher decides before a run, so that only its trials still say `auto`.
+    trial = isinstance(config.accumulation, Auto)
+    # The run will warn of the same as its trials.
+    if world.rank == 0 and not trial:
         config.logging.listen()
 
     import torch
 
     if config.launch.threads is not None:
         torch.set_num_threads(config.launch.threads)
-    # The launcher decides before a run, so that only its trials still say `auto`.
-    if isinstance(config.accumulation, Auto):
+    if trial:
         from launcher.launch._trial import try_out
 
         return try_out(config, run_dir, world, stop)

@@ -13,8 +13,10 @@ import pytest
 from tests.conftest import Console, toy_words
 from tests.end_to_end.test_resume import trace, weights
 
-# Each sample takes about 5 MiB in this model, and the model itself little.
-WIDE = ("model.width=20000", "data.documents=90", "max_steps=3", "optimizer.lr=1e-4")
+# Each sample takes some 6 MiB in this model, and the model itself little. Peaks of resident memory
+# vary by tens of MiB with the C library's mood.
+WIDE = ("model.width=40000", "data.documents=90", "max_steps=3", "optimizer.lr=1e-4")
+SHORT_OF_MIB = 120
 MIB_PER_GIB = 1024
 
 
@@ -37,18 +39,34 @@ def stored(run_dir: Path) -> dict[str, Any]:
     return config
 
 
-def test_the_run_is_the_one_that_its_plain_overrides_make(trainctl: Console) -> None:
-    wide = auto_words(*WIDE, "accumulation.samples_per_step=32")
+def squeezed(trainctl: Console, device: str) -> tuple[Path, str, float]:
+    """A run with a little less memory than the whole share takes; what it said; the limit, MiB."""
+    wide = auto_words(*WIDE, "accumulation.samples_per_step=32", f"launch.device={device}")
     trainctl("run", *wide, "name=roomy")
     roomy = trials(trainctl.run_dir("roomy"))
     # The whole share fits: one trial tells.
     assert list(roomy) == [32]
     assert stored(trainctl.run_dir("roomy"))["accumulation"]["micro_batch_size"] == 32
-
-    limit_mib = roomy[32]["peak_mib"] - 25
+    limit_mib = roomy[32]["peak_mib"] - SHORT_OF_MIB
     limit = f"accumulation.memory_limit_gib={limit_mib / MIB_PER_GIB}"
     out, _ = trainctl("run", *wide, limit, "name=tight")
-    run_dir = trainctl.run_dir("tight")
+    return trainctl.run_dir("tight"), out, limit_mib
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_filled_and_not_overfilled(trainctl: Console) -> None:
+    run_dir, _, limit_mib = squeezed(trainctl, "cuda")
+    found = stored(run_dir)["accumulation"]["micro_batch_size"]
+    tried = trials(run_dir)
+    assert 1 <= found < 32
+    assert tried[found]["peak_mib"] <= limit_mib
+    assert not tried[2 * found]["fits"]
+    # What torch holds in use is part of what it has reserved.
+    assert max(row["memory_mib"] for row in trainctl.rows(run_dir)) <= limit_mib
+
+
+def test_the_run_is_the_one_that_its_plain_overrides_make(trainctl: Console) -> None:
+    run_dir, out, limit_mib = squeezed(trainctl, "cpu")
     decided = stored(run_dir)["accumulation"]
     found = decided["micro_batch_size"]
     assert decided == {"kind": "samples", "micro_batch_size": found, "samples_per_step": 32}

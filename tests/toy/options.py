@@ -146,11 +146,12 @@ class Rows:
     fingerprint = "toy"
 
     def __init__(self, task: NextLetter, documents: Sequence[Document]) -> None:
+        import numpy as np
         import torch
 
         self.task, self.documents = task, documents
         rows = [task.tokenizer.encode(d.text)[: task.seq_len + 1] for d in documents]
-        self.ids = torch.tensor(rows, dtype=torch.int64)
+        self.ids = torch.from_numpy(np.array(rows, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.ids)
