@@ -18,7 +18,11 @@ OK = "accumulation.samples_per_step=32"
         (["max_steps=null"], "max_steps", "would never end"),
         (["scheduler.warmup_steps=801"], "scheduler", "whole run has 800 steps"),
         (["scheduler.warmup_steps='900 steps'"], "scheduler", "whole run has 800 steps"),
-        (["optimizer=schedule_free_adamw"], "scheduler.kind", "choose scheduler=constant"),
+        (
+            ["optimizer=schedule_free_adamw", "scheduler=cosine"],
+            "scheduler.kind",
+            "choose scheduler=constant",
+        ),
     ],
 )
 def test_broken(words: list[str], key: str, message: str) -> None:
@@ -38,7 +42,7 @@ def test_broken(words: list[str], key: str, message: str) -> None:
         ["scheduler.warmup_steps='2 epochs'"],
         ["scheduler.warmup_steps=801", "max_steps=null", "max_epochs=1"],
         ["scheduler.warmup_steps=800"],
-        ["optimizer=schedule_free_adamw", "scheduler=constant"],
+        ["optimizer=schedule_free_adamw"],
     ],
 )
 def test_kept(words: list[str]) -> None:
