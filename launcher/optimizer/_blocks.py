@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-CACHE_ELEMENTS = 1 << 17
-"""Elements of a block for each CPU thread: half a mebibyte of float32, so that a block and its
+CACHE_ELEMENTS = 1 << 18
+"""Elements of a block for each CPU thread: a mebibyte of float32, so that a block and its
 scratch stay in a core's second-level cache."""
 MAX_CPU_ELEMENTS = 1 << 21
 GPU_ELEMENTS = 1 << 24
