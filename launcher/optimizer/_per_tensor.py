@@ -188,5 +188,9 @@ def _check(param: Tensor) -> None:
         raise RuntimeError(
             "sparse gradients have no whole-tensor statistics; use a dense embedding"
         )
+    if hasattr(param, "device_mesh"):
+        raise TypeError(
+            "a DTensor is no shard: give its local tensors, and a Sharding for their sums"
+        )
     if not param.is_floating_point():
         raise TypeError(f"parameters must be real floating-point numbers, but one is {param.dtype}")

@@ -5,10 +5,10 @@
 
 Every contender takes turns with fused AdamW on the same parameters; a figure is the median of the
 ratios of neighbours, its spread the quartiles: a slow phase of the machine hits both sides. CPU
-time leaves out what other programs took. State is counted by storage. Transient memory is how much a step
-raises the peak of the resident memory, in a forked process whose freed memory goes back at once.
-Libraries that are not installed are left out; torchao compiles its kernels first, which takes
-minutes, and comes with --compiled.
+time leaves out what other programs took. State is counted by storage. Transient memory is how much
+a step raises the peak of the resident memory, in a forked process whose freed memory goes back at
+once. Libraries that are not installed are left out; torchao compiles its kernels first, which
+takes minutes, and comes with --compiled.
 """
 
 from __future__ import annotations
