@@ -10,7 +10,8 @@ from launcher.config.schema import RunConfig
 
 
 def config(stored: str, **values: Any) -> RunConfig:
-    return RunConfig.from_mapping({**json.loads(stored), **values})
+    batch = {"kind": "samples", "micro_batch_size": 16, "samples_per_step": 16}
+    return RunConfig.from_mapping({**json.loads(stored), "accumulation": batch, **values})
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,8 @@ def test_the_run_ends_at_what_comes_first(
 
 
 def test_the_horizon_speaks_every_unit(stored: str) -> None:
-    horizon = derive.horizon(config(stored), 1000)
+    horizon = derive.horizon(config(stored, max_steps=800), 1000)
     assert horizon.max_steps == 800
     assert horizon.samples_per_step == 16
-    assert horizon.tokens_per_step == 16 * 128
+    assert horizon.tokens_per_step == 16 * config(stored).task.seq_len
     assert horizon.steps_per_epoch == 62.5

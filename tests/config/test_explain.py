@@ -24,8 +24,9 @@ def test_a_setting_is_explained_by_its_writers_and_its_field() -> None:
     assert told.resume.startswith("may change: ")
 
 
-def test_a_group_and_what_follows_from_it(packaged: Checked) -> None:
-    told = explain(packaged, "accumulation")
+def test_a_group_and_what_follows_from_it() -> None:
+    words = ["accumulation={micro_batch_size: 16, samples_per_step: 16}", "task.seq_len=128"]
+    told = explain(checked(words), "accumulation")
     assert told.value == {"kind": "samples", "micro_batch_size": 16, "samples_per_step": 16}
     assert "16 samples (2,048 tokens) per step" in told.derived
     assert told.resume == (
