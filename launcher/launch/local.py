@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -45,6 +46,9 @@ class Local(LaunchOption):
         # Rust's tokenizer pool warns, or deadlocks, in a process that forks after using it; and a
         # run must not start to download in the middle of the night.
         variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        # Threads that spin at a barrier starve each other as soon as anything else wants a core:
+        # a small model on two busy cores ran ten times slower than on one. What the user set wins.
+        variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
         if self.threads is not None:
             variables["OMP_NUM_THREADS"] = str(self.threads)
         return variables

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from launcher.contracts import Engine, Samples, Task
 from launcher.training.state import TrainState
@@ -11,7 +12,7 @@ from launcher.training.state import TrainState
 _NOTHING: Mapping[str, float] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Evaluator:
     """Evaluates when it is due: the callable that the loop takes.
 
@@ -24,6 +25,8 @@ class Evaluator:
         max_samples: Limit for evaluations within the run, evenly spread over the set; None for all
             of it. The evaluation after the last step sees all of it.
         max_steps: The last step.
+        seconds: Time spent evaluating so far: what rates of training leave out.
+        last: The newest scores.
     """
 
     engine: Engine
@@ -33,6 +36,8 @@ class Evaluator:
     every_steps: int | None
     max_samples: int | None
     max_steps: int
+    seconds: float = 0.0
+    last: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, state: TrainState) -> Mapping[str, float]:
         """The scores after a step; empty when none are due."""
@@ -45,7 +50,11 @@ class Evaluator:
 
     def _scores(self, count: int) -> Mapping[str, float]:
         total = len(self.samples)
+        start = time.perf_counter()
         indices = [i * total // count for i in range(count)]
         pieces = [indices[i : i + self.batch_size] for i in range(0, count, self.batch_size)]
         loss_sum = self.engine.evaluate(self.samples.micro_batch(piece) for piece in pieces)
-        return self.task.scores(loss_sum, self.samples.num_targets(indices), self.samples)
+        self.seconds += time.perf_counter() - start
+        num_targets = self.samples.num_targets(indices)
+        self.last = self.task.scores(loss_sum, num_targets, self.samples)
+        return self.last

@@ -26,11 +26,20 @@ class Recorder:
             are logged as well.
         start: The state that the run starts from.
         max_steps: The last step.
+        evaluating: Seconds spent on evaluations so far; tokens_per_s leaves them out.
     """
 
     def __init__(
-        self, sinks: Sequence[Sink], *, every_steps: int, start: TrainState, max_steps: int
+        self,
+        sinks: Sequence[Sink],
+        *,
+        every_steps: int,
+        start: TrainState,
+        max_steps: int,
+        evaluating: Callable[[], float],
     ) -> None:
+        self._evaluating = evaluating
+        self._evaluated = evaluating()
         self._sinks = sinks
         self._every_steps = every_steps
         self._max_steps = max_steps
@@ -57,8 +66,10 @@ class Recorder:
 
     def _row(self, report: StepReport) -> Row:
         state, now = report.state, time.perf_counter()
-        tokens, seconds = state.tokens - self._tokens, now - self._time
-        self._tokens, self._time = state.tokens, now
+        evaluated = self._evaluating()
+        tokens = state.tokens - self._tokens
+        seconds = now - self._time - (evaluated - self._evaluated)
+        self._tokens, self._time, self._evaluated = state.tokens, now, evaluated
         return {
             "step": state.step,
             "loss": _number(report.loss.item()),

@@ -94,10 +94,22 @@ def run(
         state = _restore(config, run_dir, parts, store)
         if (signal := stop()) is not None:
             raise stopped(signal, state.step)
-        scores = _Scores({})
         sinks = _sinks(config, run_dir, world, parts, state)
+        evaluate = Evaluator(
+            engine=parts.engine,
+            task=parts.task,
+            samples=parts.validation,
+            batch_size=parts.plan.micro_batch_size,
+            every_steps=config.eval_every_steps,
+            max_samples=config.eval_max_samples,
+            max_steps=parts.max_steps,
+        )
         recorder = Recorder(
-            sinks, every_steps=config.log_every_steps, start=state, max_steps=parts.max_steps
+            sinks,
+            every_steps=config.log_every_steps,
+            start=state,
+            max_steps=parts.max_steps,
+            evaluating=lambda: evaluate.seconds,
         )
         stack.callback(recorder.close)
         saver = Saver(
@@ -108,13 +120,13 @@ def run(
             start=state,
             max_steps=parts.max_steps,
         )
-        state = _train(config, parts, world, state, [scores, recorder, saver])
+        state = _train(config, parts, world, state, evaluate=evaluate, observers=[recorder, saver])
         saver.close()
         recorder.close()
         module = parts.engine.module()
         if config.checkpoint.export:
             parts.task.export(module, run_dir.export)
-        return Outcome(state, scores.last, parts.task.sample(module))
+        return Outcome(state, evaluate.last, parts.task.sample(module))
 
 
 def build(config: RunConfig, world: World) -> Parts:
@@ -239,6 +251,8 @@ def _train(
     parts: Parts,
     world: World,
     state: TrainState,
+    *,
+    evaluate: Evaluator,
     observers: Sequence[Observer],
 ) -> TrainState:
     windows = Windows(
@@ -250,15 +264,6 @@ def _train(
         stop=derive.max_samples(config, len(parts.train)),
     )
     schedule = derive.schedule(config, derive.horizon(config, len(parts.train)))
-    evaluate = Evaluator(
-        engine=parts.engine,
-        task=parts.task,
-        samples=parts.validation,
-        batch_size=parts.plan.micro_batch_size,
-        every_steps=config.eval_every_steps,
-        max_samples=config.eval_max_samples,
-        max_steps=parts.max_steps,
-    )
     progress = Progress(state)
     with _explained(progress, parts.train):
         return train(
@@ -291,18 +296,3 @@ def _explained(progress: Progress, samples: Samples) -> Iterator[None]:
             "accumulation.micro_batch_size (the global batch stays what it is), let "
             f"accumulation=auto find it, or lower task.seq_len ({error})"
         ) from error
-
-
-@dataclass(slots=True)
-class _Scores:
-    """Remembers the newest scores, for the outcome."""
-
-    last: Mapping[str, float]
-
-    def __call__(self, report: object) -> None:
-        scores = getattr(report, "scores", None)
-        if scores:
-            self.last = dict(scores)
-
-    def close(self) -> None:
-        """Nothing is held."""

@@ -12,12 +12,12 @@ OK = "accumulation.samples_per_step=32"
     ("words", "key", "message"),
     [
         (["launch.processes=3", "parallelism.kind=x"], "parallelism.kind", "no such kind"),
-        (["accumulation.samples_per_step=17"], "accumulation", "must be a multiple of 16"),
+        (["accumulation.samples_per_step=17"], "accumulation", "must be a multiple of 8"),
         (["launch.processes=2", OK], "parallelism.kind", "launch=local starts 2"),
         (["task.seq_len=1025"], "task.seq_len", "at most 1024 positions"),
         (["max_steps=null"], "max_steps", "would never end"),
-        (["scheduler.warmup_steps=801"], "scheduler", "whole run has 800 steps"),
-        (["scheduler.warmup_steps='900 steps'"], "scheduler", "whole run has 800 steps"),
+        (["scheduler.warmup_steps=1201"], "scheduler", "whole run has 1200 steps"),
+        (["scheduler.warmup_steps='1300 steps'"], "scheduler", "whole run has 1200 steps"),
         (
             ["optimizer=schedule_free_adamw", "scheduler=cosine"],
             "scheduler.kind",
@@ -40,8 +40,8 @@ def test_broken(words: list[str], key: str, message: str) -> None:
         ["max_steps=5", "max_epochs=3"],
         # Whether a warm-up in epochs fits is known only with the data.
         ["scheduler.warmup_steps='2 epochs'"],
-        ["scheduler.warmup_steps=801", "max_steps=null", "max_epochs=1"],
-        ["scheduler.warmup_steps=800"],
+        ["scheduler.warmup_steps=1201", "max_steps=null", "max_epochs=1"],
+        ["scheduler.warmup_steps=1200"],
         ["optimizer=schedule_free_adamw"],
     ],
 )
