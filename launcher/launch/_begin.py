@@ -81,12 +81,18 @@ def run_ranks(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
     except TrainctlError as error:
         error.add_note(f"resume with: {command}")
         raise
+    if result.scores:
+        print(f"held out: {_figures(result.scores)}; {_figures(result.references)}")  # noqa: T201
     if result.sample is not None:
         print(f"sample:\n{result.sample}\n")  # noqa: T201 - what was learned is the result
     if run_dir.export.exists():
         print(f"exported to {shown / 'export'}")  # noqa: T201
     print(f"train on with: {command} max_steps={2 * result.step}", flush=True)  # noqa: T201 - the last line
     return result
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def _write_down(

@@ -32,11 +32,13 @@ class Result:
     Attributes:
         step: Optimizer steps done.
         scores: The last validation scores.
+        references: Figures that put the scores in perspective.
         sample: A taste of what was learned, if the task has one.
     """
 
     step: int
     scores: Mapping[str, float]
+    references: Mapping[str, float]
     sample: str | None
 
 

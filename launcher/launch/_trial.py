@@ -79,7 +79,7 @@ def try_out(
             f"rank {world.rank} took {peak / _MIB:,.0f} MiB of {memory.limit / _MIB:,.0f} MiB"
             f"{' and was refused more' if refused else ''}"
         )
-    return Outcome(TrainState(), {}, None)
+    return Outcome(TrainState(), {}, {}, None)
 
 
 def _rehearse(

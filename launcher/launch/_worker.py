@@ -44,8 +44,14 @@ def main(path: str) -> int:
     except BaseException:
         logging.getLogger("trainctl").exception("rank %d failed", rank)
         raise
-    scores = dict(outcome.scores)
-    _record(run_dir, rank, step=outcome.state.step, scores=scores, sample=outcome.sample)
+    _record(
+        run_dir,
+        rank,
+        step=outcome.state.step,
+        scores=dict(outcome.scores),
+        references=dict(outcome.references),
+        sample=outcome.sample,
+    )
     return 0
 
 

@@ -49,11 +49,13 @@ class Outcome:
     Attributes:
         state: The last state.
         scores: The last validation scores; empty where none were made.
+        references: Figures that put the scores in perspective.
         sample: A taste of what was learned, if the task has one.
     """
 
     state: TrainState
     scores: Mapping[str, float]
+    references: Mapping[str, float]
     sample: str | None
 
 
@@ -126,7 +128,7 @@ def run(
         module = parts.engine.module()
         if config.checkpoint.export:
             parts.task.export(module, run_dir.export)
-        return Outcome(state, evaluate.last, parts.task.sample(module))
+        return Outcome(state, evaluate.last, parts.references, parts.task.sample(module))
 
 
 def build(config: RunConfig, world: World) -> Parts:

@@ -35,7 +35,8 @@ def test_the_run_directory(trainctl: Console) -> None:
     assert rows[-1]["loss"] < rows[0]["loss"]
     result = json.loads((run_dir / "result.json").read_text())
     scores = {"eval_loss": rows[-1]["eval_loss"]}
-    assert result == {"step": 12, "scores": scores, "sample": "abc"}
+    references = {"documents": 5.0}
+    assert result == {"step": 12, "scores": scores, "references": references, "sample": "abc"}
     assert "sample:\nabc\n" in out
     assert "seed=1" in (run_dir / "overrides.txt").read_text().splitlines()
     assert json.loads((run_dir / "provenance.json").read_text())["seed"].endswith("seed=1")
