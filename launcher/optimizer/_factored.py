@@ -26,6 +26,7 @@ from launcher.optimizer._factored_passes import (
 )
 from launcher.optimizer._per_tensor import PerTensor, Sharding, Sums, Unsharded
 from launcher.optimizer._relative_step import relative_step
+from launcher.optimizer._tiny_matrices import multiply
 
 
 class AdafactorOptimizer(PerTensor):
@@ -169,8 +170,10 @@ class AdafactorOptimizer(PerTensor):
         sums["row_totals"] = row.sum(-1)
         yield {"row_totals": sums["row_totals"]}
 
-        means = sums["row_totals"] / num_rows
-        row_scale, column_scale = (row / means.unsqueeze(-1)).rsqrt_(), column.rsqrt()
+        # The scales take the place of the sums: for tiny matrices both are large.
+        means = (sums["row_totals"] / num_rows).unsqueeze(-1)
+        row_scale = torch.div(row, means, out=row_sums).rsqrt_()
+        column_scale = torch.rsqrt(column, out=column_sums)
         squares = scaled_square_sums(blocks, row_scale, column_scale)
         sums["updates"] = squares.view(bucket.num_params, -1).sum(-1)
         yield {"updates": sums["updates"]}
@@ -180,7 +183,7 @@ class AdafactorOptimizer(PerTensor):
         columns = blocks.cut_first(column_scale.unsqueeze(-2))
         apply_update(
             blocks,
-            lambda i: torch.mul(rows[i], columns[i], out=blocks.buffer(i)),
+            lambda i: multiply(rows[i], columns[i], out=blocks.buffer(i)),
             **self._rest(bucket, blocks, group, rate),
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from launcher.optimizer._blocks import Blocks
+from launcher.optimizer._tiny_matrices import multiply, norm_rows, sum_columns, sum_rows
 
 
 def row_column_sums(blocks: Blocks) -> tuple[Tensor, Tensor]:
@@ -28,8 +29,8 @@ def row_column_sums(blocks: Blocks) -> tuple[Tensor, Tensor]:
     for index, (row, column) in enumerate(targets):
         grad = blocks.grad(index)
         square = torch.mul(grad, grad, out=blocks.buffer(index))
-        torch.sum(square, -1, out=row)
-        column.add_(square.sum(-2))
+        sum_rows(square, out=row)
+        column.add_(sum_columns(square))
     return of_rows, of_columns
 
 
@@ -49,8 +50,8 @@ def scaled_square_sums(blocks: Blocks, row_scale: Tensor, column_scale: Tensor) 
     # Backwards: what the pass before read last is still in the cache, and so is then what the next
     # one reads first.
     for index in reversed(range(len(blocks))):
-        scaled = torch.mul(blocks.grad(index), cut_scales[index], out=blocks.buffer(index))
-        torch.linalg.vector_norm(scaled, dim=-1, out=cut_norms[index])
+        scaled = multiply(blocks.grad(index), cut_scales[index], out=blocks.buffer(index))
+        norm_rows(scaled, out=cut_norms[index])
     return norms.mul_(row_scale).square_().sum(-1)
 
 
