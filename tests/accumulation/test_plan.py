@@ -25,8 +25,8 @@ def test_the_presets_suit_the_default_job(path: Path) -> None:
     option_class = getattr(module, values["kind"].capitalize())
     option: AccumulationOption = option_class.model_validate_json(json.dumps(values))
     plan = option.plan(seq_len=128, ranks=1)
-    assert plan.samples_per_step == 16
-    assert plan.tokens_per_step == 2048
+    assert plan.samples_per_step == 8
+    assert plan.tokens_per_step == 1024
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,14 @@ from PIL import Image
 from launcher.cli import lr, main
 from launcher.cli._plot import plot, step_ticks, ticks
 
-SMALL = ["scheduler=linear", "scheduler.warmup_steps=2", "max_steps=6", "optimizer.lr=0.1"]
+SMALL = [
+    "scheduler=linear",
+    "scheduler.warmup_steps=2",
+    "max_steps=6",
+    "optimizer.lr=0.1",
+    "accumulation.micro_batch_size=16",
+    "accumulation.samples_per_step=16",
+]
 RATES = [0, 0.05, 0.1, 0.075, 0.05, 0.025]
 
 
@@ -82,7 +89,8 @@ def test_step_marks_lie_on_the_axis(num_steps: int) -> None:
 
 
 def test_a_run_of_any_length_is_drawn_in_a_moment(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lr.main(["scheduler=linear", "scheduler.warmup_steps=50%", "max_steps=10000000000"]) == 0
+    words = ["scheduler=linear", "scheduler.warmup_steps=50%", "max_steps=10000000000"]
+    assert lr.main([*words, "optimizer.lr=0.003"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "highest 0.003 at step 5,000,000,000, last 6e-13" in lines[-1]
     assert "8,000,000,000" in lines[-2]

@@ -156,7 +156,7 @@ def test_check_looks_at_the_world(trainctl: Trainctl) -> None:
 
 
 def test_check_of_a_sweep_checks_every_job(trainctl: Trainctl) -> None:
-    words = ["check", "-m", "optimizer=adamw,sgd"]
+    words = ["check", "-m", "optimizer=adamw,sgd", "accumulation.samples_per_step=16"]
     assert trainctl(*words, "seed=1,2").startswith("ok: 4 jobs; 16 samples")
     assert "optimizer.lr" in trainctl(*words, "optimizer.lr=1,-1", status=2)
 
