@@ -34,17 +34,18 @@ def _packaged(preset: str) -> OptimizerOption:
     ).config.optimizer
 
 
+def option_of(preset: str, **changes: Any) -> OptimizerOption:
+    """A packaged option with changes."""
+    packaged = _packaged(preset)
+    values = packaged.model_dump(mode="json")
+    groups = values["groups"] | changes.pop("groups", {})
+    return type(packaged).model_validate_json(json.dumps(values | changes | {"groups": groups}))
+
+
 @pytest.fixture
 def build_option() -> Callable[..., OptimizerOption]:
     """`build_option("adamw", lr=1e-2, groups={"decay": []})`: a packaged option with changes."""
-
-    def option(preset: str, **changes: Any) -> OptimizerOption:
-        packaged = _packaged(preset)
-        values = packaged.model_dump(mode="json")
-        groups = values["groups"] | changes.pop("groups", {})
-        return type(packaged).model_validate_json(json.dumps(values | changes | {"groups": groups}))
-
-    return option
+    return option_of
 
 
 class Problem:
@@ -128,7 +129,8 @@ def problem() -> type[Problem]:
 
 
 @cache
-def _cases() -> dict[str, Mapping[str, Any]]:
+def cases() -> dict[str, Mapping[str, Any]]:
+    """The golden trajectories, by id."""
     table = json.loads((GOLDEN / "optim_golden.json").read_text())
     return {case["id"]: case for case in table["cases"]}
 
@@ -142,7 +144,7 @@ def assert_golden(
     def check(
         case_id: str, preset: str, *, schedule: Callable[[int], float] | None = None, **changes: Any
     ) -> torch.optim.Optimizer:
-        case = _cases()[case_id]
+        case = cases()[case_id]
         option = build_option(preset, **changes)
         dtype = case["dtype"]
         solved = Problem(dtype, case["params"])

@@ -82,17 +82,17 @@ def test_bfloat16_trajectory_is_the_references(
     assert_golden(f"{case}/bfloat16", preset, **changes, groups={"no_decay_types": []})
 
 
-@pytest.mark.parametrize(
-    ("case", "changes"),
-    [
-        ("muon", {"lr": 2e-2}),
-        ("muon_rms", {"lr": 1e-3, "adjust_lr": "match_rms_adamw"}),
-        (
-            "muon_plain",
-            {"lr": 2e-2, "nesterov": False, "momentum": 0.9, "weight_decay": 0.0, "ns_steps": 3},
-        ),
-    ],
-)
+MUONS: list[tuple[str, dict[str, Any]]] = [
+    ("muon", {"lr": 2e-2}),
+    ("muon_rms", {"lr": 1e-3, "adjust_lr": "match_rms_adamw"}),
+    (
+        "muon_plain",
+        {"lr": 2e-2, "nesterov": False, "momentum": 0.9, "weight_decay": 0.0, "ns_steps": 3},
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "changes"), MUONS)
 def test_muon_is_torchs(
     assert_golden: Callable[..., Any], case: str, changes: dict[str, Any]
 ) -> None:

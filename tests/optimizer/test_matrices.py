@@ -149,9 +149,10 @@ def hidden_first(module: nn.Module, **options: Any) -> list[dict[str, Any]]:
     return [{"params": hidden, **options}, {"params": rest}]
 
 
-@pytest.mark.parametrize("side", ["std", "reverse_std", "left", "right"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_galore_is_its_authors(build_option: Build, side: str, dtype: torch.dtype) -> None:
+def galore_and_its_authors(
+    build_option: Build, *, side: str = "std", dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What both make of the network in eight steps."""
     ours, theirs = network().to(dtype), network().to(dtype)
     projected = {"rank": 2, "update_proj_gap": 3, "scale": 0.25, "proj_type": side}
     expected = reference(
@@ -171,15 +172,22 @@ def test_galore_is_its_authors(build_option: Build, side: str, dtype: torch.dtyp
         weight_decay=0.1,
         groups={"no_decay_types": []},
     )
-    left, right = walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+    return walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+
+
+@pytest.mark.parametrize("side", ["std", "reverse_std", "left", "right"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_galore_is_its_authors(build_option: Build, side: str, dtype: torch.dtype) -> None:
+    left, right = galore_and_its_authors(build_option, side=side, dtype=dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     for a, b in zip(left, right, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("scaling", ["channel", "tensor"])
-@pytest.mark.parametrize("limited", [True, False])
-def test_apollo_is_its_authors(build_option: Build, scaling: str, limited: bool) -> None:
+def apollo_and_its_authors(
+    build_option: Build, *, scaling: str, limited: bool = True
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What both make of the network in eight steps."""
     ours, theirs = network(), network()
     projected = {
         "rank": 2,
@@ -206,7 +214,13 @@ def test_apollo_is_its_authors(build_option: Build, scaling: str, limited: bool)
         weight_decay=0.1,
         groups={"no_decay_types": []},
     )
-    left, right = walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+    return walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+
+
+@pytest.mark.parametrize("scaling", ["channel", "tensor"])
+@pytest.mark.parametrize("limited", [True, False])
+def test_apollo_is_its_authors(build_option: Build, scaling: str, limited: bool) -> None:
+    left, right = apollo_and_its_authors(build_option, scaling=scaling, limited=limited)
     for a, b in zip(left, right, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
@@ -223,8 +237,10 @@ def test_apollos_random_projection_needs_neither_order_nor_global_seed(
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adam_mini_is_its_authors(build_option: Build, weight_decay: float) -> None:
+def adam_mini_and_its_authors(
+    build_option: Build, *, weight_decay: float = 0.1
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What both make of the network in eight steps."""
     # The authors' code has no rule for stacked experts, and takes other unknown matrices whole.
     ours, theirs = network(), network()
     for module in (ours, theirs):
@@ -243,7 +259,12 @@ def test_adam_mini_is_its_authors(build_option: Build, weight_decay: float) -> N
         ),
     )
     option = build_option("adam_mini", lr=1e-2, weight_decay=weight_decay, head_dim=DIM // HEADS)
-    left, right = walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+    return walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_mini_is_its_authors(build_option: Build, weight_decay: float) -> None:
+    left, right = adam_mini_and_its_authors(build_option, weight_decay=weight_decay)
     for a, b in zip(left, right, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 

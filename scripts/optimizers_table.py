@@ -1,0 +1,416 @@
+"""Writes docs/optimizers.md: `python scripts/optimizers_table.py`, a minute or two on one core.
+
+One row per preset of conf/optimizer: after whom it is, what computes it, the bytes it keeps, what a
+step costs beside torch's fused AdamW, and how far it ends from its reference on the problems of
+tests/optimizer, whose tables and comparisons are used here as they are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import inspect
+import platform
+import re
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from launcher.contracts import OptimizerOption
+from launcher.errors import ConfigError
+from scripts.bench.optimizers import M_MMAP_THRESHOLD, processor, state_bytes
+from tests.optimizer import test_adafactor, test_golden, test_lamb, test_matrices
+from tests.optimizer import test_stable_adamw as test_stable
+from tests.optimizer.conftest import Problem, cases, option_of
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "docs" / "optimizers.md"
+COMMAND = "python scripts/optimizers_table.py"
+PRESETS = sorted(path.stem for path in (ROOT / "conf" / "optimizer").glob("[!_]*.yaml"))
+COLUMNS = (
+    "preset",
+    "kind",
+    "source",
+    "computed by",
+    "bytes, fp32",
+    "bytes, bf16",
+    "time × fused AdamW",
+    "reference",
+    "distance, fp64",
+    "distance, fp32",
+)
+M_TRIM_THRESHOLD = -1  # glibc's mallopt
+SECONDS = 1.2
+"""What the timing of one preset may take, its first step aside."""
+UNCOMPARED = {
+    "adam_8bit": "the code of adamw_8bit without decay; see there",
+    "paged_adamw_8bit": "the code of adamw_8bit; see there",
+}
+"""Why some have no reference."""
+
+
+class GPT2(nn.Module):
+    """The parameters of a GPT-2 with tied embeddings, its projections apart; nothing else."""
+
+    def __init__(self, *, layers: int = 2, dim: int = 384, vocab: int = 12288) -> None:
+        super().__init__()
+        # Where Adam-mini looks for the size of a head.
+        self.config = argparse.Namespace(hidden_size=dim, num_attention_heads=dim // 64)
+        self.wte = nn.Embedding(vocab, dim)
+        self.wpe = nn.Embedding(1024, dim)
+        self.h = nn.ModuleList(self._block(dim) for _ in range(layers))
+        self.ln_f = nn.LayerNorm(dim)
+
+    @staticmethod
+    def _block(dim: int) -> nn.ModuleDict:
+        square = {name: nn.Linear(dim, dim) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+        norms = {name: nn.LayerNorm(dim) for name in ("ln_1", "ln_2")}
+        mlp = {"up": nn.Linear(dim, 4 * dim), "down": nn.Linear(4 * dim, dim)}
+        return nn.ModuleDict({**norms, **square, **mlp})
+
+
+def with_gradients(dtype: torch.dtype, **sizes: int) -> tuple[nn.Module, int]:
+    """Such a network in a format, with gradients, and how many parameters it has."""
+    torch.manual_seed(0)
+    module = GPT2(**sizes).to(dtype)
+    for param in module.parameters():
+        param.grad = torch.randn_like(param) * 1e-3
+    return module, sum(param.numel() for param in module.parameters())
+
+
+def bytes_per_parameter(
+    option: OptimizerOption, dtype: torch.dtype = torch.float32, **sizes: int
+) -> float:
+    """What an optimizer keeps after a step, all tensors of its state over all parameters."""
+    module, elements = with_gradients(dtype, **sizes)
+    optimizer = option.build(module, "cpu")
+    optimizer.step()
+    return state_bytes(optimizer) / elements
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's heap keep what is freed, as far as it goes (32 MiB).
+
+    Otherwise what ran before decides whether the temporaries of a step come from fresh pages, which
+    doubles the time of some.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        library.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+
+
+def seconds(optimizer: torch.optim.Optimizer, steps: int = 1) -> float:
+    """Processor time of a step: what other programs take does not count."""
+    start = time.process_time()
+    for _ in range(steps):
+        optimizer.step()
+    return (time.process_time() - start) / steps
+
+
+def time_ratio(option: OptimizerOption) -> float:
+    """A step's time over that of torch's fused AdamW, taking turns; the median of neighbours.
+
+    What happens every so many steps is shared out among them: SOAP is timed by whole periods, a
+    low-rank projection is renewed in the first step, and then every `update_every` steps.
+    """
+    module, _ = with_gradients(torch.float32)
+    base_module, _ = with_gradients(torch.float32)
+    base = torch.optim.AdamW(base_module.parameters(), fused=True)
+    optimizer = option.build(module, "cpu")
+    base.step()
+    first = seconds(optimizer)
+    steps = getattr(option, "precondition_frequency", 1)
+    seconds(optimizer, steps)
+    theirs: list[float] = []
+    ours: list[float] = []
+    start = time.perf_counter()
+    while len(ours) < 5 or (time.perf_counter() - start < SECONDS and len(ours) < 51):
+        theirs.append(seconds(base))
+        ours.append(seconds(optimizer, steps))
+    ratio = statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
+    if every := getattr(option, "update_every", None):
+        renewal = max(0.0, first - statistics.median(ours))
+        ratio += renewal / every / statistics.median(theirs)
+    return ratio
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Golden trajectories that a preset's tests walk.
+
+    Attributes:
+        walks: Name of the case, without its format, and the changes of the preset.
+        dtypes: Formats that the table has.
+        prepare: What is done to the built optimizer.
+        part: What of the optimizer they show, if not all.
+    """
+
+    walks: Sequence[tuple[str, dict[str, Any]]]
+    dtypes: Sequence[str] = ("float64", "float32")
+    prepare: Callable[[torch.optim.Optimizer], object] = field(default=lambda _: None)
+    part: str = ""
+
+    def distance(self, preset: str, dtype: str) -> float | None:
+        """The largest 2-norm of what parts all parameters after 50 steps; None: no such table."""
+        if dtype not in self.dtypes:
+            return None
+        return max(self._walked(preset, f"{case}/{dtype}", c) for case, c in self.walks)
+
+    def reference(self) -> str:
+        """The libraries whose tables these are."""
+        names = (cases()[f"{case}/{self.dtypes[0]}"]["lib"] for case, _ in self.walks)
+        plain = (re.sub(r"\W*\(.*", "", name).replace("ers4", "ers 4") for name in names)
+        return ", ".join(dict.fromkeys(plain)) + self.part
+
+    def _walked(self, preset: str, case_id: str, changes: dict[str, Any]) -> float:
+        case = cases()[case_id]
+        problem = Problem(case["dtype"], case["params"])
+        groups = {"no_decay_types": []} | changes.get("groups", {})
+        option = option_of(preset, **{**changes, "groups": groups})
+        optimizer = option.build(problem.module, "cpu")
+        self.prepare(optimizer)
+        ends = problem.run(optimizer)["50"]
+        apart = [ends[name] - np.asarray(values) for name, values in case["at"]["50"].items()]
+        return float(np.linalg.norm(np.concatenate([part.reshape(-1) for part in apart])))
+
+
+@dataclass(frozen=True)
+class Live:
+    """Eight steps of a small network beside the authors' package, as tests/optimizer takes them.
+
+    Attributes:
+        package: The authors'.
+        walk: Takes them; both sides' parameters.
+        dtypes: Formats in which both can.
+    """
+
+    package: str
+    walk: Callable[..., tuple[list[Tensor], list[Tensor]]]
+    dtypes: Sequence[str] = ("float32",)
+
+    def distance(self, _: str, dtype: str) -> float | None:
+        """The 2-norm of what parts all parameters at the end; None where they cannot tell."""
+        if dtype not in self.dtypes:
+            return None
+        chosen = {"dtype": getattr(torch, dtype)} if len(self.dtypes) > 1 else {}
+        ours, theirs = self.walk(option_of, **chosen)
+        apart = [(a - b).double().flatten() for a, b in zip(ours, theirs, strict=True)]
+        return float(torch.linalg.vector_norm(torch.cat(apart)))
+
+    def reference(self) -> str:
+        """The package, as installed."""
+        return f"{self.package} {version(self.package)}"
+
+
+def of_kind(preset: str) -> list[tuple[str, dict[str, Any]]]:
+    """The cases that test_golden walks with a preset."""
+    return [(case, c) for case, name, c in test_golden.CASES if name == preset]
+
+
+def plain(*, corrected: bool) -> list[tuple[str, dict[str, Any]]]:
+    """AdamW's cases with or without bias correction."""
+    return [
+        (case, c) for case, c in of_kind("adamw") if c.get("bias_correction", True) == corrected
+    ]
+
+
+def references() -> dict[str, Golden | Live]:
+    """What each preset is compared with; those that are missing have no reference."""
+    adafactor = [
+        (f"hf_adafactor_{c}", test_adafactor.DEFAULTS | o) for c, o in test_adafactor.CASES
+    ]
+    stable = [(case, test_stable.OPTIONS | o) for case, o in test_stable.CASES]
+    # Keras' `decay` is a schedule, which the tests of schedules walk.
+    keras = [
+        (f"tf_adamweightdecay_{case}", {"lr": 1e-2, "weight_decay": 0.0} | changes)
+        for case, changes in test_golden.TENSORFLOW
+        if case != "decay"
+    ]
+    muons = [(case, test_golden.MUON | changes) for case, changes in test_golden.MUONS]
+    apollo, mini = (
+        partial(test_matrices.apollo_and_its_authors, scaling=s) for s in ("channel", "tensor")
+    )
+    return {
+        **{name: Golden(of_kind(name)) for _, name, _ in test_golden.CASES},
+        "adamw": Golden(plain(corrected=True)),
+        "adamw_bert": Golden(plain(corrected=False)),
+        "adafactor": Golden(adafactor),
+        "adafactor_t5": Golden(adafactor[:1]),
+        "stable_adamw": Golden(stable),
+        "lamb": Golden(
+            [("timm_lamb", {"lr": 1e-2})],
+            # timm's clips the global norm to 1 itself; here that is the engine's.
+            prepare=lambda optimizer: optimizer.register_step_pre_hook(test_lamb.clip),
+        ),
+        "muon": Golden(muons, ("float32",)),
+        "adam_weight_decay": Golden(keras, ("float64",)),
+        "adamw_8bit": Golden(
+            [("bnb_adamw32", test_golden.ADAMW)],
+            ("float32",),
+            part=" (small parameters, in 32 bits)",
+        ),
+        "galore": Live(
+            "galore-torch", test_matrices.galore_and_its_authors, ("float64", "float32")
+        ),
+        "apollo": Live("apollo-torch", apollo),
+        "apollo_mini": Live("apollo-torch", mini),
+        "adam_mini": Live("adam-mini", test_matrices.adam_mini_and_its_authors),
+    }
+
+
+def computed_by(option: OptimizerOption) -> str:
+    """The libraries whose classes the built optimizer derives from, or `ours`.
+
+    Where it cannot be built it is what the module says after `from`.
+    """
+    try:
+        optimizer = option.build(GPT2(), "cpu")
+    except ConfigError:
+        module = inspect.getmodule(type(option))
+        named = re.search(r"\bfrom ([\w.-]+\w)", (module and module.__doc__) or "")
+        return named[1] if named else "–"
+    members = getattr(optimizer, "_members", (optimizer,))
+    return ", ".join(dict.fromkeys(_library(type(member)) for member in members))
+
+
+def _library(kind: type) -> str:
+    theirs = next(c for c in kind.__mro__ if not c.__module__.startswith("launcher."))
+    if theirs is torch.optim.Optimizer:
+        return "ours"
+    module = theirs.__module__.partition(".")[0]
+    distribution = packages_distributions()[module][0]
+    return f"{distribution} {version(distribution)}"
+
+
+def source(option: OptimizerOption) -> str:
+    """What the class says after `Source:`, with links to arXiv."""
+    text = inspect.cleandoc(type(option).__doc__ or "").partition("Source:")[2]
+    line = " ".join(text.partition("\n\n")[0].split()).rstrip(".")
+    line = re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", line)
+    return line.replace("|", r"\|")
+
+
+class Notes:
+    """Reasons for what is missing, numbered as they come up."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def dash(self, reason: str) -> str:
+        """A dash with the number of its reason."""
+        if reason not in self._texts:
+            self._texts.append(reason)
+        return f"–<sup>{self._texts.index(reason) + 1}</sup>"
+
+    def lines(self) -> Iterable[str]:
+        """The reasons by number."""
+        return (f"{number}. {text}." for number, text in enumerate(self._texts, 1))
+
+
+def attempt(measure: Callable[[], str], notes: Notes) -> str:
+    """A cell, or a dash with the reason why there is none."""
+    try:
+        return measure()
+    except ConfigError as error:
+        return notes.dash(error.problems[0].message)
+    except pytest.skip.Exception as error:
+        return notes.dash(str(error))
+    except (RuntimeError, TypeError, ValueError) as error:
+        return notes.dash(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+def distance(preset: str, reference: Golden | Live | None, dtype: str, notes: Notes) -> str:
+    """A cell of distance."""
+    if reference is None:
+        return notes.dash(UNCOMPARED.get(preset, "no reference"))
+    apart = reference.distance(preset, dtype)
+    if apart is None:
+        return notes.dash(f"compared in {' and '.join(reference.dtypes)} only")
+    return f"{apart:.0e}" if apart else "0"
+
+
+def row(preset: str, notes: Notes) -> str:
+    """A preset's line of the table."""
+    option = option_of(preset)
+    reference = references().get(preset)
+    cells = [
+        preset,
+        option.kind,
+        source(option),
+        computed_by(option),
+        attempt(lambda: f"{bytes_per_parameter(option):.2f}", notes),
+        attempt(lambda: f"{bytes_per_parameter(option, torch.bfloat16):.2f}", notes),
+        attempt(lambda: f"{time_ratio(option):.2f}", notes),
+        "–" if reference is None else attempt(reference.reference, notes),
+        *(
+            attempt(partial(distance, preset, reference, dtype, notes), notes)
+            for dtype in ("float64", "float32")
+        ),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def document() -> str:
+    """The whole page."""
+    _, elements = with_gradients(torch.float32)
+    notes = Notes()
+    rows = []
+    for preset in PRESETS:
+        rows.append(row(preset, notes))
+        print(rows[-1], file=sys.stderr, flush=True)
+    made = (
+        f"`{COMMAND}`, {time.strftime('%Y-%m-%d')}; torch {torch.__version__}, "
+        f"Python {platform.python_version()}; {processor()}, {torch.get_num_threads()} thread."
+    )
+    text = f"""\
+# Optimizers
+
+{made}
+
+*Bytes* of state per parameter after a step, by storage, and the *time* of a step in processor time,
+taking turns with torch's fused AdamW (medians; what happens every so many steps is shared out among
+them; temporaries come from memory that is kept), on {elements / 1e6:.1f} M parameters in the shapes
+of a GPT-2 that is 384 wide, whose table of tokens is more than half of it. *Distance*: 2-norm of
+the difference to the reference's parameters after 50 steps of the golden problem, the largest of
+all cases that the tests walk; where the reference is its authors' package, after 8 steps of a small
+network beside it.
+
+| {" | ".join(COLUMNS)} |
+|{"---|" * len(COLUMNS)}
+"""
+    return "\n".join([text + "\n".join(rows), "", *notes.lines(), ""])
+
+
+def main() -> None:
+    """Write the page, or print it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--print", action="store_true", help="write to stdout instead")
+    flags = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    page = document()
+    if flags.print:
+        print(page, end="")
+    else:
+        TABLE.parent.mkdir(exist_ok=True)
+        TABLE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
