@@ -99,6 +99,8 @@ class EightBitAdam(OptimizerOption):
             len(found),
         )
         if library == "bitsandbytes":
+            # While it is imported it regrets, at times, a 4-bit product that no optimizer asks for.
+            logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             from launcher.optimizer._eight_bit_bitsandbytes import bitsandbytes_adam
 
             return bitsandbytes_adam(groups, self, kept)
