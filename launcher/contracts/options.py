@@ -46,6 +46,8 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         protected_namespaces=(),
+        # Most classes are only inherited from: their validators are never needed.
+        defer_build=True,
     )
 
 
