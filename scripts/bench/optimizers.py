@@ -23,6 +23,7 @@ import os
 import platform
 import statistics
 import struct
+import subprocess
 import sys
 import time
 import warnings
@@ -67,6 +68,7 @@ SETS: dict[str, list[tuple[int, ...]]] = {
     "many-mat": [(32, 32)] * 1000,
     "many-vec": [(1024,)] * 1000,
     "lora": [(16, 768), (768, 16)] * 96,
+    "conv": [*[(64, 64, 3, 3)] * 6, *[(256, 256, 3, 3)] * 4, (512, 512, 3, 3)],
 }
 T5: dict[str, Any] = {"lr": LR, "scale_parameter": False, "relative_step": False}
 RELATIVE: dict[str, Any] = {"lr": None, "warmup_init": True}
@@ -205,7 +207,10 @@ def transient_bytes(optimizer: torch.optim.Optimizer) -> float:
     if child == 0:
         raised = math.nan
         try:
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+            torch.set_num_threads(1)  # a fork has no others
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+            libc.malloc_trim(0)
             optimizer.step()  # what a fork makes private is so now
             gc.collect()
             _, before = resident(start=True)
@@ -295,8 +300,8 @@ def installed(contender: Contender) -> bool:
     return True
 
 
-def main() -> None:
-    """Print the tables."""
+def flags_of(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -305,32 +310,42 @@ def main() -> None:
     parser.add_argument("--reps", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compiled", action="store_true", help="also those that compile first")
-    flags = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(flags.threads)
-    words = " ".join(sys.argv[1:])
-    print(f"`python scripts/bench/optimizers.py {words}`, {time.strftime('%Y-%m-%d')}.")
-    print(f"{processor()}, {flags.threads} thread(s); {versions()}.")
-    chosen = [
-        contender
-        for contender in CONTENDERS
-        if flags.only in contender.name
-        and (flags.compiled or not contender.compiles)
-        and installed(contender)
-    ]
-    for name in flags.sets.split(","):
-        torch.manual_seed(0)
-        params = [nn.Parameter(torch.randn(shape) * 0.02) for shape in SETS[name]]
-        for param in params:
-            param.grad = torch.randn_like(param) * 1e-3
-        elements = sum(param.numel() for param in params)
-        base = reference(params)
-        base.step()
-        print(f"\n### {name}: {len(params)} tensors, {elements / 1e6:.1f} M parameters\n")
-        print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-        for contender in chosen:
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def compare(name: str, flags: argparse.Namespace) -> None:
+    """Print the table of one set."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape) * 0.02) for shape in SETS[name]]
+    for param in params:
+        param.grad = torch.randn_like(param) * 1e-3
+    elements = sum(param.numel() for param in params)
+    base = reference(params)
+    base.step()
+    print(f"\n### {name}: {len(params)} tensors, {elements / 1e6:.1f} M parameters\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    for contender in CONTENDERS:
+        wanted = flags.only in contender.name and (flags.compiled or not contender.compiles)
+        if wanted and installed(contender):
             print(measure(contender, params, base, flags.reps), flush=True)
             gc.collect()
+
+
+def main() -> None:
+    """Print the tables, each set's from a process of its own: allocators remember."""
+    flags = flags_of(sys.argv[1:])
+    if flags.one:
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(flags.threads)
+        compare(flags.sets, flags)
+        return
+    words = " ".join(sys.argv[1:])
+    print(f"`python scripts/bench/optimizers.py {words}`, {time.strftime('%Y-%m-%d')}.")
+    print(f"{processor()}, {flags.threads} thread(s); {versions()}.", flush=True)
+    for name in flags.sets.split(","):
+        command = [sys.executable, __file__, *sys.argv[1:], "--sets", name, "--one"]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
