@@ -5,6 +5,7 @@ The words go to `trainctl run`. The middle of a long run is left out, and said t
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,11 @@ def main() -> None:
         style = "cyan" if "eval_" in line else "dim" if line.startswith("train on") else ""
         console.print(Text(line, style=style))
     PICTURE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text(console.export_svg(title="trainctl"), encoding="utf-8")
+    # The reader's own monospace font will do: a picture must not load anything from elsewhere.
+    picture = re.sub(
+        r"@font-face \{.*?\}", "", console.export_svg(title="trainctl"), flags=re.DOTALL
+    )
+    PICTURE.write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":
