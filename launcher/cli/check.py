@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> int:
     help_ = "check every job of a sweep, as `run -m` would start them"
     arguments.add_argument("-m", "--multirun", action="store_true", help=help_)
     flags, overrides = arguments.split(argv)
+    from launcher.config.rules import doubtful
     from launcher.launch._begin import preflight
 
     try:
@@ -43,11 +45,14 @@ def main(argv: list[str]) -> int:
             raise
         print_json({"ok": False, "problems": _problems(error)})
         return error.exit_status
+    doubts = list(dict.fromkeys(str(doubt) for config in configs for doubt in doubtful(config)))
     facts = [_facts(config) for config in configs]
     if flags.json:
         found = {"jobs": facts} if flags.multirun else facts[0]
-        print_json({"ok": True, "problems": [], **found})
+        print_json({"ok": True, "problems": [], "warnings": doubts, **found})
     else:
+        for doubt in doubts:
+            print(f"trainctl: warning: {doubt}", file=sys.stderr)
         batches = dict.fromkeys(f"{each['batch']}\n    {each['length']}" for each in facts)
         print(f"ok: {f'{len(facts)} jobs; ' if flags.multirun else ''}" + "\n    ".join(batches))
     return 0

@@ -85,11 +85,12 @@ def optimizer_owns_schedule(config: RunConfig) -> Iterator[Problem]:
 
 
 def device_can(config: RunConfig) -> Iterator[Problem]:
-    """A device that is asked for by name must know the number formats."""
-    device, precision = config.launch.device, config.precision
-    if device != "auto" and device not in precision.devices:
-        can = ", ".join(sorted(precision.devices))
-        yield Problem("precision.kind", f"{precision.kind} needs {can}, but launch.device={device}")
+    """A device that is asked for by name must know the number formats and run the optimizer."""
+    device = config.launch.device
+    for group, option in (("precision", config.precision), ("optimizer", config.optimizer)):
+        if device != "auto" and device not in option.devices:
+            can = ", ".join(sorted(option.devices))
+            yield Problem(f"{group}.kind", f"{option.kind} needs {can}, but launch.device={device}")
 
 
 def schedule_is_fed(config: RunConfig) -> Iterator[Problem]:

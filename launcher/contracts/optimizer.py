@@ -86,6 +86,8 @@ class OptimizerOption(Option):
 
     group_options: ClassVar[frozenset[str]] = frozenset({"lr", "lr_scale", "weight_decay"})
     """What may differ from group to group: fields, and `lr_scale`, a factor on `lr`."""
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda", "mps"})
+    """Kinds of device that it can run on."""
     owns_schedule: ClassVar[bool] = False
     """The optimizer finds its own learning rates: only a constant schedule, warm-up aside, fits
     it."""

@@ -12,5 +12,6 @@ class PagedAdamW8bit(EightBitAdam):
     """
 
     paged: ClassVar[bool] = True
+    devices: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
     kind: Literal["paged_adamw_8bit"]

@@ -204,3 +204,12 @@ def test_recipes(trainctl: Trainctl, tmp_path: Path) -> None:
     assert "did you mean 'short'?" in trainctl("recipes", "show", "shrt", flag, status=2)
     assert json.loads(trainctl("config", "show", "recipe=short", flag, "--json"))["max_steps"] == 1
     assert trainctl("config", "diff", "short", "max_steps=1", flag) == "equal\n"
+
+
+def test_check_warns_of_what_may_not_be_meant(
+    trainctl: Trainctl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", "optimizer=adafactor", "max_grad_norm=1.0"]
+    (warning,) = json.loads(trainctl(*words, "--json"))["warnings"]
+    assert warning.startswith("max_grad_norm: changes what adafactor computes")
+    assert json.loads(trainctl("check", "optimizer=adafactor", "--json"))["warnings"] == []

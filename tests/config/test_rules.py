@@ -16,6 +16,12 @@ OK = "accumulation.samples_per_step=32"
         (["launch.processes=2", OK], "parallelism.kind", "launch=local starts 2"),
         (["task.seq_len=1025"], "task.seq_len", "at most 1024 positions"),
         (["max_steps=null"], "max_steps", "would never end"),
+        (
+            ["optimizer=paged_adamw_8bit", "launch.device=cpu"],
+            "optimizer.kind",
+            "paged_adamw_8bit needs cuda, but launch.device=cpu",
+        ),
+        (["precision=tf32", "launch.device=cpu"], "precision.kind", "tf32 needs cuda"),
         (["scheduler.warmup_steps=1201"], "scheduler", "whole run has 1200 steps"),
         (["scheduler.warmup_steps='1300 steps'"], "scheduler", "whole run has 1200 steps"),
         (
