@@ -213,6 +213,7 @@ def transient_bytes(optimizer: torch.optim.Optimizer) -> float:
             libc.malloc_trim(0)
             optimizer.step()  # what a fork makes private is so now
             gc.collect()
+            libc.malloc_trim(0)
             _, before = resident(start=True)
             optimizer.step()
             raised = float(max(0, resident()[0] - before))
