@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,6 +53,19 @@ def block_elements(device: torch.device) -> int:
 def compute_dtype(param: Tensor) -> torch.dtype:
     """Float64 for float64 parameters, float32 for all others."""
     return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Blocks that hold some matrices whole: one block of many, or the blocks of one.
+
+    Attributes:
+        matrices: Which, of the first dim of the blocks' shape.
+        blocks: Places of the blocks; each holds the next rows.
+    """
+
+    matrices: slice
+    blocks: range
 
 
 class Blocks(ABC):
@@ -103,8 +117,12 @@ class Blocks(ABC):
         """Each block's part of a tensor whose first two dims are those of `shape`; views."""
 
     @abstractmethod
-    def cut_first(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Each block's part of a tensor whose first dim is that of `shape`, as views."""
+    def spans(self) -> Sequence[Span]:
+        """All blocks in order, by the matrices that they hold."""
+
+    @abstractmethod
+    def cut_rows(self, tensor: Tensor) -> Sequence[Tensor]:
+        """Each block's part of a tensor that has a span's matrices first, their rows second."""
 
 
 def blocks_of(
@@ -172,7 +190,11 @@ class Gathered(Blocks):
         return (tensor,)
 
     @override
-    def cut_first(self, tensor: Tensor) -> Sequence[Tensor]:
+    def spans(self) -> Sequence[Span]:
+        return (Span(slice(None), range(1)),)
+
+    @override
+    def cut_rows(self, tensor: Tensor) -> Sequence[Tensor]:
         return (tensor,)
 
     def _gather(self, purpose: str, tensors: Sequence[Tensor]) -> Tensor:
@@ -249,8 +271,19 @@ class Cut(Blocks):
         ]
 
     @override
-    def cut_first(self, tensor: Tensor) -> Sequence[Tensor]:
-        return [part for part in torch.split(tensor, self._first) for _ in range(self._repeat)]
+    def spans(self) -> Sequence[Span]:
+        starts = range(0, self.shape[0], self._first)
+        return [
+            Span(
+                slice(start, start + self._first),
+                range(place * self._repeat, (place + 1) * self._repeat),
+            )
+            for place, start in enumerate(starts)
+        ]
+
+    @override
+    def cut_rows(self, tensor: Tensor) -> Sequence[Tensor]:
+        return torch.split(tensor, self._second, dim=1)
 
     def _take(self, purpose: str, like: Tensor) -> Tensor:
         taken = self._taken.get((purpose, like.shape))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, compute_dtype
+from launcher.optimizer._blocks import Blocks, Scratch, Span, blocks_of, compute_dtype
 from launcher.optimizer._buckets import SMALL_ELEMENTS, Bucket
 from launcher.optimizer._factored_passes import (
     apply_update,
@@ -142,50 +143,45 @@ class AdafactorOptimizer(PerTensor):
         yield sums
 
         rate, clipped = self._rates(bucket, sums, group, lr)
-        moments, scale = blocks.cut(moment), blocks.spread(clipped)
-        apply_update(
-            blocks,
-            lambda i: torch.rsqrt(moments[i], out=blocks.buffer(i)).mul_(scale),
-            **self._rest(bucket, blocks, group, rate),
+        scale = blocks.spread(clipped)
+        factors = (
+            torch.rsqrt(piece, out=blocks.buffer(index)).mul_(scale)
+            for index, piece in enumerate(blocks.cut(moment))
         )
+        apply_update(blocks, factors, **self._rest(bucket, blocks, group, rate))
 
     def _factored(
         self, bucket: Bucket, blocks: Blocks, keep: float, group: Mapping[str, Any], lr: float
     ) -> Iterator[Sums]:
         """Update matrices, whose second moment is kept as means of rows and columns."""
-        row = bucket.state["exp_avg_sq_row"].view(blocks.shape[:2])
-        column = bucket.state["exp_avg_sq_col"].view(blocks.shape[0], blocks.shape[2])
         num_rows, num_columns = self._sharding.whole_shape(bucket.params[0])[-2:]
-        row_sums, column_sums = row_column_sums(blocks)
+        eps = group["eps"][0]
+        # Span by span: tiny matrices have about as many rows and columns as elements.
+        moments = _Moments.of(bucket, blocks)
+        for moment in moments:
+            rows, columns = row_column_sums(blocks, moment.span)
+            yield {"rows": rows, "columns": columns}
+            moment.row.mul_(keep).add_(rows.div_(num_columns).add_(eps), alpha=1.0 - keep)
+            moment.column.mul_(keep).add_(columns.div_(num_rows).add_(eps), alpha=1.0 - keep)
+            moment.mean = moment.row.sum(-1, keepdim=True)
+            yield {"row_totals": moment.mean}
+            moment.mean.div_(num_rows)
+
+        squares = [
+            scaled_square_sums(blocks, moment.span, *moment.scales())
+            .view(bucket.num_params, -1)
+            .sum(-1)
+            for moment in reversed(moments)
+        ]
         sums = {
-            "rows": row_sums,
-            "columns": column_sums,
+            "updates": torch.stack(squares).sum(0),
             **self._param_sums(bucket, blocks, group),
         }
         yield sums
 
-        eps = group["eps"][0]
-        row.mul_(keep).add_(row_sums.div_(num_columns).add_(eps), alpha=1.0 - keep)
-        column.mul_(keep).add_(column_sums.div_(num_rows).add_(eps), alpha=1.0 - keep)
-        sums["row_totals"] = row.sum(-1)
-        yield {"row_totals": sums["row_totals"]}
-
-        # The scales take the place of the sums: for tiny matrices both are large.
-        means = (sums["row_totals"] / num_rows).unsqueeze(-1)
-        row_scale = torch.div(row, means, out=row_sums).rsqrt_()
-        column_scale = torch.rsqrt(column, out=column_sums)
-        squares = scaled_square_sums(blocks, row_scale, column_scale)
-        sums["updates"] = squares.view(bucket.num_params, -1).sum(-1)
-        yield {"updates": sums["updates"]}
-
         rate, clipped = self._rates(bucket, sums, group, lr)
-        rows = blocks.cut(row_scale.unsqueeze(-1).mul_(blocks.spread(clipped)))
-        columns = blocks.cut_first(column_scale.unsqueeze(-2))
-        apply_update(
-            blocks,
-            lambda i: multiply(rows[i], columns[i], out=blocks.buffer(i)),
-            **self._rest(bucket, blocks, group, rate),
-        )
+        factors = _factors(blocks, moments, blocks.spread(clipped))
+        apply_update(blocks, factors, **self._rest(bucket, blocks, group, rate))
 
     @staticmethod
     def _relative_lr(step: int, group: Mapping[str, Any]) -> float:
@@ -228,3 +224,48 @@ class AdafactorOptimizer(PerTensor):
             "beta1": group["beta1"],
             "decay": blocks.spread(1.0 - group["weight_decay"] * rate) if decays else None,
         }
+
+
+@dataclass(slots=True)
+class _Moments:
+    """The second moments of some matrices.
+
+    Attributes:
+        span: Which.
+        row: Means of rows. Shape (K, R).
+        column: Means of columns. Shape (K, C).
+        mean: Means of `row`. Shape (K, 1).
+    """
+
+    span: Span
+    row: Tensor
+    column: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, bucket: Bucket, blocks: Blocks) -> list[Self]:
+        """Those of each span, with `mean` not yet known."""
+        row = bucket.state["exp_avg_sq_row"].view(blocks.shape[:2])
+        column = bucket.state["exp_avg_sq_col"].view(blocks.shape[0], blocks.shape[2])
+        return [
+            cls(span, row[span.matrices], column[span.matrices], row) for span in blocks.spans()
+        ]
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """What to multiply rows and columns of the gradient with. Shapes (K, R) and (K, C)."""
+        return (self.row / self.mean).rsqrt_(), self.column.rsqrt()
+
+
+def _factors(blocks: Blocks, moments: Iterable[_Moments], scale: Tensor) -> Iterator[Tensor]:
+    """What each block of the gradient must be multiplied with, in scratch memory.
+
+    Args:
+        blocks: Of matrices.
+        moments: Of all spans, in order.
+        scale: Multiplies all; broadcasts over a span.
+    """
+    for moment in moments:
+        rows, columns = moment.scales()
+        pieces = blocks.cut_rows(rows.unsqueeze(-1).mul_(scale))
+        for index, piece in zip(moment.span.blocks, pieces, strict=True):
+            yield multiply(piece, columns.unsqueeze(-2), out=blocks.buffer(index))

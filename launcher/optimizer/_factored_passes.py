@@ -7,38 +7,40 @@ where these are not all of the tensor, they must be completed before the next pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from launcher.optimizer._blocks import Blocks
+from launcher.optimizer._blocks import Blocks, Span
 from launcher.optimizer._tiny_matrices import multiply, norm_rows, sum_columns, sum_rows
 
 
-def row_column_sums(blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """Sums of the squared gradients over each row and over each column.
+def row_column_sums(blocks: Blocks, span: Span) -> tuple[Tensor, Tensor]:
+    """Sums of the squared gradients of some matrices over each row and over each column.
 
     Returns:
         Shapes (K, R) and (K, C), in the dtype of the maths.
     """
-    matrices, rows, columns = blocks.shape
-    like = blocks.grad(0)
-    of_rows, of_columns = like.new_empty(matrices, rows), like.new_zeros(matrices, columns)
-    targets = zip(blocks.cut(of_rows), blocks.cut_first(of_columns), strict=True)
-    for index, (row, column) in enumerate(targets):
+    _, rows, columns = blocks.shape
+    like = blocks.grad(span.blocks[0])
+    of_rows, of_columns = like.new_empty(len(like), rows), like.new_zeros(len(like), columns)
+    for index, row in zip(span.blocks, blocks.cut_rows(of_rows), strict=True):
         grad = blocks.grad(index)
         square = torch.mul(grad, grad, out=blocks.buffer(index))
         sum_rows(square, out=row)
-        column.add_(sum_columns(square))
+        of_columns.add_(sum_columns(square))
     return of_rows, of_columns
 
 
-def scaled_square_sums(blocks: Blocks, row_scale: Tensor, column_scale: Tensor) -> Tensor:
-    """Sum of the squares of each matrix of gradients after its rows and columns were scaled.
+def scaled_square_sums(
+    blocks: Blocks, span: Span, row_scale: Tensor, column_scale: Tensor
+) -> Tensor:
+    """Sum of the squares of each of some matrices of gradients, rows and columns scaled.
 
     Args:
-        blocks: Matrices.
+        blocks: Of the gradients.
+        span: Which of them.
         row_scale: Shape (K, R).
         column_scale: Shape (K, C).
 
@@ -46,12 +48,11 @@ def scaled_square_sums(blocks: Blocks, row_scale: Tensor, column_scale: Tensor) 
         Shape (K,).
     """
     norms = torch.empty_like(row_scale)
-    cut_norms, cut_scales = blocks.cut(norms), blocks.cut_first(column_scale.unsqueeze(-2))
+    pieces, scale = blocks.cut_rows(norms), column_scale.unsqueeze(-2)
     # Backwards: what the pass before read last is still in the cache, and so is then what the next
     # one reads first.
-    for index in reversed(range(len(blocks))):
-        scaled = multiply(blocks.grad(index), cut_scales[index], out=blocks.buffer(index))
-        norm_rows(scaled, out=cut_norms[index])
+    for index, piece in zip(reversed(span.blocks), reversed(pieces), strict=True):
+        norm_rows(multiply(blocks.grad(index), scale, out=blocks.buffer(index)), out=piece)
     return norms.mul_(row_scale).square_().sum(-1)
 
 
@@ -88,7 +89,7 @@ def param_square_sums(blocks: Blocks, num_params: int) -> Tensor:
 
 def apply_update(
     blocks: Blocks,
-    factor: Callable[[int], Tensor],
+    factors: Iterable[Tensor],
     *,
     mean: Tensor | None,
     beta1: float | None,
@@ -98,20 +99,20 @@ def apply_update(
 
     Args:
         blocks: Matrices or vectors.
-        factor: What to multiply a block of the gradient with to have its update.
+        factors: What to multiply each block of the gradient with to have its update; may be in
+            scratch memory.
         mean: Running mean of the updates, in the blocks' shape; it is then what is subtracted.
         beta1: How much of the mean stays.
         decay: What the parameters are multiplied with before; must broadcast over a block.
     """
     means = blocks.cut(mean) if mean is not None else None
-    for index in range(len(blocks)):
-        # The order keeps the factor, which is in scratch memory, until it is used up.
-        update, param = factor(index), blocks.param(index)
+    for index, factor in enumerate(factors):
+        param = blocks.param(index)
         if decay is not None:
             param.mul_(decay)
         if means is None or beta1 is None:
-            param.addcmul_(update, blocks.grad(index), value=-1.0)
+            param.addcmul_(factor, blocks.grad(index), value=-1.0)
         else:
-            means[index].mul_(beta1).addcmul_(update, blocks.grad(index), value=1.0 - beta1)
+            means[index].mul_(beta1).addcmul_(factor, blocks.grad(index), value=1.0 - beta1)
             param.sub_(means[index])
         blocks.put(index)

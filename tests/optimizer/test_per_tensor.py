@@ -266,7 +266,7 @@ def largest_allocation(optimizer: torch.optim.Optimizer, params: Sequence[nn.Par
 @every_optimizer
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_needs_no_memory_beyond_a_block(make: Make, dtype: torch.dtype) -> None:
-    shapes = [(2000, 1000), (1_000_000,), (40, 300, 200), *[(64, 64)] * 200]
+    shapes = [(2000, 1000), (1_000_000,), (40, 300, 200), (256, 300, 3, 3), *[(64, 64)] * 200]
     params = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
     bound = 4 * max(_blocks.block_elements(torch.device("cpu")), _buckets.BUCKET_ELEMENTS)
     assert largest_allocation(make(params), params) <= bound
