@@ -113,6 +113,6 @@ def apply_update(
         if means is None or beta1 is None:
             param.addcmul_(factor, blocks.grad(index), value=-1.0)
         else:
-            means[index].mul_(beta1).addcmul_(factor, blocks.grad(index), value=1.0 - beta1)
+            means[index].lerp_(factor.mul_(blocks.grad(index)), 1.0 - beta1)
             param.sub_(means[index])
         blocks.put(index)
