@@ -1,14 +1,16 @@
 """What can go wrong, and the exit status that says so.
 
     TrainctlError
-    ├── ConfigError        2   every problem at once: key, what is wrong, what to do, where it was
-    set ├── LaunchError        3   the world cannot be built: run directory, lock, ports, devices,
-    world size ├── NonFinite         10   loss or gradient norm is not finite; the weights are
-    untouched ├── OutOfMemory       11   the device is full; what would fit ├── Hang              12
-    which rank is missing, where it stands ├── DataError         13   file, place in it, what was
-    expected ├── CheckpointError   14   which file, what to do ├── RankFailed         1   a rank
-    died without a word; 128 + n if signal n killed it ├── Preempted         75   state saved;
-    requeue me └── Interrupted      130   state saved after Ctrl-C
+    ├── ConfigError        2   every problem at once: key, what is wrong, what to do, who set it
+    ├── LaunchError        3   the world cannot be built: run directory, lock, ports, devices
+    ├── NonFinite         10   loss or gradient norm is not finite; the weights are untouched
+    ├── OutOfMemory       11   the device is full; what would fit
+    ├── Hang              12   which rank is missing, where it stands
+    ├── DataError         13   file, place in it, what was expected
+    ├── CheckpointError   14   which file, what to do
+    ├── RankFailed         1   a rank died without a word; 128 + n if signal n killed it
+    ├── Preempted         75   state saved; requeue me
+    └── Interrupted      130   state saved after Ctrl-C
 
 A TrainctlError is the user's to mend and prints without a traceback; anything else is our bug,
 prints whole and exits 1. Only `launcher.cli` turns an exception into text and status. A rank hands

@@ -84,13 +84,26 @@ def optimizer_owns_schedule(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def own_rate_is_taken(config: RunConfig) -> Iterator[Problem]:
+    """What shapes an optimizer's own learning rate has no effect beside a schedule."""
+    if config.scheduler.kind != "adafactor":
+        for field, reason in config.optimizer.void_under_schedule().items():
+            yield Problem(f"optimizer.{field}", reason)
+
+
 def device_can(config: RunConfig) -> Iterator[Problem]:
     """A device that is asked for by name must know the number formats and run the optimizer."""
-    device = config.launch.device
+    if config.launch.device != "auto":
+        yield from misfits(config, config.launch.device)
+
+
+def misfits(config: RunConfig, device_type: str) -> Iterator[Problem]:
+    """What cannot work on a kind of device."""
     for group, option in (("precision", config.precision), ("optimizer", config.optimizer)):
-        if device != "auto" and device not in option.devices:
-            can = ", ".join(sorted(option.devices))
-            yield Problem(f"{group}.kind", f"{option.kind} needs {can}, but launch.device={device}")
+        for field, reason in option.misfits(device_type).items():
+            device = config.launch.device
+            found = "" if device == device_type else f", which is {device_type} here"
+            yield Problem(f"{group}.{field}", f"{reason} (launch.device={device}{found})")
 
 
 def schedule_is_fed(config: RunConfig) -> Iterator[Problem]:
@@ -119,6 +132,7 @@ RULES = (
     single_is_one_rank,
     schedule_fits,
     optimizer_owns_schedule,
+    own_rate_is_taken,
     device_can,
     schedule_is_fed,
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from launcher.contracts.options import Option, Settings
+from launcher.contracts.options import DeviceOption, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -81,13 +81,11 @@ class ParamGroups(Settings):
                 param.requires_grad_(False)
 
 
-class OptimizerOption(Option):
+class OptimizerOption(DeviceOption):
     """How gradients become updates."""
 
     group_options: ClassVar[frozenset[str]] = frozenset({"lr", "lr_scale", "weight_decay"})
     """What may differ from group to group: fields, and `lr_scale`, a factor on `lr`."""
-    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda", "mps"})
-    """Kinds of device that it can run on."""
     owns_schedule: ClassVar[bool] = False
     """The optimizer finds its own learning rates: only a constant schedule, warm-up aside, fits
     it."""
@@ -133,6 +131,10 @@ class OptimizerOption(Option):
         """
         del step
         return None
+
+    def void_under_schedule(self) -> Mapping[str, str]:
+        """What is set in vain where a schedule gives the rates: by field, why, and what to do."""
+        return {}
 
     def overridden(self, values: Mapping[str, JsonValue]) -> Self:
         """This option as a group with other options sees it, validated like the option itself.

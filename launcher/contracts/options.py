@@ -34,6 +34,8 @@ GROUPS = (
     "logging",
     "launch",
 )
+DEVICES = ("cpu", "cuda", "mps")
+"""Kinds of device, as torch names them."""
 
 
 class Settings(BaseModel):
@@ -80,6 +82,19 @@ class ModelLimits:
 
     vocab_size: int
     max_positions: int | None
+
+
+class DeviceOption(Option):
+    """An option that not every kind of device can carry out."""
+
+    devices: ClassVar[frozenset[str]] = frozenset(DEVICES)
+    """Kinds of device that can."""
+
+    def misfits(self, device_type: str) -> Mapping[str, str]:
+        """What cannot work on a kind of device: by field, why, and what to do."""
+        if device_type in self.devices:
+            return {}
+        return {"kind": f"{self.kind} needs {', '.join(sorted(self.devices))}"}
 
 
 class ModelOption(Option):
@@ -142,11 +157,8 @@ class SchedulerOption(Option):
         """
 
 
-class PrecisionOption(Option):
+class PrecisionOption(DeviceOption):
     """Which number formats parameters, computation and reductions use."""
-
-    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda", "mps"})
-    """Kinds of device that can compute in these formats."""
 
     @abstractmethod
     def build(self, device_type: str) -> Precision:
@@ -216,6 +228,10 @@ class LaunchOption(Option):
     @abstractmethod
     def ranks(self) -> int:
         """Number of processes in the whole run."""
+
+    def possible_devices(self) -> Sequence[str]:
+        """Kinds of device that `device` may turn out to mean where the ranks run."""
+        return DEVICES if self.device == "auto" else (self.device,)
 
     @abstractmethod
     def command(self, run_dir: RunDir) -> Sequence[str]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import run_dir as run_dirs
+from launcher.config.rules import misfits
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS, Option
-from launcher.errors import LaunchError, TrainctlError
+from launcher.errors import ConfigError, LaunchError, TrainctlError
 from launcher.launch._fit import fitted
 from launcher.launch._lock import locked
 from launcher.launch._start import Result, start
@@ -31,6 +32,9 @@ def preflight(config: RunConfig) -> None:
         TrainctlError: What the first option found; the others' findings are its notes.
     """
     found: list[TrainctlError] = []
+    possible = [list(misfits(config, device)) for device in config.launch.possible_devices()]
+    if all(possible):
+        found.append(ConfigError(possible[0]))
     for group in GROUPS:
         option: Option = getattr(config, group)
         try:
@@ -78,6 +82,8 @@ def run_ranks(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
     command = shlex.join(["trainctl", "resume", str(shown)])
     try:
         result = start(fitted(config, run_dir, lock), run_dir, lock)
+    except ConfigError:
+        raise  # it would meet the same config again
     except TrainctlError as error:
         error.add_note(f"resume with: {command}")
         raise

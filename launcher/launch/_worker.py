@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import LaunchError, TrainctlError
+from launcher.errors import ConfigError, LaunchError, TrainctlError
 from launcher.launch._signals import StopFlag
 from launcher.run_dir import RunDir, write_atomically
 
@@ -58,6 +58,7 @@ def main(path: str) -> int:
 def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     # Imported here: the signals of a launch that is cancelled at once must find their handlers.
     from launcher.accumulation.auto import Auto
+    from launcher.config.rules import misfits
     from launcher.config.schema import RunConfig
     from launcher.launch._world import read_world
 
@@ -66,6 +67,8 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     except OSError as error:
         raise LaunchError(f"cannot read {run_dir.config}: {error.strerror}") from error
     world = read_world(config.launch.device)
+    if problems := list(misfits(config, world.device.partition(":")[0])):
+        raise ConfigError(problems)
     # The launcher decides before a run, so that only its trials still say `auto`.
     trial = isinstance(config.accumulation, Auto)
     # The run will warn of the same as its trials.

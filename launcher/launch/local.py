@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from launcher.run_dir import RunDir
 
 _WORKER = "launcher.launch._worker"
+# Of NVIDIA (Jetson and WSL too) and AMD: without one of them torch finds no CUDA device.
+_DRIVERS = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "dxg", "kfd")
+
+
+def _present(driver: str) -> bool:
+    """Whether a device file of a driver exists."""
+    return any(Path("/dev").glob(driver))
 
 
 class Local(LaunchOption):
@@ -29,6 +37,13 @@ class Local(LaunchOption):
     @override
     def ranks(self) -> int:
         return self.processes
+
+    @override
+    def possible_devices(self) -> Sequence[str]:
+        """As asked for; the CPU alone where Linux has no accelerator."""
+        if self.device == "auto" and sys.platform == "linux" and not any(map(_present, _DRIVERS)):
+            return ("cpu",)
+        return super().possible_devices()
 
     @override
     def command(self, run_dir: RunDir) -> Sequence[str]:

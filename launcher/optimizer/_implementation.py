@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import nn
+from typing_extensions import override
 
+from launcher.contracts import OptimizerOption
 from launcher.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    import torch
 
 _log = logging.getLogger("trainctl.optimizer")
 
 # What torch's optimizers accept; torch has no public name for either list.
 _FUSED = frozenset({"cpu", "cuda", "mps", "xpu", "hpu", "mtia"})
 _FOREACH = frozenset({"cuda", "xpu", "mtia"})
+
+
+class InTorch(OptimizerOption):
+    """An optimizer of torch's that has a fused kernel on some devices."""
+
+    fused_on: ClassVar[frozenset[str]] = _FUSED
+    """Kinds of device for which torch has the kernel."""
+    fuses_sharded: ClassVar[bool] = True
+    """Whether the kernel takes sharded (DTensor) parameters."""
+
+    implementation: Literal["auto", "fused", "foreach", "loop"]
+    """`auto` takes what the device has, fused first, and says so in the log."""
+
+    @override
+    def misfits(self, device_type: str) -> Mapping[str, str]:
+        found = super().misfits(device_type)
+        if self.implementation != "fused" or device_type in self.fused_on:
+            return found
+        return {**found, "implementation": f"{device_type} has no fused {self.kind}; use auto"}
+
+    def walk(self, groups: Sequence[dict[str, Any]], device_type: str) -> dict[str, bool]:
+        """The `fused` and `foreach` arguments; see `choose`."""
+        return choose(
+            self.implementation,
+            groups,
+            device_type,
+            kind=self.kind,
+            fused=self.fused_on,
+            fuses_sharded=self.fuses_sharded,
+        )
 
 
 def choose(
@@ -69,6 +102,8 @@ def _not_fusible(
     fuses_sharded: bool,
 ) -> str | None:
     """What keeps the fused kernel from taking these parameters; None when nothing does."""
+    from torch import nn
+
     params: list[torch.Tensor] = [param for group in groups for param in group["params"]]
     if device_type not in fused:
         return f"device {device_type}"

@@ -1,82 +1,54 @@
-"""Adam without bias correction, as BERT was trained; torch has no such switch."""
+"""Adam without bias correction, as BERT was trained, in torch's own kernels."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 
-class UncorrectedAdamW(torch.optim.Optimizer):
-    """Moments that start at zero and stay unscaled, so that the first updates are small.
+class UncorrectedAdam(torch.optim.Adam):
+    """Torch's Adam at step infinity, where its corrections 1 - beta ** step are 1.
 
-    Weight decay comes after the update and acts on the updated weights, scaled by the learning
-    rate.
+    So the moments, which start at zero, stay unscaled, and the first updates are small. Decoupled
+    weight decay comes after the update and acts on the updated weights.
 
-    Args:
-        params: Parameter groups.
-        lr: Learning rate.
-        betas: Decay of the first and the second moment, each in [0, 1).
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled decay, or, with `decoupled` off, a term of the gradient.
-        decoupled: AdamW rather than Adam.
+    Built like torch's, with neither `capturable` nor a learning rate that is a tensor.
 
     Source: Devlin et al. 2018 (BERT), `AdamWeightDecayOptimizer`; the order of operations is that
         of transformers 4.37's `AdamW(correct_bias=False)`.
     """
-
-    def __init__(
-        self,
-        params: list[dict[str, Any]],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-    ) -> None:
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        )
-        self._decoupled = decoupled
 
     @torch.no_grad()
     @override
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            # Lists of one device and format go through one call each.
-            by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-            for param in params:
-                by_kind.setdefault((param.device, param.dtype), []).append(param)
-            for alike in by_kind.values():
-                self._update(alike, group)
+        given = [(group["lr"], group["weight_decay"]) for group in self.param_groups]
+        for group, (lr, decay) in zip(self.param_groups, given, strict=True):
+            self._start(group)
+            if group["decoupled_weight_decay"]:
+                # Torch decays first: p (1 - lr decay) - lr u. What comes out of decaying last,
+                # (p - lr u) (1 - lr decay), is the same with this rate, and the decay over it.
+                rest = 1 - lr * decay or math.ulp(1.0)
+                group["lr"], group["weight_decay"] = lr * rest, decay / rest
+        try:
+            super().step()
+        finally:
+            for group, (lr, decay) in zip(self.param_groups, given, strict=True):
+                group["lr"], group["weight_decay"] = lr, decay
         return loss
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
-        lr, weight_decay = group["lr"], group["weight_decay"]
-        grads = [param.grad for param in params if param.grad is not None]
-        for param in params:
-            state = self.state[param]
-            if not state:
-                state["exp_avg"] = torch.zeros_like(param)
-                state["exp_avg_sq"] = torch.zeros_like(param)
-        means = [self.state[param]["exp_avg"] for param in params]
-        squares = [self.state[param]["exp_avg_sq"] for param in params]
-        if weight_decay and not self._decoupled:
-            grads = [g.add(p, alpha=weight_decay) for g, p in zip(grads, params, strict=True)]
-        torch._foreach_mul_(means, beta1)
-        torch._foreach_add_(means, grads, alpha=1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
-        roots = [square.sqrt() for square in squares]
-        torch._foreach_add_(roots, group["eps"])
-        torch._foreach_addcdiv_(params, means, roots, value=-lr)
-        if weight_decay and self._decoupled:
-            torch._foreach_mul_(params, 1 - lr * weight_decay)
+    def _start(self, group: dict[str, Any]) -> None:
+        """State of parameters with a first gradient, as torch's, but for the step."""
+        for param in group["params"]:
+            if param.grad is None or self.state[param]:
+                continue
+            device = param.device if group["fused"] else "cpu"
+            step = torch.full((), torch.inf, dtype=torch.float32, device=device)
+            moments = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+            zeros = {key: torch.zeros_like(param) for key in moments}
+            self.state[param] = {"step": step, **zeros}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 Positive = Annotated[float, Field(gt=0)]
+
+_NO_WARMUP = (
+    "is the start of the relative step, which is not taken here; set it to false "
+    "(scheduler.warmup_steps warms a schedule up)"
+)
 
 
 class Adafactor(OptimizerOption):
@@ -86,12 +92,16 @@ class Adafactor(OptimizerOption):
                 "(T5 takes 1e-3), or relative_step to true"
             )
         if self.warmup_init and (self.relative_step is False or self.lr is not None):
-            raise ValueError(
-                "warmup_init is the start of the relative step, which is not taken here; set it to "
-                "false (scheduler.warmup_steps warms a schedule up), or lr to null and "
-                "relative_step to true"
-            )
+            raise ValueError(f"warmup_init {_NO_WARMUP}, or lr to null and relative_step to true")
         return self
+
+    @override
+    def void_under_schedule(self) -> Mapping[str, str]:
+        return (
+            {"warmup_init": f"{_NO_WARMUP}, or choose scheduler=adafactor"}
+            if self.warmup_init
+            else {}
+        )
 
     @override
     def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:

@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.optimizer._implementation import InTorch
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 
-class Adagrad(OptimizerOption):
+class Adagrad(InTorch):
     """Steps shrink with the sum of all squared gradients so far.
 
     Source: Duchi et al. 2011, JMLR 12, figure 1, diagonal form.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"eps", "lr_decay"}
+    group_options: ClassVar[frozenset[str]] = InTorch.group_options | {"eps", "lr_decay"}
+
+    fused_on: ClassVar[frozenset[str]] = frozenset({"cpu"})
+    fuses_sharded: ClassVar[bool] = False
 
     kind: Literal["adagrad"]
     lr: float = Field(gt=0)
@@ -31,26 +34,15 @@ class Adagrad(OptimizerOption):
     """What the sum of squared gradients starts from."""
     eps: float = Field(ge=0)
     """Added to the root of the sum."""
-    implementation: Literal["auto", "fused", "foreach", "loop"]
-    """`auto` takes what the device has, fused first, and says so in the log."""
 
     @override
     def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
         """Torch's Adagrad."""
         import torch
 
-        from launcher.optimizer._implementation import choose
         from launcher.optimizer._param_groups import param_groups
 
         groups = param_groups(module, self)
-        walk = choose(
-            self.implementation,
-            groups,
-            device_type,
-            kind=self.kind,
-            fused=frozenset({"cpu"}),
-            fuses_sharded=False,
-        )
         return torch.optim.Adagrad(
             groups,
             lr=self.lr,
@@ -58,5 +50,5 @@ class Adagrad(OptimizerOption):
             weight_decay=self.weight_decay,
             initial_accumulator_value=self.initial_accumulator_value,
             eps=self.eps,
-            **walk,
+            **self.walk(groups, device_type),
         )

@@ -7,25 +7,28 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.optimizer._implementation import InTorch
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 
-class SGD(OptimizerOption):
+class SGD(InTorch):
     """Stochastic gradient descent, with momentum.
 
     Source: Sutskever et al. 2013 for momentum and Nesterov's form, as torch.optim.SGD computes
         them.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {
+    group_options: ClassVar[frozenset[str]] = InTorch.group_options | {
         "momentum",
         "dampening",
         "nesterov",
     }
+
+    # torch has no sharding rule for the fused kernel of SGD.
+    fuses_sharded: ClassVar[bool] = False
 
     kind: Literal["sgd"]
     lr: float = Field(gt=0)
@@ -36,8 +39,6 @@ class SGD(OptimizerOption):
     """Share of the gradient that does not enter the momentum."""
     nesterov: bool
     """Look ahead along the momentum."""
-    implementation: Literal["auto", "fused", "foreach", "loop"]
-    """`auto` takes what the device has, fused first, and says so in the log."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -50,12 +51,9 @@ class SGD(OptimizerOption):
         """Torch's SGD."""
         import torch
 
-        from launcher.optimizer._implementation import choose
         from launcher.optimizer._param_groups import param_groups
 
         groups = param_groups(module, self)
-        # torch has no sharding rule for the fused kernel of SGD.
-        walk = choose(self.implementation, groups, device_type, kind=self.kind, fuses_sharded=False)
         return torch.optim.SGD(
             groups,
             lr=self.lr,
@@ -63,5 +61,5 @@ class SGD(OptimizerOption):
             dampening=self.dampening,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
-            **walk,
+            **self.walk(groups, device_type),
         )

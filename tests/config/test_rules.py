@@ -19,7 +19,17 @@ OK = "accumulation.samples_per_step=32"
         (
             ["optimizer=paged_adamw_8bit", "launch.device=cpu"],
             "optimizer.kind",
-            "paged_adamw_8bit needs cuda, but launch.device=cpu",
+            "paged_adamw_8bit needs cuda (launch.device=cpu)",
+        ),
+        (
+            ["optimizer.implementation=fused", "optimizer=adagrad", "launch.device=cuda"],
+            "optimizer.implementation",
+            "cuda has no fused adagrad; use auto",
+        ),
+        (
+            ["optimizer.capturable=true", "launch.device=cpu"],
+            "optimizer.capturable",
+            "nothing captures steps on the CPU",
         ),
         (["precision=tf32", "launch.device=cpu"], "precision.kind", "tf32 needs cuda"),
         (["scheduler.warmup_steps=1201"], "scheduler", "whole run has 1200 steps"),
@@ -28,6 +38,11 @@ OK = "accumulation.samples_per_step=32"
             ["optimizer=schedule_free_adamw", "scheduler=cosine"],
             "scheduler.kind",
             "choose scheduler=constant",
+        ),
+        (
+            ["optimizer=adafactor", "optimizer.warmup_init=true", "scheduler=cosine"],
+            "optimizer.warmup_init",
+            "is the start of the relative step, which is not taken here",
         ),
     ],
 )
@@ -49,6 +64,11 @@ def test_broken(words: list[str], key: str, message: str) -> None:
         ["scheduler.warmup_steps=1201", "max_steps=null", "max_epochs=1"],
         ["scheduler.warmup_steps=1200"],
         ["optimizer=schedule_free_adamw"],
+        ["optimizer=adafactor", "optimizer.warmup_init=true"],
+        ["optimizer.implementation=fused", "optimizer=adagrad", "launch.device=cpu"],
+        ["optimizer.capturable=true", "launch.device=cuda"],
+        # Which device auto means, the machine decides that the ranks run on.
+        ["optimizer=paged_adamw_8bit"],
     ],
 )
 def test_kept(words: list[str]) -> None:

@@ -4,6 +4,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from launcher.config.door import checked
+from launcher.errors import ConfigError
+from launcher.launch._begin import preflight
 from launcher.launch.local import Local
 from launcher.run_dir import RunDir
 
@@ -44,6 +47,38 @@ def test_ranks_neither_download_nor_pool() -> None:
     environment = local().environment()
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert environment["TOKENIZERS_PARALLELISM"] == "false"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says by its files what it has")
+@pytest.mark.parametrize(
+    ("drivers", "device", "possible"),
+    [
+        (("null",), "auto", ("cpu", "cuda", "mps")),
+        (("no_such_driver*",), "auto", ("cpu",)),
+        (("no_such_driver*",), "cuda", ("cuda",)),
+    ],
+)
+def test_without_an_accelerator_auto_is_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+    drivers: tuple[str, ...],
+    device: str,
+    possible: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr("launcher.launch.local._DRIVERS", drivers)
+    assert tuple(local(device=device).possible_devices()) == possible
+
+
+@pytest.mark.parametrize("drivers", [("null",), ("no_such_driver*",)])
+def test_what_no_possible_device_can_do_is_refused_before_a_run(
+    monkeypatch: pytest.MonkeyPatch, drivers: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("launcher.launch.local._DRIVERS", drivers)
+    config = checked(["precision=tf32"]).config
+    if drivers == ("null",):
+        preflight(config)
+        return
+    with pytest.raises(ConfigError, match=r"tf32 needs cuda \(launch.device=auto, which is cpu"):
+        preflight(config)
 
 
 @pytest.mark.parametrize(

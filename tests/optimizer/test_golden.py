@@ -13,6 +13,7 @@ ADAM: dict[str, Any] = {"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8}
 ADAMW: dict[str, Any] = {**ADAM, "weight_decay": 0.01}
 MUON: dict[str, Any] = {"matrices": ["dense"], "weight_decay": 0.1}
 BERT: dict[str, Any] = {**ADAM, "bias_correction": False}
+BERT_DECAY: dict[str, Any] = {**BERT, "lr": 1e-3, "weight_decay": 0.01}
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("sgd", "sgd", {"lr": 0.05, "momentum": 0.0}),
@@ -31,7 +32,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("adamw_foreach", "adamw", {**ADAMW, "implementation": "foreach"}),
     ("adamw", "adamw", {**ADAMW, "implementation": "loop"}),
     ("hf437_adamw_nobias", "adamw", {**BERT, "eps": 1e-6, "weight_decay": 0.0}),
-    ("hf437_adamw_nobias_wd_eps", "adamw", {**BERT, "lr": 1e-3, "weight_decay": 0.01}),
+    ("hf437_adamw_nobias_wd_eps", "adamw", BERT_DECAY),
+    ("hf437_adamw_nobias_wd_eps", "adamw", {**BERT_DECAY, "implementation": "foreach"}),
+    ("hf437_adamw_nobias_wd_eps", "adamw", {**BERT_DECAY, "implementation": "loop"}),
     ("adagrad", "adagrad", {"lr": 0.05}),
     ("adagrad", "adagrad", {"lr": 0.05, "implementation": "loop"}),
     ("rmsprop", "rmsprop", {"lr": 1e-2}),
