@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
+
+from launcher.optimizer._uncorrected_adam import moments, uncorrected_adam_
 
 
 class TensorFlowAdamW(torch.optim.Optimizer):
@@ -24,6 +26,7 @@ class TensorFlowAdamW(torch.optim.Optimizer):
         clip_value: Limit of each gradient element; comes first.
         clip_norm: Limit of each gradient's 2-norm.
         global_clip_norm: Limit of the 2-norm over all gradients.
+        walk: torch's `fused` and `foreach`.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class TensorFlowAdamW(torch.optim.Optimizer):
         clip_value: float | None,
         clip_norm: float | None,
         global_clip_norm: float | None,
+        walk: Mapping[str, bool],
     ) -> None:
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
@@ -46,6 +50,7 @@ class TensorFlowAdamW(torch.optim.Optimizer):
         self._clip_value = clip_value
         self._clip_norm = clip_norm
         self._global_clip_norm = global_clip_norm
+        self._walk = walk
 
     @torch.no_grad()
     @override
@@ -54,10 +59,21 @@ class TensorFlowAdamW(torch.optim.Optimizer):
         loss = None if closure is None else torch.enable_grad()(closure)()
         self._clip()
         for group in self.param_groups:
+            by_step: dict[int, list[Tensor]] = {}
             for param in group["params"]:
                 if param.grad is not None:
-                    self._update(param, param.grad, group)
+                    by_step.setdefault(self._advance(param), []).append(param)
+            for step, params in by_step.items():
+                self._update(params, step, group)
         return loss
+
+    def _advance(self, param: Tensor) -> int:
+        """Count an update of a parameter, from 1."""
+        state = self.state[param]
+        if not state:
+            state |= {"step": 0, **moments(param, amsgrad=self._amsgrad)}
+        state["step"] += 1
+        return int(state["step"])
 
     def _clip(self) -> None:
         params = [param for group in self.param_groups for param in group["params"]]
@@ -73,23 +89,17 @@ class TensorFlowAdamW(torch.optim.Optimizer):
             for grad in grads:
                 grad.mul_((self._global_clip_norm / norm).to(grad.device))
 
-    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, params: list[Tensor], step: int, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        lr, weight_decay = group["lr"], group["weight_decay"]
-        state = self.state[param]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(param)
-            state["exp_avg_sq"] = torch.zeros_like(param)
-            if self._amsgrad:
-                state["max_exp_avg_sq"] = torch.zeros_like(param)
-        state["step"] += 1
-        square = state["exp_avg_sq"]
-        if weight_decay:
-            param.mul_(1 - lr * weight_decay)
-        state["exp_avg"].mul_(beta1).add_(grad, alpha=1 - beta1)
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        if self._amsgrad:
-            square = torch.maximum(state["max_exp_avg_sq"], square, out=state["max_exp_avg_sq"])
-        correction = math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-        param.addcdiv_(state["exp_avg"], square.sqrt().add_(group["eps"]), value=-lr * correction)
+        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        uncorrected_adam_(
+            params,
+            self.state,
+            lr=group["lr"] * correction,
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"] / correction,
+            decoupled=True,
+            amsgrad=self._amsgrad,
+            walk=self._walk,
+        )

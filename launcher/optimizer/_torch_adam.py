@@ -57,22 +57,32 @@ class TorchAdam(InTorch):
 
     @override
     def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
-        """Torch's Adam or AdamW, or a subclass without bias correction."""
+        """Torch's Adam or AdamW; ours over its kernels where bias correction is off."""
         import torch
 
         from launcher.optimizer._param_groups import param_groups
         from launcher.optimizer._uncorrected_adam import UncorrectedAdam
 
         groups = param_groups(module, self)
-        kind = torch.optim.Adam if self.bias_correction else UncorrectedAdam
-        return kind(
+        walk = self.walk(groups, device_type)
+        if not self.bias_correction:
+            return UncorrectedAdam(
+                groups,
+                lr=self.lr,
+                betas=self.betas,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                decoupled=self.decoupled,
+                amsgrad=self.amsgrad,
+                walk=walk,
+            )
+        return (torch.optim.AdamW if self.decoupled else torch.optim.Adam)(
             groups,
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            decoupled_weight_decay=self.decoupled,
             amsgrad=self.amsgrad,
             capturable=self.capturable,
-            **self.walk(groups, device_type),
+            **walk,
         )

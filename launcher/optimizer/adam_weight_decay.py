@@ -58,10 +58,12 @@ class AdamWeightDecay(OptimizerOption):
     def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
         """AdamWeightDecay over the module's groups."""
         from launcher.optimizer._adam_weight_decay import TensorFlowAdamW
+        from launcher.optimizer._implementation import choose
         from launcher.optimizer._param_groups import param_groups
 
+        groups = param_groups(module, self)
         return TensorFlowAdamW(
-            param_groups(module, self),
+            groups,
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,
@@ -70,4 +72,5 @@ class AdamWeightDecay(OptimizerOption):
             clip_value=self.clip_value,
             clip_norm=self.clip_norm,
             global_clip_norm=self.global_clip_norm,
+            walk=choose("auto", groups, device_type, kind=self.kind),
         )
