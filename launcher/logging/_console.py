@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.text import Text
 from typing_extensions import override
 
-_STYLES = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
+_STYLES = {"INFO": "dim", "WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
+_CHOICES = ("trainctl.optimizer", "trainctl.precision")
+"""Loggers that tell what was chosen for the user: which library or kernel steps."""
 
 
 class SteadfastConsole(Console):
@@ -70,14 +72,21 @@ def fall_silent() -> None:
 
 
 def show_warnings() -> None:
-    """Show warnings of any logger on the console too, above a live display if there is one."""
+    """Show warnings of any logger on the console too, above a live display if there is one.
+
+    And what was chosen for the user.
+    """
     root = logging.getLogger()
-    if not any(isinstance(handler, _WarningHandler) for handler in root.handlers):
-        root.addHandler(_WarningHandler(logging.WARNING))
+    if not any(isinstance(handler, _Handler) for handler in root.handlers):
+        root.addHandler(_Handler(logging.INFO))
 
 
-class _WarningHandler(logging.Handler):
+class _Handler(logging.Handler):
     """Prints `warning: …`; tracebacks and places stay in the rank's log."""
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or record.name in _CHOICES
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
@@ -85,5 +94,6 @@ class _WarningHandler(logging.Handler):
         if record.name == "py.warnings":
             # The lines after the first quote the source.
             message = message.partition("\n")[0]
-        text = f"{record.levelname.lower()}: {message}"
+        word = "note" if record.levelno < logging.WARNING else record.levelname.lower()
+        text = f"{word}: {message}"
         say(Text(text, style=_STYLES.get(record.levelname, "")))

@@ -21,6 +21,7 @@ from launcher.logging.standard import Standard
 from launcher.run_dir import RunDir
 
 logging.captureWarnings(True)
+logging.getLogger("trainctl").setLevel(logging.DEBUG)
 summary = [("model", "llama, 246,240 parameters"), ("run", "/runs/x × y")]
 context = LogContext(RunDir(Path(sys.argv[1])), 0, 40, summary)
 sinks = Standard(kind="standard", console=sys.argv[2], tensorboard=False).build(context)
@@ -31,6 +32,7 @@ for step in range(10, 41, 10):
         row |= {"eval_loss": 4.25, "eval_bits_per_byte": 6.125}
         logging.getLogger("trainctl.x").warning("the [bold] disk is nearly full")
         logging.getLogger("trainctl.x").info("nobody needs to see this")
+        logging.getLogger("trainctl.optimizer").info("adamw: fused implementation")
         warnings.warn("a library is old")
     if len(sys.argv) > 3:
         time.sleep(float(sys.argv[3]))
@@ -112,6 +114,7 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path, mode: str) -> None:
         *HEADER,
         "step 10/40  loss 4.5000  lr 1.00e-03  grad_norm 0.5  41,234 tok/s  812 MiB  ETA 0:30",
         "warning: the [bold] disk is nearly full",
+        "note: adamw: fused implementation",
         next(line for line in lines if "a library is old" in line),
         "step 20/40  loss 4.0000  lr 1.00e-03  grad_norm 0.5  41,234 tok/s  812 MiB  ETA 0:20",
         SCORES,
@@ -125,7 +128,8 @@ def test_a_terminal_gets_a_live_display_that_warnings_do_not_garble(tmp_path: Pa
     lines = screen(on_terminal(tmp_path, "auto", "0.3"))
     assert lines[:2] == HEADER
     assert lines[2] == "warning: the [bold] disk is nearly full"
-    assert "a library is old" in "".join(lines[3:5])
+    assert lines[3] == "note: adamw: fused implementation"
+    assert "a library is old" in "".join(lines[4:6])
     rest = lines[lines.index(SCORES) :]
     assert rest == [SCORES, "━" * 40 + "  40/40  100%  ETA 0:00", NUMBERS, "after", ""]
 
