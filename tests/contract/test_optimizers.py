@@ -76,7 +76,7 @@ def distance(module: nn.Module) -> Tensor:
     terms = []
     for param in module.parameters():
         curvature = torch.linspace(0.5, 1.5, param.numel()).reshape(param.shape)
-        terms.append((curvature * (param.float() - 0.5) ** 2).sum())
+        terms.append((curvature.to(param.device) * (param.float() - 0.5) ** 2).sum().cpu())
     return torch.stack(terms).sum()
 
 
@@ -192,14 +192,19 @@ def test_leaves_frozen_parameters_and_those_without_gradient_alone(preset: str) 
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_steps_on_mixed_dtypes(preset: str) -> None:
+@pytest.mark.parametrize(
+    "half",
+    [torch.bfloat16, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)],
+    ids=["dtypes", "devices"],
+)
+def test_steps_on_mixed(preset: str, half: torch.dtype | torch.device) -> None:
     module = network()
-    module.blocks[0].to(torch.bfloat16)
+    module.blocks[0].to(half)
     optimizer = build(packaged(preset), module)
     before = copies(module)
     walk(module, optimizer, packaged(preset), 12)
     for param, old in zip(module.parameters(), before, strict=True):
-        assert param.dtype == old.dtype
+        assert (param.dtype, param.device) == (old.dtype, old.device)
         assert torch.isfinite(param).all()
     assert distance(module) < distance_of(before, module)
 
