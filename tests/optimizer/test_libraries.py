@@ -149,6 +149,42 @@ def test_8bit_state_by_size_and_pattern(
     }
 
 
+@pytest.mark.parametrize(
+    ("library", "module_name"),
+    [
+        ("bitsandbytes", "bitsandbytes.optim"),
+        # torchao compiles a kernel per shape.
+        pytest.param("torchao", "torchao.optim", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("preset", ["adam_8bit", "adamw_8bit"])
+def test_8bit_steps_are_the_librarys_own(
+    build_option: Build, library: str, module_name: str, preset: str
+) -> None:
+    libraries = pytest.importorskip(module_name)
+    option: Any = build_option(
+        preset, library=library, block_size=256, groups={"no_decay_types": []}
+    )
+    values = {
+        "lr": option.lr,
+        "betas": option.betas,
+        "eps": option.eps,
+        "weight_decay": option.weight_decay,
+    }
+    ours, theirs = Tables(), Tables()
+    theirs.load_state_dict(ours.state_dict())
+    own = getattr(libraries, {"adam_8bit": "Adam8bit", "adamw_8bit": "AdamW8bit"}[preset])
+    pair = [(ours, option.build(ours, "cpu")), (theirs, own(theirs.parameters(), **values))]
+    for seed in range(8):
+        for module, optimizer in pair:
+            torch.manual_seed(seed)
+            for param in module.parameters():
+                param.grad = torch.randn_like(param)
+            optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
 @pytest.mark.slow  # torchao compiles a kernel per shape
 def test_torchao_state_is_plain_and_takes_the_same_choices(build_option: Build) -> None:
     pytest.importorskip("torchao")
