@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launcher.contracts import OptimizerOption
 from launcher.errors import ConfigError
 from scripts.bench.optimizers import M_MMAP_THRESHOLD, processor, state_bytes
-from tests.optimizer import test_adafactor, test_golden, test_lamb, test_matrices
+from tests.optimizer import test_adafactor, test_golden, test_lamb, test_libraries, test_matrices
 from tests.optimizer import test_stable_adamw as test_stable
 from tests.optimizer.conftest import Problem, cases, option_of
 
@@ -57,7 +57,6 @@ M_TRIM_THRESHOLD = -1  # glibc's mallopt
 SECONDS = 1.2
 """What the timing of one preset may take, its first step aside."""
 UNCOMPARED = {
-    "adam_8bit": "the code of adamw_8bit without decay; see there",
     "paged_adamw_8bit": "the code of adamw_8bit; see there",
 }
 """Why some have no reference."""
@@ -157,13 +156,11 @@ class Golden:
         walks: Name of the case, without its format, and the changes of the preset.
         dtypes: Formats that the table has.
         prepare: What is done to the built optimizer.
-        part: What of the optimizer they show, if not all.
     """
 
     walks: Sequence[tuple[str, dict[str, Any]]]
     dtypes: Sequence[str] = ("float64", "float32")
     prepare: Callable[[torch.optim.Optimizer], object] = field(default=lambda _: None)
-    part: str = ""
 
     def distance(self, preset: str, dtype: str) -> float | None:
         """The largest 2-norm of what parts all parameters after 50 steps; None: no such table."""
@@ -175,7 +172,7 @@ class Golden:
         """The libraries whose tables these are."""
         names = (cases()[f"{case}/{self.dtypes[0]}"]["lib"] for case, _ in self.walks)
         plain = (re.sub(r"\W*\(.*", "", name).replace("ers4", "ers 4") for name in names)
-        return ", ".join(dict.fromkeys(plain)) + self.part
+        return ", ".join(dict.fromkeys(plain))
 
     def _walked(self, preset: str, case_id: str, changes: dict[str, Any]) -> float:
         case = cases()[case_id]
@@ -259,11 +256,12 @@ def references() -> dict[str, Golden | Live]:
         ),
         "muon": Golden(muons, ("float32",)),
         "adam_weight_decay": Golden(keras, ("float64",)),
-        "adamw_8bit": Golden(
-            [("bnb_adamw32", test_golden.ADAMW)],
-            ("float32",),
-            part=" (small parameters, in 32 bits)",
-        ),
+        **{
+            name: Live(
+                "bitsandbytes", partial(test_libraries.eight_bit_and_its_library, preset=name)
+            )
+            for name in ("adam_8bit", "adamw_8bit")
+        },
         "galore": Live(
             "galore-torch", test_matrices.galore_and_its_authors, ("float64", "float32")
         ),

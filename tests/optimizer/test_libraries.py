@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from launcher.contracts import OptimizerOption
 from launcher.errors import ConfigError
@@ -149,19 +149,11 @@ def test_8bit_state_by_size_and_pattern(
     }
 
 
-@pytest.mark.parametrize(
-    ("library", "module_name"),
-    [
-        ("bitsandbytes", "bitsandbytes.optim"),
-        # torchao compiles a kernel per shape.
-        pytest.param("torchao", "torchao.optim", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.parametrize("preset", ["adam_8bit", "adamw_8bit"])
-def test_8bit_steps_are_the_librarys_own(
-    build_option: Build, library: str, module_name: str, preset: str
-) -> None:
-    libraries = pytest.importorskip(module_name)
+def eight_bit_and_its_library(
+    build_option: Build, *, preset: str, library: str = "bitsandbytes"
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters after eight steps of ours and of the library's own class."""
+    classes = pytest.importorskip(f"{library}.optim")
     option: Any = build_option(
         preset, library=library, block_size=256, groups={"no_decay_types": []}
     )
@@ -173,7 +165,7 @@ def test_8bit_steps_are_the_librarys_own(
     }
     ours, theirs = Tables(), Tables()
     theirs.load_state_dict(ours.state_dict())
-    own = getattr(libraries, {"adam_8bit": "Adam8bit", "adamw_8bit": "AdamW8bit"}[preset])
+    own = getattr(classes, {"adam_8bit": "Adam8bit", "adamw_8bit": "AdamW8bit"}[preset])
     pair = [(ours, option.build(ours, "cpu")), (theirs, own(theirs.parameters(), **values))]
     for seed in range(8):
         for module, optimizer in pair:
@@ -181,8 +173,18 @@ def test_8bit_steps_are_the_librarys_own(
             for param in module.parameters():
                 param.grad = torch.randn_like(param)
             optimizer.step()
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(mine, other)
+    return list(ours.parameters()), list(theirs.parameters())
+
+
+@pytest.mark.parametrize(
+    # torchao compiles a kernel per shape.
+    "library",
+    ["bitsandbytes", pytest.param("torchao", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("preset", ["adam_8bit", "adamw_8bit"])
+def test_8bit_steps_are_the_librarys_own(build_option: Build, preset: str, library: str) -> None:
+    ours, theirs = eight_bit_and_its_library(build_option, preset=preset, library=library)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.slow  # torchao compiles a kernel per shape
