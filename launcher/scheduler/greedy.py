@@ -1,5 +1,6 @@
 """Higher rates while a score gets better, lower ones when it stops."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +28,7 @@ class Greedy(Watching):
     warmup_evaluations: int = Field(ge=0)
     """Evaluations after a rise that do not count; GreedyLR calls it `warmup`."""
     smooth: bool
-    """Watch the mean of the last scores, not the last score."""
+    """Watch the mean of the last finite scores, not the last score."""
     window_size: int = Field(ge=1)
     """Scores in that mean."""
     reset_start: int = Field(ge=1)
@@ -67,7 +68,10 @@ class GreedyClimb(Schedule):
         option = self.option
         new = {"good": 0.0, "bad": 0.0, "cooldown": 0.0, "pause": 0.0, "left": option.reset_start}
         new |= {**memory, "lr": current(self.peak_lr, memory), "peak_lr": self.peak_lr}
-        score = self._smoothed(new, option.score(scores)) if option.smooth else option.score(scores)
+        score = option.score(scores)
+        # One score that is not finite must not count against all whose mean it would be in.
+        if option.smooth and math.isfinite(score):
+            score = self._smoothed(new, score)
         for wait in ("cooldown", "pause"):
             if new[wait] > 0:
                 return new | {wait: new[wait] - 1, "good": 0, "bad": 0}

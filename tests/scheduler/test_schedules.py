@@ -290,6 +290,16 @@ def test_a_score_that_is_not_finite_is_no_improvement(
     ]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_mean_of_scores_leaves_out_one_that_is_not_finite(
+    bad: float, preset: Preset, horizon: MakeHorizon
+) -> None:
+    option = preset("greedy", smooth=True, window_size=4, patience=0, factor=0.5, max_lr=8.0)
+    falling = [2.0, 1.8, bad, 1.6, 1.4, 1.2]
+    # Only the bad score itself lowers the rate.
+    assert watched(option.build(1.0, horizon(100)), falling) == [2.0, 4.0, 2.0, 4.0, 8.0, 8.0]
+
+
 def test_scores_during_the_warm_up_do_not_count(preset: Preset, horizon: MakeHorizon) -> None:
     option = preset("reduce_on_plateau", patience=0, factor=0.5, warmup_steps=10)
     schedule = option.build(1.0, horizon(100))
