@@ -17,7 +17,15 @@ from launcher.contracts.data import (
     Tokenizer,
     Window,
 )
-from launcher.contracts.engine import Clipping, Engine, EngineParts, EngineState, UpdateStats, World
+from launcher.contracts.engine import (
+    Clipping,
+    Engine,
+    EngineParts,
+    EngineState,
+    UpdateStats,
+    World,
+    param_of,
+)
 from launcher.contracts.observers import LogContext, Observer, Row, Sink, StepReport
 from launcher.contracts.optimizer import GroupOverride, OptimizerOption, ParamGroups, Pattern
 from launcher.contracts.options import (
@@ -83,4 +91,5 @@ __all__ = [
     "UpdateStats",
     "Window",
     "World",
+    "param_of",
 ]

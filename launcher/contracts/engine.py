@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -81,7 +81,21 @@ class UpdateStats:
 EngineState = dict[str, "Tensor"]
 """Model and optimizer state, flat: `model.<parameter>` and `optimizer.<parameter>.<key>`; tensors
 only, so that nothing needs pickle; named by parameter, so that any engine can load what another
-saved."""
+saved. A parameter that no update has reached yet has no optimizer entries."""
+
+
+def param_of(entry: str, params: Collection[str]) -> str | None:
+    """The parameter that an optimizer entry of an engine's state is about.
+
+    Args:
+        entry: `optimizer.<parameter>.<key>`; both parts may hold dots. None for any other name.
+        params: Names of the parameters.
+    """
+    parts = entry.split(".")
+    if parts[0] != "optimizer":
+        return None
+    names = (".".join(parts[1:end]) for end in range(2, len(parts)))
+    return next((name for name in names if name in params), None)
 
 
 class Engine(Protocol):
@@ -109,7 +123,10 @@ class Engine(Protocol):
         """The plain module with whole weights, in evaluation mode; gathered where it is sharded."""
 
     def state(self) -> EngineState:
-        """The live tensors; they change with the next update."""
+        """The live tensors; they change with the next update.
+
+        Before the first update it holds what a load may find: the entries of all parameters.
+        """
 
     def load_state(self, state: EngineState) -> None:
         """Take over what `state` gave, strictly.

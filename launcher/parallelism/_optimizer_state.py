@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from launcher.contracts import param_of
 from launcher.errors import CheckpointError
 
 
@@ -17,32 +18,47 @@ def optimizer_tensors(
 ) -> dict[str, Tensor]:
     """The optimizer's state as `optimizer.<parameter>.<key>` and `optimizer_group.<index>.<key>`.
 
-    Python numbers become tensors of shape (), float64 or int64; lists and tensors that are made of
-    others (8-bit blocks with their scales) become one entry for each part. Of a group's options
-    only those are taken that the optimizer itself changes; it names them in `group_state`.
+    A parameter that no update has reached yet has no entry. Python numbers become tensors of shape
+    (), float64 or int64; lists and tensors that are made of others (8-bit blocks with their scales)
+    become one entry for each part. Of a group's options only those are taken that the optimizer
+    itself changes; it names them in `group_state`.
     """
-    _materialise(optimizer)
     tensors: dict[str, Tensor] = {}
     for holder, key, name in _places(optimizer, names):
         tensors |= _flatten(name, holder[key])
     return tensors
 
 
+def optimizer_template(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
+) -> dict[str, Tensor]:
+    """What `optimizer_tensors` gives when updates have reached every parameter.
+
+    It takes a step on zero gradients at learning rate zero, which leaves traces in optimizer and
+    weights: to be called only where a load overwrites both.
+    """
+    _materialise(optimizer)
+    return optimizer_tensors(optimizer, names)
+
+
 def load_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], state: Mapping[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave.
+    """Put back what `optimizer_tensors` gave; a parameter of which it gave nothing has no state.
 
     Raises:
         CheckpointError: A key is missing or left over.
     """
-    expected = optimizer_tensors(optimizer, names)
-    if expected.keys() != state.keys():
-        missing = sorted(expected.keys() - state.keys())
-        left = sorted(state.keys() - expected.keys())
+    expected = optimizer_template(optimizer, names)
+    params = frozenset(names.values())
+    reached = {param_of(entry, params) for entry in state} | {None}
+    needed = {entry for entry in expected if param_of(entry, params) in reached}
+    if needed != state.keys():
+        missing, left = sorted(needed - state.keys()), sorted(state.keys() - needed)
         raise CheckpointError(
             f"the checkpoint is of another optimizer: missing {missing[:5]}, left over {left[:5]}"
         )
+    _forget(optimizer, [param for param, name in names.items() if name not in reached])
     for holder, key, name in _places(optimizer, names):
         holder[key] = _refill(name, holder[key], state)
 
@@ -92,14 +108,12 @@ def _refill(name: str, live: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def _materialise(optimizer: torch.optim.Optimizer) -> None:
-    """Let a fresh optimizer allocate its state, by a step on zero gradients at learning rate zero.
-
-    Only a resume needs this, before the first step, to know which tensors to ask the checkpoint
-    for; whatever the step does to weights and state is overwritten by the load.
-    """
-    if optimizer.state:
+    """Let the optimizer allocate the state of each parameter that has none."""
+    params = [
+        p for group in optimizer.param_groups for p in group["params"] if not optimizer.state.get(p)
+    ]
+    if not params:
         return
-    params = [p for group in optimizer.param_groups for p in group["params"]]
     rates = [group["lr"] for group in optimizer.param_groups]
     for param in params:
         param.grad = torch.zeros_like(param)
@@ -109,3 +123,11 @@ def _materialise(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def _forget(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
+    """Take the state of some parameters away, as if they had never been stepped."""
+    if not [param for param in params if optimizer.state.pop(param, None)]:
+        return
+    # As torch's own load_state_dict ends: some optimizers keep more than what stands in `state`.
+    optimizer.__setstate__({"state": optimizer.state, "param_groups": optimizer.param_groups})

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from launcher.errors import CheckpointError, NonFinite
 from launcher.parallelism._clipping import clip_
-from launcher.parallelism._optimizer_state import load_optimizer, optimizer_tensors
+from launcher.parallelism._optimizer_state import (
+    load_optimizer,
+    optimizer_template,
+    optimizer_tensors,
+)
 
 if TYPE_CHECKING:
     from launcher.contracts import EngineParts, EngineState, MicroBatch, Window
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 from launcher.contracts import UpdateStats
 
 _log = logging.getLogger("trainctl.engine")
+_NAMED = 5
 
 
 class SingleEngine:
@@ -45,6 +50,8 @@ class SingleEngine:
         self._params = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._window: Window | None = None
         self._losses: list[Tensor] = []
+        self._begun = False
+        self._told = False
 
     def forward_backward(self, window: Window) -> Tensor:
         """Accumulate the gradient of the window's mean loss; see `Engine`."""
@@ -62,6 +69,7 @@ class SingleEngine:
 
     def update(self, lr: float | None) -> UpdateStats:
         """Unscale, check, clip, step, and clear the gradients; see `Engine`."""
+        self._begun = True
         grads = [p.grad for p in self._params if p.grad is not None]
         scale = self._precision.loss_scale
         factor = scale.value if scale else None
@@ -71,6 +79,7 @@ class SingleEngine:
         # The one number read from the device each step: without it a NaN would reach the weights.
         finite = math.isfinite((norm + sum(self._losses)).item())
         if finite:
+            self._tell_of_idle()
             clip_(self._params, self._clipping, norm)
             for group in self._optimizer.param_groups:
                 if lr is not None:
@@ -107,7 +116,8 @@ class SingleEngine:
         """Parameters, buffers and optimizer state by name; see `Engine`."""
         model = {f"model.{name}": tensor for name, tensor in self._model_tensors().items()}
         formats = {f"precision.{name}": value for name, value in self._precision.state().items()}
-        return {**model, **formats, **optimizer_tensors(self._optimizer, self._names())}
+        take = optimizer_tensors if self._begun else optimizer_template
+        return {**model, **formats, **take(self._optimizer, self._names())}
 
     def load_state(self, state: EngineState) -> None:
         """Copy a state into the live tensors, strictly; see `Engine`."""
@@ -129,6 +139,7 @@ class SingleEngine:
         formats = {k: v for k, v in state.items() if k.startswith("precision.")}
         rest = {k: v for k, v in state.items() if k not in formats and not k.startswith("model.")}
         load_optimizer(self._optimizer, self._names(), rest)
+        self._begun = True
         try:
             self._precision.load_state(
                 {k.removeprefix("precision."): v for k, v in formats.items()}
@@ -161,6 +172,21 @@ class SingleEngine:
 
     def _names(self) -> dict[Tensor, str]:
         return {p: name for name, p in self._module.named_parameters()}
+
+    def _tell_of_idle(self) -> None:
+        """Name, once, the parameters that are to be trained and take no part in the loss."""
+        if self._told:
+            return
+        self._told = True
+        params = self._module.named_parameters()
+        if idle := [name for name, p in params if p.requires_grad and p.grad is None]:
+            more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
+            _log.warning(
+                "parameters without a gradient stay as they are until they get one: %s%s; if they "
+                "never should, name them in optimizer.groups.frozen",
+                ", ".join(idle[:_NAMED]),
+                more,
+            )
 
     def _refuse(self, norm: Tensor) -> None:
         """Leave the weights alone; end the run unless it is to go on without this window."""

@@ -108,6 +108,12 @@ class Float32Steps(torch.optim.Optimizer):
         super().__init__(groups, inner.defaults)
         for copy, entry in inner.state.items():
             self.state[weights[copy]] = entry
+        # A weight has either no state or all of it, or a resumed run could not tell what to expect.
+        with (
+            torch.no_grad(),
+            self._widened([[c for c in cs if c in inner.state] for cs in self._copies]),
+        ):
+            pass
 
     def __getattr__(self, name: str) -> Any:
         """What else the inner optimizer offers (`group_state`)."""
@@ -152,16 +158,31 @@ class Float32Steps(torch.optim.Optimizer):
                 self._inner.train()
             for weight, value, kept in self._trained:
                 weight.copy_(value)
-                self.state[weight].update(kept)
+                entry = self.state.pop(weight, {})
+                rest = {k: v for k, v in entry.items() if k not in self._rounding.state_keys}
+                if entry := rest | kept:
+                    self.state[weight] = entry
             self._trained = []
 
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over state that was put in place from outside, the inner optimizer too."""
+        super().__setstate__(state)
+        for copy, weight in self._weights.items():
+            if weight not in self.state:
+                self._inner.state.pop(copy, None)
+        inner = self._inner
+        inner.__setstate__({"state": inner.state, "param_groups": inner.param_groups})
+
     def _chunks(self) -> Iterator[list[list[Tensor]]]:
-        """The copies by group, in parts that may have memory at once."""
+        """The copies whose weights have gradients, by group, in parts that fit into memory."""
         chunk: list[list[Tensor]] = [[] for _ in self._copies]
         elements = 0
         limit = self._chunk_elements
         for index, copies in enumerate(self._copies):
             for copy in copies:
+                if self._weights[copy].grad is None:
+                    continue
                 if elements and limit is not None and elements + copy.numel() > limit:
                     yield chunk
                     chunk, elements = [[] for _ in self._copies], 0

@@ -214,6 +214,19 @@ def test_left_over_tensors_are_an_error_that_names_five(bench: Bench) -> None:
         bench.load()
 
 
+def test_a_parameter_that_no_update_has_reached_has_no_optimizer_entries(bench: Bench) -> None:
+    snapshot = bench.snapshot(1)
+    bench.store().save(snapshot)
+    spare = {f"optimizer.half.{key}": torch.zeros(5) for key in ("step", "exp_avg.0")}
+    loaded = bench.store().load({**snapshot.engine, **spare})
+    assert loaded is not None
+    assert loaded.engine.keys() == snapshot.engine.keys()
+    # Half of the entries are no such case.
+    half = {"optimizer.weight.exp_avg_sq": torch.zeros(3, 12)}
+    with pytest.raises(CheckpointError, match=r"missing.*optimizer\.weight\.exp_avg_sq"):
+        bench.store().load({**snapshot.engine, **half})
+
+
 def test_nothing_heavy_is_imported_before_the_first_save() -> None:
     program = """
 import sys

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from launcher.config import door, registry
 from launcher.contracts import OptimizerOption
 from launcher.errors import ConfigError
-from launcher.parallelism._optimizer_state import load_optimizer, optimizer_tensors
+from launcher.parallelism._optimizer_state import (
+    load_optimizer,
+    optimizer_template,
+    optimizer_tensors,
+)
 
 CONF = Path(__file__).parent.parent.parent / "conf" / "optimizer"
 PRESETS = sorted(path.stem for path in CONF.glob("[!_]*.yaml"))
@@ -163,7 +167,7 @@ def test_state_round_trips_bitwise_by_name(preset: str) -> None:
     other = network(seed=1)
     fresh = build(option, other)
     named: dict[Tensor, str] = {param: name for name, param in other.named_parameters()}
-    layout = {k: (v.shape, v.dtype) for k, v in optimizer_tensors(fresh, named).items()}
+    layout = {k: (v.shape, v.dtype) for k, v in optimizer_template(fresh, named).items()}
     assert layout == {k: (v.shape, v.dtype) for k, v in saved.items()}
     with torch.no_grad():
         for param, weight in zip(other.parameters(), weights, strict=True):

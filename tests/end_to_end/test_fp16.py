@@ -61,3 +61,19 @@ def test_a_killed_run_keeps_scale_and_count(trainctl: Console, bad_step: int) ->
     assert trace(trainctl, run_dir) == trace(trainctl, quiet)
     assert scales(trainctl, run_dir) == scales(trainctl, quiet)
     assert weights(run_dir) == weights(quiet)
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_overflows_before_the_first_update_leave_no_trace(trainctl: Console, last: int) -> None:
+    """However often the run saves and wherever it is taken up: nothing has been learned yet."""
+    first: int = permutation(seed=0, epoch=0, length=50).tolist()[0]
+    words = (f"task.overflow={first}", "precision=fp16", "scheduler=constant", "max_epochs=null")
+    trainctl.toy("name=quiet", *words, "checkpoint.every_steps=100")
+    trainctl.toy("name=saving", *words, "checkpoint.every_steps=1")
+    trainctl.toy("name=resumed", *words, f"max_steps={last}")
+    trainctl("resume", str(trainctl.run_dir("resumed")), "max_steps=12")
+    quiet, saving, resumed = map(trainctl.run_dir, ("quiet", "saving", "resumed"))
+    assert [row["skipped"] for row in trainctl.rows(quiet)] == [1] * STEPS
+    assert weights(saving) == weights(quiet)
+    assert weights(resumed) == weights(quiet)
+    assert scales(trainctl, resumed) == scales(trainctl, quiet)

@@ -167,7 +167,9 @@ def test_float32_copies_exist_a_chunk_at_a_time() -> None:
         copies = list(params)
         return Watched([{"params": copies[:3]}, {"params": copies[3:]}], lr=lr)
 
-    stepping(make, module, Pure(Compensated(), chunk_bytes=2 * 1024 * 8), lr=0.1).step()
+    optimizer = stepping(make, module, Pure(Compensated(), chunk_bytes=2 * 1024 * 8), lr=0.1)
+    give_gradients(module, 0)
+    optimizer.step()
     assert seen == [[1024, 1024]] * 4
 
 
