@@ -26,9 +26,13 @@ def main(argv: list[str]) -> int:
     """Draw the schedule, or tell its rates, from the config alone."""
     arguments = _arguments()
     flags, overrides = arguments.split(argv)
-    config = composition(flags, overrides).checked().config
-    horizon = _horizon(config, flags.num_samples)
-    schedule = _built(config, horizon)
+    checked = composition(flags, overrides).checked()
+    config = checked.config
+    try:
+        horizon = _horizon(config, flags.num_samples)
+        schedule = _built(config, horizon)
+    except ConfigError as error:
+        raise ConfigError(checked.composed.attributed(error.problems)) from error
     title = f"scheduler={config.scheduler.kind}, {horizon.max_steps:,} steps"
     own = schedule.lr(0, {}) is None
     if own and (flags.png or flags.svg):
@@ -53,7 +57,8 @@ def _arguments() -> Arguments:
         "lr",
         "[group=option] [key=value]",
         "The learning rate of every optimizer step. Schedules that watch a score are shown as if "
-        "there were no evaluation.",
+        "there were no evaluation. A step whose update is skipped (the loss scale overflowed, the "
+        "loss is not finite) counts like any other.",
         "trainctl lr scheduler=cosine scheduler.warmup_steps=10%",
         "trainctl lr max_steps=100000 --at 0,1000,99999",
         "trainctl lr scheduler=one_cycle --svg lr.svg",
@@ -104,7 +109,7 @@ def _horizon(config: RunConfig, num_samples: int | None) -> Horizon:
             [
                 Problem(
                     "max_epochs",
-                    f"{config.max_epochs:g} epochs have no known number of steps before the data "
+                    f"is {config.max_epochs:g}, which has no known number of steps before the data "
                     "is read; give the size of the training set with --num-samples N",
                 )
             ]
@@ -115,12 +120,16 @@ def _horizon(config: RunConfig, num_samples: int | None) -> Horizon:
 
 def _built(config: RunConfig, horizon: Horizon) -> Schedule:
     from launcher.config import derive
+    from launcher.contracts.schedule import Misfit
 
     try:
         return derive.schedule(config, horizon)
-    except ValueError as error:
+    except Misfit as error:
         hint = " with --num-samples N" if math.isnan(horizon.steps_per_epoch) else ""
-        raise ConfigError([Problem("scheduler", f"{error}{hint}")]) from error
+        problem = Problem(f"scheduler.{error.field}", f"{error.reason}{hint}")
+        raise ConfigError([problem]) from error
+    except ValueError as error:
+        raise ConfigError([Problem("scheduler", str(error))]) from error
 
 
 def _sampled(schedule: Schedule, max_steps: int) -> dict[int, float]:

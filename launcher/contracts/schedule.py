@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
@@ -22,6 +24,24 @@ class Horizon:
     samples_per_step: int
     tokens_per_step: int
     steps_per_epoch: float
+
+
+class Misfit(ValueError):
+    """A setting of a schedule that does not fit the run or the optimizer.
+
+    Attributes:
+        field: Dotted path of the setting below `scheduler`.
+        reason: What is wrong and what to do, without the field.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.field} {self.reason}"
 
 
 class Schedule(ABC):

@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._warmup import WarmedUp
 
 
@@ -25,7 +26,7 @@ class Floored(WarmedUp):
         """The lowest learning rate over the peak.
 
         Raises:
-            ValueError: The floor is above the peak.
+            Misfit: The floor is above the peak.
         """
         return over_peak("min_lr", self.min_lr, self.min_lr_ratio, peak_lr)
 
@@ -47,12 +48,10 @@ def over_peak(name: str, rate: float | None, ratio: float | None, peak_lr: float
     """The floor over the peak, from whichever of the two is given; 0 when neither is.
 
     Raises:
-        ValueError: The floor is above the peak.
+        Misfit: The floor is above the peak.
     """
     if not rate:
         return ratio or 0.0
     if rate > peak_lr:
-        raise ValueError(
-            f"{name} must not be above the peak learning rate {peak_lr:g}, but is {rate:g}"
-        )
+        raise Misfit(name, f"must not be above the peak learning rate {peak_lr:g}, but is {rate:g}")
     return rate / peak_lr

@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 from pydantic import PlainValidator
 
 from launcher.contracts import Horizon
+from launcher.contracts.schedule import Misfit
 
 _TEXT = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<scale>[kMGBT]?)\s*(?P<unit>%|[a-z]*)")
 _SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
@@ -62,14 +63,14 @@ def not_empty(values: tuple[_Items, ...]) -> tuple[_Items, ...]:
     return values
 
 
-def resolve(length: float | str, horizon: Horizon) -> int:
+def resolve(name: str, length: float | str, horizon: Horizon) -> int:
     """The length in optimizer steps, rounded up: at least as much as was asked for.
 
     A float is Transformers' convention to the bit, `ceil(max_steps * fraction)` in floating point,
     which makes 0.07 of 100 steps 8. All that is written as text is exact: "7%" of 100 steps is 7.
 
     Raises:
-        ValueError: Epochs, and the horizon does not know their length: it is NaN.
+        Misfit: Epochs, and the horizon does not know their length: it is NaN.
     """
     if isinstance(length, int):
         return length
@@ -81,9 +82,10 @@ def resolve(length: float | str, horizon: Horizon) -> int:
             steps = amount * horizon.max_steps / 100
         case "epochs":
             if math.isnan(horizon.steps_per_epoch):
-                raise ValueError(
-                    f"{length} has no known number of steps before the data is read; "
-                    "give the size of the training set"
+                raise Misfit(
+                    name,
+                    f"is {length}, which has no known number of steps before the data is read; "
+                    "give the size of the training set",
                 )
             # Rounded to a billionth: an epoch that divides evenly must not gain a step.
             steps = round(amount * Decimal(horizon.steps_per_epoch), 9)
@@ -100,11 +102,11 @@ def resolve_positive(name: str, length: float | str, horizon: Horizon) -> int:
     """The length in optimizer steps, of a part that cannot be empty.
 
     Raises:
-        ValueError: It comes to no step.
+        Misfit: It comes to no step.
     """
-    steps = resolve(length, horizon)
+    steps = resolve(name, length, horizon)
     if steps < 1:
-        raise ValueError(f"{name} must be at least one step, but is {told(length, steps)}")
+        raise Misfit(name, f"must be at least one step, but is {told(length, steps)}")
     return steps
 
 

@@ -13,10 +13,16 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 import launcher.scheduler
 from launcher.contracts import SchedulerOption
+from launcher.contracts.schedule import Misfit
 
 
 def _option_class(kind: object) -> type[SchedulerOption]:
     """The class of a kind: a module of this package, or one that another package adds."""
+    if kind == "adafactor":
+        raise ValueError(
+            "adafactor leaves the rate to the optimizer for the whole run; it is no part of "
+            "another schedule"
+        )
     modules = pkgutil.iter_modules(launcher.scheduler.__path__)
     packaged = [module.name for module in modules if not module.name.startswith("_")]
     if kind in packaged:
@@ -29,7 +35,7 @@ def _option_class(kind: object) -> type[SchedulerOption]:
     if isinstance(kind, str) and kind in added:
         loaded: type[SchedulerOption] = added[kind].load()
         return loaded
-    kinds = [*packaged, *added]
+    kinds = [name for name in (*packaged, *added) if name != "adafactor"]
     close = get_close_matches(str(kind), kinds, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"it can be: {', '.join(kinds)}"
     raise ValueError(f"no such kind of schedule: {kind!r}; {hint}")
@@ -59,6 +65,13 @@ def _validated(value: object) -> object:
 
 AnySchedule = Annotated[SerializeAsAny[SchedulerOption], BeforeValidator(_validated)]
 """A whole schedule with its `kind` and every field of that kind."""
+
+
+def misplaced(error: ValueError, place: str) -> Misfit:
+    """What a schedule inside complains of, with its place in the whole."""
+    if isinstance(error, Misfit):
+        return Misfit(f"{place}.{error.field}", error.reason)
+    return Misfit(place, f"does not fit: {error}")
 
 
 def recalled(memory: Mapping[str, float], place: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule, SchedulerOption
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._curve import Curve, Factor, Ramp
 from launcher.scheduler._length import Length, resolve, told
 
@@ -32,7 +33,7 @@ class WarmedUp(SchedulerOption):
             horizon: The whole run, warm-up included.
 
         Raises:
-            ValueError: Lengths or rates do not fit each other.
+            Misfit: Lengths or rates do not fit each other.
         """
 
     def ramp(self, peak_lr: float, warmup: int) -> Factor:
@@ -48,14 +49,16 @@ class WarmedUp(SchedulerOption):
     @override
     def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
         if peak_lr is None:
-            raise ValueError(
+            raise Misfit(
+                "kind",
                 f"{self.kind} scales the optimizer's learning rate, but optimizer.lr is null: the "
-                "optimizer sets its own; choose scheduler=adafactor, or give optimizer.lr"
+                "optimizer sets its own; choose scheduler=adafactor, or give optimizer.lr",
             )
-        warmup = resolve(self.warmup_steps, horizon)
+        warmup = resolve("warmup_steps", self.warmup_steps, horizon)
         if warmup > horizon.max_steps:
-            raise ValueError(
-                f"warmup_steps is {told(self.warmup_steps, warmup)}, but the whole run has "
-                f"{horizon.max_steps} steps; shorten the warm-up or lengthen the run"
+            raise Misfit(
+                "warmup_steps",
+                f"is {told(self.warmup_steps, warmup)}, but the whole run has "
+                f"{horizon.max_steps} steps; shorten the warm-up or lengthen the run",
             )
         return self.joined(peak_lr, warmup, horizon)

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
+from launcher.contracts.schedule import Misfit
 from launcher.errors import ConfigError, Problem
 from launcher.scheduler._warmup import WarmedUp
 
@@ -72,12 +73,12 @@ class Watching(WarmedUp, ABC):
         """Refuse a floor that would raise the rate.
 
         Raises:
-            ValueError: `min_lr` is above the peak.
+            Misfit: `min_lr` is above the peak.
         """
         if self.min_lr > peak_lr:
-            raise ValueError(
-                f"min_lr must not be above the peak learning rate {peak_lr:g}, "
-                f"but is {self.min_lr:g}"
+            raise Misfit(
+                "min_lr",
+                f"must not be above the peak learning rate {peak_lr:g}, but is {self.min_lr:g}",
             )
 
 

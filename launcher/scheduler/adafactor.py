@@ -6,14 +6,18 @@ from typing import Literal
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule, SchedulerOption
+from launcher.contracts.schedule import Misfit
 
 
 class Adafactor(SchedulerOption):
     """Leaves the rate to an optimizer that sets its own, and so has no `optimizer.lr`.
 
-    What the optimizer chose is what the run reports.
+    What the run reports is the optimizer's rate before it is scaled by the size of each parameter:
+    there is one such rate, and as many scaled ones as parameters. It is no part of a `sequence` or
+    `chained`.
 
-    Source: Transformers' `AdafactorSchedule`.
+    Source: Transformers' `AdafactorSchedule`, which reports the scaled rate of each group's first
+    parameter.
     """
 
     kind: Literal["adafactor"]
@@ -22,10 +26,11 @@ class Adafactor(SchedulerOption):
     @override
     def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
         if peak_lr is not None:
-            raise ValueError(
+            raise Misfit(
+                "kind",
                 "adafactor reports the rate of an optimizer that sets its own, but optimizer.lr is "
                 f"{peak_lr:g}; set optimizer.lr=null (adafactor with relative_step), or choose "
-                "scheduler=constant"
+                "scheduler=constant",
             )
         return _Internal()
 

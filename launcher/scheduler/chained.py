@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
 from launcher.scheduler._length import not_empty
-from launcher.scheduler._nested import AnySchedule, recalled, remembered
+from launcher.scheduler._nested import AnySchedule, misplaced, recalled, remembered
 from launcher.scheduler._warmup import WarmedUp
 
 
@@ -37,7 +37,7 @@ class Chained(WarmedUp):
             try:
                 parts.append(part.build(peak_lr, inner))
             except ValueError as error:
-                raise ValueError(f"parts.{place}: {error}") from error
+                raise misplaced(error, f"parts.{place}") from error
         return Product(peak_lr, parts)
 
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._curve import Curve
 from launcher.scheduler._length import Length, resolve_positive
 from launcher.scheduler._warmup import WarmedUp
@@ -35,9 +36,10 @@ class Exponential(WarmedUp):
         try:
             _ = peak_lr * self.gamma ** (steps / stretch)
         except OverflowError:
-            raise ValueError(
-                f"gamma {self.gamma:g} every {stretch} steps is no finite number after {steps}; "
-                "make it smaller or decay_steps longer"
+            raise Misfit(
+                "gamma",
+                f"is {self.gamma:g} every {stretch} steps, no finite number after {steps}; make "
+                "it smaller or decay_steps longer",
             ) from None
         end = steps if self.gamma > 1 else math.inf
         return Curve(peak_lr, lambda step: self.gamma ** (min(step, end) / stretch))

@@ -9,6 +9,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._watching import Watching, current
 
 
@@ -38,9 +39,10 @@ class Greedy(Watching):
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         self.floored(peak_lr)
         if self.max_lr < peak_lr:
-            raise ValueError(
-                f"max_lr must not be below the optimizer's learning rate {peak_lr:g}, "
-                f"but is {self.max_lr:g}"
+            raise Misfit(
+                "max_lr",
+                f"must not be below the optimizer's learning rate {peak_lr:g}, "
+                f"but is {self.max_lr:g}",
             )
         return GreedyClimb(peak_lr, self)
 

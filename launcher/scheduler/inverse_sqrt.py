@@ -6,6 +6,7 @@ from typing import Literal
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._curve import Curve
 from launcher.scheduler._length import Length, resolve_positive
 from launcher.scheduler._warmup import WarmedUp
@@ -37,7 +38,8 @@ class InverseSqrt(WarmedUp):
         shift = timescale - warmup if self.shift is None else self.shift
         first = warmup + shift
         if first < 1:
-            raise ValueError(
-                f"warmup_steps + shift must be at least 1, but is {warmup} + {shift} = {first}"
+            raise Misfit(
+                "shift",
+                f"is {shift}; warmup_steps {warmup} + shift must be at least 1, not {first}",
             )
         return Curve(peak_lr, lambda step: 1 / math.sqrt((step + first) / timescale))

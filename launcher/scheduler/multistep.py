@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._curve import Curve
 from launcher.scheduler._length import Length, not_empty, resolve, told
 from launcher.scheduler._warmup import WarmedUp
@@ -30,12 +31,13 @@ class Multistep(WarmedUp):
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = horizon.max_steps - warmup
-        milestones = [resolve(milestone, horizon) for milestone in self.milestones]
+        milestones = [resolve("milestones", milestone, horizon) for milestone in self.milestones]
         for written, milestone in zip(self.milestones, milestones, strict=True):
             if milestone > steps:
-                raise ValueError(
-                    f"the milestone {told(written, milestone)} is never reached: the run has "
-                    f"{steps} steps after its warm-up; take it out or lengthen the run"
+                raise Misfit(
+                    "milestones",
+                    f"has {told(written, milestone)}, which is never reached: the run has {steps} "
+                    "steps after its warm-up; take it out or lengthen the run",
                 )
         milestones.sort()
         return Curve(peak_lr, lambda step: self.gamma ** bisect_right(milestones, step))

@@ -8,6 +8,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._curve import Curve
 from launcher.scheduler._warmup import WarmedUp
 
@@ -44,7 +45,7 @@ class OneCycle(WarmedUp):
         """The phases, of which the last goes on past the end as torch's does.
 
         Raises:
-            ValueError: A phase has no length.
+            Misfit: A phase has no length.
         """
         start = 1 / self.div_factor
         final = start / self.final_div_factor
@@ -55,10 +56,11 @@ class OneCycle(WarmedUp):
             phases = [(top, start, 1.0), (steps - 1, 1.0, final)]
         ends = [0.0, *(end for end, _, _ in phases)]
         if any(end <= begin for begin, end in pairwise(ends)):
-            raise ValueError(
-                f"the phases of {steps} steps with pct_start {self.pct_start:g} end at "
+            raise Misfit(
+                "pct_start",
+                f"is {self.pct_start:g}, so that the phases of {steps} steps end at "
                 f"{', '.join(f'{end:g}' for end in ends[1:])}: each must be later than the one "
-                "before; lengthen the run or change pct_start"
+                "before, the first after 0; lengthen the run or change pct_start",
             )
 
         def factor(step: int) -> float:

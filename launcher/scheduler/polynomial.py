@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._curve import Curve
 from launcher.scheduler._floor import one_of, over_peak
 from launcher.scheduler._warmup import WarmedUp
@@ -39,8 +40,9 @@ class Polynomial(WarmedUp):
         steps = horizon.max_steps - warmup
         end = over_peak("lr_end", self.lr_end, self.lr_end_ratio, peak_lr)
         if end == 1:
-            raise ValueError(
-                f"lr_end must be below the peak learning rate {peak_lr:g}, but is {self.lr_end:g}"
+            raise Misfit(
+                "lr_end",
+                f"must be below the peak learning rate {peak_lr:g}, but is {self.lr_end:g}",
             )
 
         def factor(step: int) -> float:

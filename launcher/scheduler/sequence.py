@@ -9,8 +9,9 @@ from pydantic import AfterValidator
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule, Settings
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._length import Length, not_empty, resolve, told
-from launcher.scheduler._nested import AnySchedule, recalled, remembered
+from launcher.scheduler._nested import AnySchedule, misplaced, recalled, remembered
 from launcher.scheduler._warmup import WarmedUp
 
 
@@ -54,22 +55,22 @@ class Sequence(WarmedUp):
             try:
                 schedules.append(stage.schedule.build(peak_lr, replace(horizon, max_steps=length)))
             except ValueError as error:
-                raise ValueError(f"stages.{place}: {error}") from error
+                raise misplaced(error, f"stages.{place}.schedule") from error
             start += length
         return Stages(starts, schedules)
 
     def _length(self, place: int, left: int, horizon: Horizon) -> int:
         """Length of one stage in steps."""
-        written = self.stages[place].steps
+        name, written = f"stages.{place}.steps", self.stages[place].steps
         if written is None and place < len(self.stages) - 1:
-            raise ValueError(f"stages.{place}.steps is null, which only the last stage may be")
-        length = left if written is None else resolve(written, horizon)
+            raise Misfit(name, "is null, which only the last stage may be")
+        length = left if written is None else resolve(name, written, horizon)
         if not 1 <= length <= left:
             asked = f"is {told(written, length)}" if written is not None else "is null"
-            raise ValueError(
-                f"stages.{place}.steps {asked}, but {max(0, left)} of the run's "
-                f"{horizon.max_steps} steps are left for it; shorten the stages before it or "
-                "lengthen the run"
+            raise Misfit(
+                name,
+                f"{asked}, but {max(0, left)} of the run's {horizon.max_steps} steps are left for "
+                "it; shorten the stages before it or lengthen the run",
             )
         return length
 

@@ -6,6 +6,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._curve import Curve
 from launcher.scheduler._length import Length, resolve_positive, told
 from launcher.scheduler._warmup import WarmedUp
@@ -31,8 +32,9 @@ class Step(WarmedUp):
         size = resolve_positive("step_size", self.step_size, horizon)
         steps = horizon.max_steps - warmup
         if size > steps:
-            raise ValueError(
-                f"step_size is {told(self.step_size, size)}, but the run has {steps} steps after "
-                "its warm-up: the rate would never fall; shorten step_size or choose constant"
+            raise Misfit(
+                "step_size",
+                f"is {told(self.step_size, size)}, but the run has {steps} steps after its "
+                "warm-up: the rate would never fall; shorten step_size or choose constant",
             )
         return Curve(peak_lr, lambda step: self.gamma ** (step // size))

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
+from launcher.contracts.schedule import Misfit
 from launcher.scheduler._curve import Curve, Factor
 from launcher.scheduler._floor import Floored
 from launcher.scheduler._length import Length, resolve, told
@@ -70,7 +71,7 @@ class WarmupStableDecay(Floored):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        decay = resolve(self.decay_steps, horizon)
+        decay = resolve("decay_steps", self.decay_steps, horizon)
         return self.level_then_down(peak_lr, self._stable(warmup, decay, horizon), decay)
 
     def level_then_down(self, peak_lr: float, stable: int, decay: int) -> Schedule:
@@ -99,20 +100,23 @@ class WarmupStableDecay(Floored):
     def _stable(self, warmup: int, decay: int, horizon: Horizon) -> int:
         """Length of the level stretch in steps."""
         if self.decay_start is not None:
-            start = resolve(self.decay_start, horizon)
+            start = resolve("decay_start", self.decay_start, horizon)
             if start < warmup:
-                raise ValueError(
-                    f"decay_start is {told(self.decay_start, start)}, but the warm-up takes "
-                    f"{warmup} steps; start the cool-down later or shorten the warm-up"
+                raise Misfit(
+                    "decay_start",
+                    f"is {told(self.decay_start, start)}, but the warm-up takes {warmup} steps; "
+                    "start the cool-down later or shorten the warm-up",
                 )
             stable = start - warmup
         elif self.stable_steps is not None:
-            stable = resolve(self.stable_steps, horizon)
+            stable = resolve("stable_steps", self.stable_steps, horizon)
         else:
             stable = max(0, horizon.max_steps - warmup - decay)
         if warmup + stable + decay > horizon.max_steps:
-            raise ValueError(
-                f"warm-up {warmup} + stable {stable} + decay {decay} = {warmup + stable + decay} "
-                f"steps, but the whole run has {horizon.max_steps}; shorten one of them"
+            raise Misfit(
+                "decay_steps",
+                f"is {told(self.decay_steps, decay)}, but warm-up {warmup} + stable {stable} + "
+                f"decay {decay} = {warmup + stable + decay} steps, and the whole run has "
+                f"{horizon.max_steps}; shorten one of them",
             )
         return stable

@@ -126,15 +126,27 @@ def said(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_lengths_that_need_the_data_ask_for_its_size(capsys: pytest.CaptureFixture[str]) -> None:
     epochs = [*SMALL, "max_epochs=2", "max_steps=null"]
-    assert "2 epochs have no known number of steps" in said(epochs, capsys)
+    assert "max_epochs: is 2, which has no known number of steps" in said(epochs, capsys)
     assert main(["lr", *epochs, "--num-samples", "48", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["lr"]) == 6
     warmup = [*SMALL, "scheduler.warmup_steps=1 epoch"]
     message = said(warmup, capsys)
-    assert "1 epoch has no known number of steps" in message
+    assert "scheduler.warmup_steps: is 1 epoch, which has no known number of steps" in message
     assert "--num-samples N" in message
     assert main(["lr", *warmup, "--num-samples", "32", "--at", "1,2"]) == 0
     assert capsys.readouterr().out.split() == ["step", "lr", "1", "0.05", "2", "0.1"]
+
+
+def test_what_only_the_size_of_the_data_shows_has_its_origin_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    epochs = ["max_epochs=2", "max_steps=null", "scheduler.warmup_steps=9"]
+    message = said([*SMALL, *epochs, "scheduler.warmup_power=2.0", "--num-samples=48"], capsys)
+    assert "is 9, but the whole run has 6 steps" in message
+    assert "set by command line: scheduler.warmup_steps=9" in message
+    assert "set by command line: max_epochs=2" in said([*SMALL, *epochs], capsys)
+    unknown = [*SMALL, "scheduler.warmup_steps=1 epoch", "scheduler.warmup_power=2.0"]
+    assert "set by command line: scheduler.warmup_steps=1 epoch" in said(unknown, capsys)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +157,7 @@ def test_lengths_that_need_the_data_ask_for_its_size(capsys: pytest.CaptureFixtu
         (["--at", "9" * 99], "no run has 1.000e+99 steps"),
         (["--num-samples", "0"], "'0' is no number of samples"),
         (["--pngs", "x"], "did you mean '--png'?"),
-        (["scheduler.warmup_steps=7"], "warmup_steps is 7, but the whole run has 6 steps"),
+        (["scheduler.warmup_steps=7"], "is 7, but the whole run has 6 steps"),
         (["scheduler.warmup_steps=7 weeks"], "'7 weeks' is not a length"),
     ],
 )

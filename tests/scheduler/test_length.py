@@ -41,24 +41,24 @@ HORIZON = Horizon(max_steps=1000, samples_per_step=16, tokens_per_step=2048, ste
     ],
 )
 def test_every_unit_comes_to_whole_steps(written: float | str, steps: int) -> None:
-    assert resolve(LENGTH.validate_python(written, strict=True), HORIZON) == steps
+    assert resolve("x", LENGTH.validate_python(written, strict=True), HORIZON) == steps
 
 
 @pytest.mark.parametrize("steps", [7, 30, 100, 1000, 12345])
 @pytest.mark.parametrize("fraction", [0.01, 0.03, 0.07, 0.1, 0.29, 0.999])
 def test_a_fraction_is_transformers(fraction: float, steps: int) -> None:
     # TrainingArguments.get_warmup_steps
-    assert resolve(fraction, Horizon(steps, 1, 1, 1.0)) == math.ceil(steps * fraction)
+    assert resolve("x", fraction, Horizon(steps, 1, 1, 1.0)) == math.ceil(steps * fraction)
 
 
 def test_text_is_exact_where_floats_are_not() -> None:
     horizon = Horizon(100, 1, 1, 1.0)
-    assert resolve(0.07, horizon) == 8
-    assert resolve("7%", horizon) == 7
+    assert resolve("x", 0.07, horizon) == 8
+    assert resolve("x", "7%", horizon) == 7
 
 
 def test_an_epoch_that_divides_evenly_gains_no_step() -> None:
-    assert resolve("3 epochs", Horizon(1000, 30, 1, 100 / 30)) == 10
+    assert resolve("x", "3 epochs", Horizon(1000, 30, 1, 100 / 30)) == 10
 
 
 @pytest.mark.parametrize(

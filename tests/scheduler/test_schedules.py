@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from launcher.contracts import Horizon, Schedule
+from launcher.contracts.schedule import Misfit
 from launcher.errors import ConfigError
 from launcher.training.state import TrainState
 
@@ -127,20 +128,32 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
     ("cosine", {"min_lr": 2e-3}, "min_lr must not be above the peak learning rate 0.001"),
     ("polynomial", {"lr_end": 2e-3}, "lr_end must not be above the peak"),
     ("polynomial", {"lr_end": 1e-3}, "lr_end must be below the peak learning rate 0.001"),
-    ("warmup_stable_decay", {"decay_steps": 96}, r"warm-up 5 \+ stable 0 \+ decay 96 = 101 steps"),
+    (
+        "warmup_stable_decay",
+        {"decay_steps": 96},
+        r"decay_steps is 96, but warm-up 5 \+ stable 0 \+ decay 96 = 101 steps",
+    ),
     ("warmup_stable_decay", {"stable_steps": 80}, r"5 \+ stable 80 \+ decay 20 = 105 .* 100"),
     ("warmup_stable_decay", {"decay_start": 4}, "decay_start is 4, but the warm-up takes 5"),
     ("warmup_stable_decay", {"decay_start": 90}, r"stable 85 \+ decay 20 = 110"),
     ("inverse_sqrt", {"timescale": 0}, "timescale must be at least one step"),
-    ("inverse_sqrt", {"shift": -5}, r"5 \+ -5 = 0"),
-    ("one_cycle", {"pct_start": 0.01}, "the phases of 100 steps with pct_start 0.01 end at 0, 99"),
+    (
+        "inverse_sqrt",
+        {"shift": -5},
+        r"shift is -5; warmup_steps 5 \+ shift must be at least 1, not 0",
+    ),
+    (
+        "one_cycle",
+        {"pct_start": 0.01},
+        "pct_start is 0.01, so that the phases of 100 steps end at 0, 99",
+    ),
     ("one_cycle", {"pct_start": 0.6, "three_phase": True}, "59, 118, 99"),
     ("cosine_annealing", {"T_max": 0}, "T_max must be at least one step, but is 0"),
     ("cosine_warm_restarts", {"T_0": "0%"}, r"T_0 must be at least one step, but is 0% \(0 steps"),
     ("exponential", {"gamma": 1e9, "decay_steps": 1}, "no finite number after 100"),
     ("step", {"step_size": 101}, "step_size is 101, but the run has 100 steps after its warm-up"),
-    ("multistep", {"milestones": [50, 101]}, "the milestone 101 is never reached"),
-    ("multistep", {"warmup_steps": 60}, r"the milestone 50% \(50 steps\) is never reached"),
+    ("multistep", {"milestones": [50, 101]}, "milestones has 101, which is never reached"),
+    ("multistep", {"warmup_steps": 60}, r"milestones has 50% \(50 steps\), which is never"),
     ("cyclic", {"step_size_down": 0}, "step_size_down must be at least one step"),
     ("cyclic", {"min_lr": 1.0, "min_lr_ratio": None}, "min_lr must not be above"),
     ("reduce_on_plateau", {"min_lr": 0.1}, "min_lr must not be above the peak"),
@@ -153,8 +166,9 @@ def test_what_does_not_fit_is_an_error_with_the_numbers(
     name: str, changes: dict[str, Any], says: str, preset: Preset, horizon: MakeHorizon
 ) -> None:
     option = preset(name, **changes)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(Misfit, match=says) as misfit:
         option.build(PEAK, horizon(100))
+    assert misfit.value.field in type(option).model_fields
 
 
 @pytest.mark.parametrize(
@@ -177,6 +191,7 @@ def test_what_does_not_fit_is_an_error_with_the_numbers(
         ("sequence", {"stages": [{"steps": 1, "schedule": 3}]}, "must be a mapping"),
         ("sequence", {"stages": [{"steps": 1, "schedule": {"kind": "_length"}}]}, "no such kind"),
         ("chained", {"parts": [{"kind": "os"}]}, "no such kind"),
+        ("chained", {"parts": [{"kind": "adafactor"}]}, "adafactor leaves the rate to the"),
     ],
 )
 def test_what_is_wrong_in_itself_does_not_validate(
@@ -259,10 +274,10 @@ def test_stages_that_do_not_fit_are_refused(
 def test_a_misfit_inside_is_said_with_its_place(preset: Preset, horizon: MakeHorizon) -> None:
     part = preset("linear", warmup_steps=11).model_dump(mode="json")
     option = preset("sequence", stages=[{"steps": 10, "schedule": part}])
-    with pytest.raises(ValueError, match=r"stages\.0: warmup_steps is 11"):
+    with pytest.raises(ValueError, match=r"stages\.0\.schedule\.warmup_steps is 11"):
         option.build(PEAK, horizon(100))
     chained = preset("chained", parts=[part])
-    with pytest.raises(ValueError, match=r"parts\.0: warmup_steps is 11"):
+    with pytest.raises(ValueError, match=r"parts\.0\.warmup_steps is 11"):
         chained.build(PEAK, horizon(10))
 
 
