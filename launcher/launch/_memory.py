@@ -17,13 +17,6 @@ from launcher.launch._available import available_bytes, kib_values
 _GIB, _MIB = 2**30, 2**20
 # Thread stacks and the like are mapped but hardly touched: they are no reason to refuse memory.
 _SLACK = 256 * _MIB
-_REFUSALS = (
-    "out of memory",
-    "DefaultCPUAllocator: can't allocate memory",
-    "Cannot allocate memory",
-    "can't start new thread",
-    "could not create a memory object",
-)
 
 
 class Memory(Protocol):
@@ -49,16 +42,6 @@ def memory_of(device: str, option: Auto) -> Memory:
     if torch.device(device).type == "cuda":
         return CudaMemory(torch.device(device), option)
     return HostMemory(option)
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether an exception says that memory was asked for and not given."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # On the CPU torch has no class for it.
-    return isinstance(error, RuntimeError | OSError) and any(
-        sign in str(error) for sign in _REFUSALS
-    )
 
 
 class CudaMemory(Memory):

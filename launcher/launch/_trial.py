@@ -18,10 +18,11 @@ from launcher.config import derive
 from launcher.config.schema import RunConfig
 from launcher.contracts import MicroBatch, Samples, Window, World
 from launcher.errors import OutOfMemory
-from launcher.launch._memory import Memory, is_refusal, memory_of
+from launcher.launch._memory import Memory, memory_of
 from launcher.run_dir import RunDir, write_atomically
 from launcher.training import rng
 from launcher.training.observers import stopped
+from launcher.training.out_of_memory import is_refusal
 from launcher.training.runner import Outcome, Parts, build
 from launcher.training.state import TrainState
 

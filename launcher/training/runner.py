@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from signal import Signals
 from typing import TYPE_CHECKING
 
-import torch
-
 from launcher.config import derive
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
@@ -27,19 +25,28 @@ from launcher.contracts import (
     Task,
     World,
 )
-from launcher.errors import CheckpointError, DataError, NonFinite, OutOfMemory
+from launcher.errors import CheckpointError, DataError, NonFinite
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.batches import Windows
 from launcher.training.evaluation import Evaluator
 from launcher.training.loop import train
 from launcher.training.observers import Progress, Recorder, Saver, stopped
+from launcher.training.out_of_memory import refusals_explained
 from launcher.training.state import TrainState
 
 if TYPE_CHECKING:
     from torch import nn
 
 _log = logging.getLogger("trainctl.run")
+_SMALLER_PARTS = (
+    "choose a smaller model, an optimizer with less state or precision=bf16_pure; `trainctl config "
+    "memory` says what they take"
+)
+_SMALLER_STEPS = (
+    "lower accumulation.micro_batch_size (under accumulation=samples and tokens the global batch "
+    "stays what it is), let accumulation=auto find it, or lower task.seq_len"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +96,12 @@ def run(
     """
     rng.seed_everything(config.seed)
     with contextlib.ExitStack() as stack:
-        parts = build(config, world)
-        stack.callback(parts.engine.close)
-        store = config.checkpoint.build(run_dir, world)
-        stack.callback(store.close)
-        state = _restore(config, run_dir, parts, store)
+        with refusals_explained(lambda: "before the first step", _SMALLER_PARTS):
+            parts = build(config, world)
+            stack.callback(parts.engine.close)
+            store = config.checkpoint.build(run_dir, world)
+            stack.callback(store.close)
+            state = _restore(config, run_dir, parts, store)
         if (signal := stop()) is not None:
             raise stopped(signal, state.step)
         sinks = _sinks(config, run_dir, world, parts, state)
@@ -267,7 +275,8 @@ def _train(
     )
     schedule = derive.schedule(config, derive.horizon(config, len(parts.train)))
     progress = Progress(state)
-    with _explained(progress, parts.train):
+    here = refusals_explained(lambda: f"step {progress.state.step + 1}", _SMALLER_STEPS)
+    with here, _explained(progress, parts.train):
         return train(
             parts.engine,
             windows,
@@ -291,10 +300,4 @@ def _explained(progress: Progress, samples: Samples) -> Iterator[None]:
             f"step {progress.state.step + 1}: {error}; weights and optimizer are as before the "
             f"step; the samples were {', '.join(places)}{more}",
             error.indices,
-        ) from error
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"step {progress.state.step + 1}: the device is out of memory; lower "
-            "accumulation.micro_batch_size (the global batch stays what it is), let "
-            f"accumulation=auto find it, or lower task.seq_len ({error})"
         ) from error
