@@ -1,54 +1,36 @@
-"""Schedule-free AdamW whose state can be saved by name, and that evaluating leaves alone."""
+"""What the schedule-free optimizers share: the average of the weights, and where it comes from."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, ClassVar
 
-import torch
-from schedulefree import AdamWScheduleFree
-from torch import Tensor
+from pydantic import Field
 from typing_extensions import override
 
+from launcher.contracts import OptimizerOption
+from launcher.optimizer._extras import require
 
-class PortableScheduleFreeAdamW(AdamWScheduleFree):
-    """Schedulefree's AdamW that comes back from evaluation bit for bit.
+Interpolation = Annotated[float, Field(gt=0, lt=1)]
+"""Where gradients are taken between the fast weights (0) and their average (1)."""
 
-    The library moves the weights to the average and back by interpolating, which rounds: how often
-    a run evaluates would change what it learns. Here the trained weights are kept aside meanwhile,
-    at the cost of one copy of them during evaluation.
+
+class ScheduleFree(OptimizerOption):
+    """An optimizer whose averaged weights make a decaying schedule needless.
+
+    The weights that are trained and the averaged ones that are evaluated and exported differ: the
+    built optimizer switches between them with `train()` and `eval()`, and starts in training.
     """
 
-    group_state = ("k", "weight_sum", "lr_max")
-    """What the groups remember between steps."""
+    owns_schedule: ClassVar[bool] = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for group in self.param_groups:
-            group["train_mode"] = True
-        self._trained: list[tuple[Tensor, Tensor]] = []
+    lr: float = Field(gt=0)
+    """Learning rate after warm-up; it does not decay."""
+    r: float = Field(ge=0)
+    """Power of the step in the average's weights; 0 weighs all steps alike."""
+    weight_lr_power: float = Field(ge=0)
+    """Power of the learning rate in the average's weights."""
 
-    @torch.no_grad()
     @override
-    def eval(self) -> None:
-        """Make the weights the average."""
-        if self.param_groups[0]["train_mode"]:
-            self._trained = [
-                (param, param.clone()) for group in self.param_groups for param in group["params"]
-            ]
-        super().eval()
-        self._forget_empty()
-
-    @torch.no_grad()
-    @override
-    def train(self) -> None:
-        """Make the weights those that are trained."""
-        super().train()
-        for param, trained in self._trained:
-            param.copy_(trained)
-        self._trained = []
-        self._forget_empty()
-
-    def _forget_empty(self) -> None:
-        """Undo the empty entries that switching leaves before the first step: there is no state."""
-        for param in [param for param, state in self.state.items() if not state]:
-            del self.state[param]
+    def preflight(self) -> None:
+        """See that schedulefree is installed."""
+        require("schedulefree", extra="schedule-free", kind=self.kind)

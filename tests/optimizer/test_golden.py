@@ -44,12 +44,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("timm_lion", "lion", {"lr": 1e-3, "weight_decay": 0.1}),
     ("po_lion", "lion", {"lr": 1e-3, "weight_decay": 0.0}),
     ("sf_adamw", "schedule_free_adamw", {**ADAMW, "warmup_steps": 5}),
+    ("sf_sgd", "schedule_free_sgd", {"lr": 0.05, "warmup_steps": 5}),
+    ("sf_radam", "schedule_free_radam", {**ADAM, "weight_decay": 0.0}),
     ("prodigy", "prodigy", {"betas": [0.9, 0.999]}),
     ("po_soap", "soap", {"lr": 1e-2, "precondition_frequency": 5}),
 ]
 LIBRARIES = {
     "lion": "optimi",
     "schedule_free_adamw": "schedulefree",
+    "schedule_free_radam": "schedulefree",
+    "schedule_free_sgd": "schedulefree",
     "prodigy": "prodigyopt",
     "soap": "pytorch_optimizer",
 }

@@ -82,6 +82,8 @@ def test_fused_where_there_is_none_is_an_error(device: str, dtype: torch.dtype) 
             "lr: cannot differ by group",
         ),
         ("schedule_free_adamw", {"betas": [0.0, 0.9]}, "greater than 0"),
+        ("schedule_free_radam", {"betas": [0.9, 0.6]}, "greater than 0.6"),
+        ("schedule_free_sgd", {"momentum": 0.0}, "greater than 0"),
     ],
 )
 def test_options_that_contradict_each_other(
@@ -91,12 +93,18 @@ def test_options_that_contradict_each_other(
         build_option(preset, **changes)
 
 
-def test_evaluating_does_not_change_what_schedule_free_trains(build_option: Build) -> None:
+SCHEDULE_FREE = ["schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"]
+
+
+@pytest.mark.parametrize("preset", SCHEDULE_FREE)
+def test_evaluating_does_not_change_what_schedule_free_trains(
+    build_option: Build, preset: str
+) -> None:
     pytest.importorskip("schedulefree")
     torch.manual_seed(0)
     module = nn.Linear(8, 8)
-    optimizer: Any = build_option("schedule_free_adamw", warmup_steps=1).build(module, "cpu")
-    for _ in range(3):
+    optimizer: Any = build_option(preset, lr=1e-2).build(module, "cpu")
+    for _ in range(8):
         module(torch.randn(4, 8)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -108,9 +116,10 @@ def test_evaluating_does_not_change_what_schedule_free_trains(build_option: Buil
     assert torch.equal(module.weight, trained)
 
 
-def test_schedule_free_has_no_state_before_the_first_step(build_option: Build) -> None:
+@pytest.mark.parametrize("preset", SCHEDULE_FREE)
+def test_schedule_free_has_no_state_before_the_first_step(build_option: Build, preset: str) -> None:
     pytest.importorskip("schedulefree")
-    optimizer: Any = build_option("schedule_free_adamw").build(nn.Linear(2, 2), "cpu")
+    optimizer: Any = build_option(preset).build(nn.Linear(2, 2), "cpu")
     optimizer.eval()
     optimizer.train()
     assert not optimizer.state

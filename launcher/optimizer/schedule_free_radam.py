@@ -1,0 +1,52 @@
+"""Schedule-free RAdam from schedulefree, the package of the method's authors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.optimizer._schedule_free import Interpolation, ScheduleFree
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class ScheduleFreeRAdam(ScheduleFree):
+    """Rectified Adam whose averaged weights make a decaying schedule, and warm-up, needless.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1, with the rectification of Liu et al.
+        2019, arXiv:1908.03265, in the place of its warm-up.
+    """
+
+    group_options: ClassVar[frozenset[str]] = ScheduleFree.group_options | {"betas", "eps"}
+
+    kind: Literal["schedule_free_radam"]
+    betas: tuple[Interpolation, Annotated[float, Field(gt=0.6, lt=1)]]
+    """Interpolation between averaged and fast weights, and decay of the mean of squares, which at
+    0.6 and below would never be trusted."""
+    eps: float = Field(ge=0)
+    """Added to the root of the second moment."""
+    silent_sgd_phase: bool
+    """Leave the weights alone in the first four steps, whose mean of squares says too little; else
+    those are steps of SGD."""
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Schedulefree's RAdam, in training mode."""
+        self.preflight()
+        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._portable_schedule_free import PortableScheduleFreeRAdam
+
+        return PortableScheduleFreeRAdam(
+            param_groups(module, self),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            r=self.r,
+            weight_lr_power=self.weight_lr_power,
+            silent_sgd_phase=self.silent_sgd_phase,
+        )

@@ -1,0 +1,46 @@
+"""Schedule-free SGD from schedulefree, the package of the method's authors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.optimizer._schedule_free import Interpolation, ScheduleFree
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class ScheduleFreeSGD(ScheduleFree):
+    """SGD whose averaged weights make a decaying schedule needless; wants ten times SGD's lr.
+
+    Source: Defazio et al. 2024, arXiv:2405.15682, equations 3 to 5.
+    """
+
+    group_options: ClassVar[frozenset[str]] = ScheduleFree.group_options | {"momentum"}
+
+    kind: Literal["schedule_free_sgd"]
+    momentum: Interpolation
+    """Interpolation between averaged and fast weights, at which gradients are taken."""
+    warmup_steps: int = Field(ge=0)
+    """Optimizer steps of linear warm-up, by the optimizer itself."""
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Schedulefree's SGD, in training mode."""
+        self.preflight()
+        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._portable_schedule_free import PortableScheduleFreeSGD
+
+        return PortableScheduleFreeSGD(
+            param_groups(module, self),
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps,
+            r=self.r,
+            weight_lr_power=self.weight_lr_power,
+        )
