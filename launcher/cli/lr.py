@@ -67,8 +67,8 @@ def _arguments() -> Arguments:
     arguments.add_argument(
         "--at", type=_steps, metavar="STEP,…", help="tell the rates of these steps, the first is 0"
     )
-    arguments.add_argument("--png", type=Path, metavar="FILE", help="draw the curve into FILE")
-    arguments.add_argument("--svg", type=Path, metavar="FILE", help="draw the curve into FILE")
+    arguments.add_argument("--png", type=_png, metavar="FILE", help="draw the curve into FILE")
+    arguments.add_argument("--svg", type=_svg, metavar="FILE", help="draw the curve into FILE")
     arguments.add_argument(
         "--num-samples",
         type=_count,
@@ -89,6 +89,20 @@ def _steps(text: str) -> list[int]:
     if max(steps) >= _FAR:
         raise argparse.ArgumentTypeError(f"no run has {max(steps):.3e} steps")
     return steps
+
+
+def _png(text: str) -> Path:
+    if text.lower().endswith(".svg"):
+        raise argparse.ArgumentTypeError(f"{text} is no name for a PNG; did you mean --svg {text}?")
+    return Path(text)
+
+
+def _svg(text: str) -> Path:
+    if text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no name for an SVG; did you mean --png {text}?"
+        )
+    return Path(text)
 
 
 def _count(text: str) -> int:

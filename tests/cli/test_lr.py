@@ -155,6 +155,8 @@ def test_what_only_the_size_of_the_data_shows_has_its_origin_too(
         (["--at", "x"], "'x' are no steps; write --at 0,100,500"),
         (["--at=-1"], "steps start at 0"),
         (["--at", "9" * 99], "no run has 1.000e+99 steps"),
+        (["--png", "lr.svg"], "lr.svg is no name for a PNG; did you mean --svg lr.svg?"),
+        (["--svg", "lr.PNG"], "lr.PNG is no name for an SVG; did you mean --png lr.PNG?"),
         (["--num-samples", "0"], "'0' is no number of samples"),
         (["--pngs", "x"], "did you mean '--png'?"),
         (["scheduler.warmup_steps=7"], "is 7, but the whole run has 6 steps"),
