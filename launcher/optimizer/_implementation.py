@@ -51,6 +51,18 @@ class InTorch(OptimizerOption):
         )
 
 
+class Unfused(OptimizerOption):
+    """An optimizer of torch's that has no fused kernel."""
+
+    implementation: Literal["auto", "foreach", "loop"]
+    """`auto` takes foreach where it pays, and says so in the log."""
+
+    def in_lists(self, groups: Sequence[dict[str, Any]], device_type: str) -> bool:
+        """The `foreach` argument; see `choose`."""
+        walk = choose(self.implementation, groups, device_type, kind=self.kind, fused=frozenset())
+        return walk["foreach"]
+
+
 def choose(
     asked: Literal["auto", "fused", "foreach", "loop"],
     groups: Sequence[dict[str, Any]],

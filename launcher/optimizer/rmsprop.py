@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
 from launcher.optimizer._fields import Beta
+from launcher.optimizer._implementation import Unfused
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 
-class RMSprop(OptimizerOption):
+class RMSprop(Unfused):
     """Gradients over the root of their running mean square.
 
     Source: Tieleman & Hinton 2012, lecture 6.5; `centered` is Graves 2013, arXiv:1308.0850, eq.
     38-45.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"alpha", "eps"}
+    group_options: ClassVar[frozenset[str]] = Unfused.group_options | {"alpha", "eps"}
 
     kind: Literal["rmsprop"]
     lr: float = Field(gt=0)
@@ -35,19 +35,15 @@ class RMSprop(OptimizerOption):
     """How much of the last update is kept; 0 for none."""
     centered: bool
     """Divide by the gradient's standard deviation rather than its root mean square."""
-    implementation: Literal["auto", "foreach", "loop"]
-    """`auto` takes foreach where it pays, and says so in the log."""
 
     @override
     def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
         """Torch's RMSprop."""
         import torch
 
-        from launcher.optimizer._implementation import choose
         from launcher.optimizer._param_groups import param_groups
 
         groups = param_groups(module, self)
-        walk = choose(self.implementation, groups, device_type, kind=self.kind, fused=frozenset())
         return torch.optim.RMSprop(
             groups,
             lr=self.lr,
@@ -56,5 +52,5 @@ class RMSprop(OptimizerOption):
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             centered=self.centered,
-            foreach=walk["foreach"],
+            foreach=self.in_lists(groups, device_type),
         )

@@ -11,6 +11,7 @@ import torch
 
 ADAM: dict[str, Any] = {"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8}
 ADAMW: dict[str, Any] = {**ADAM, "weight_decay": 0.01}
+RECTIFIED: dict[str, Any] = {**ADAM, "weight_decay": 0.0}
 MUON: dict[str, Any] = {"matrices": ["dense"], "weight_decay": 0.1}
 BERT: dict[str, Any] = {**ADAM, "bias_correction": False}
 BERT_DECAY: dict[str, Any] = {**BERT, "lr": 1e-3, "weight_decay": 0.01}
@@ -40,6 +41,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("rmsprop", "rmsprop", {"lr": 1e-2}),
     ("rmsprop_centered_mom", "rmsprop", {"lr": 1e-2, "centered": True, "momentum": 0.9}),
     ("rmsprop", "rmsprop", {"lr": 1e-2, "implementation": "foreach"}),
+    ("radam", "radam", RECTIFIED),
+    ("radam", "radam", {**RECTIFIED, "implementation": "foreach"}),
+    ("optimi_radam", "radam", {**RECTIFIED, "betas": [0.9, 0.99], "eps": 1e-6}),
+    ("nadam", "nadam", {**ADAM, "weight_decay": 0.0}),
+    ("nadam_decoupled", "nadam", {**ADAM, "weight_decay": 0.1}),
+    ("nadam_decoupled", "nadam", {**ADAM, "weight_decay": 0.1, "implementation": "foreach"}),
+    ("adamax", "adamax", ADAM),
+    ("adamax", "adamax", {**ADAM, "implementation": "foreach"}),
     ("optimi_lion", "lion", {"lr": 1e-3, "weight_decay": 0.1}),
     ("timm_lion", "lion", {"lr": 1e-3, "weight_decay": 0.1}),
     ("po_lion", "lion", {"lr": 1e-3, "weight_decay": 0.0}),

@@ -1,0 +1,61 @@
+"""NAdam from torch.optim: the reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.optimizer._fields import Beta
+from launcher.optimizer._implementation import Unfused
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class NAdam(Unfused):
+    """Adam with Nesterov's momentum, of which there is more as the run goes on.
+
+    Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2, with its schedule
+        of the momentum, as torch.optim.NAdam computes it.
+    """
+
+    group_options: ClassVar[frozenset[str]] = Unfused.group_options | {
+        "betas",
+        "eps",
+        "momentum_decay",
+    }
+
+    kind: Literal["nadam"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+    eps: float = Field(ge=0)
+    """Added to the root of the second moment."""
+    momentum_decay: float = Field(ge=0)
+    """How fast the momentum grows to the first beta from half of it: at step t it is
+    beta · (1 - 0.96 ** (t · momentum_decay) / 2), half-way after 4,200 steps at 0.004."""
+    decouple: bool
+    """Decay the weights themselves, as AdamW, rather than add to the gradient."""
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """Torch's NAdam."""
+        import torch
+
+        from launcher.optimizer._param_groups import param_groups
+
+        groups = param_groups(module, self)
+        return torch.optim.NAdam(
+            groups,
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            momentum_decay=self.momentum_decay,
+            decoupled_weight_decay=self.decouple,
+            foreach=self.in_lists(groups, device_type),
+        )
