@@ -43,7 +43,6 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("rmsprop", "rmsprop", {"lr": 1e-2, "implementation": "foreach"}),
     ("radam", "radam", RECTIFIED),
     ("radam", "radam", {**RECTIFIED, "implementation": "foreach"}),
-    ("optimi_radam", "radam", {**RECTIFIED, "betas": [0.9, 0.99], "eps": 1e-6}),
     ("nadam", "nadam", {**ADAM, "weight_decay": 0.0}),
     ("nadam_decoupled", "nadam", {**ADAM, "weight_decay": 0.1}),
     ("nadam_decoupled", "nadam", {**ADAM, "weight_decay": 0.1, "implementation": "foreach"}),
