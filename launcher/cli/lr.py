@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,16 +135,13 @@ def _horizon(config: RunConfig, num_samples: int | None) -> Horizon:
 
 def _built(config: RunConfig, horizon: Horizon) -> Schedule:
     from launcher.config import derive
-    from launcher.contracts.schedule import Misfit
 
     try:
         return derive.schedule(config, horizon)
-    except Misfit as error:
-        hint = " with --num-samples N" if math.isnan(horizon.steps_per_epoch) else ""
-        problem = Problem(f"scheduler.{error.field}", f"{error.reason}{hint}")
-        raise ConfigError([problem]) from error
     except ValueError as error:
-        raise ConfigError([Problem("scheduler", str(error))]) from error
+        problem = derive.misfit(error)
+        hint = " with --num-samples N" if math.isnan(horizon.steps_per_epoch) else ""
+        raise ConfigError([replace(problem, message=f"{problem.message}{hint}")]) from error
 
 
 def _sampled(schedule: Schedule, max_steps: int) -> dict[int, float]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from launcher.contracts import BatchPlan, Horizon, OptimizerOption, Schedule
+from launcher.contracts import BatchPlan, Horizon, Misfit, OptimizerOption, Schedule
+from launcher.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,13 @@ def schedule(config: RunConfig, horizon: Horizon) -> Schedule:
     if built.lr(0, {}) is None and config.optimizer.own_rate(0) is not None:
         return _OwnRate(config.optimizer)
     return built
+
+
+def misfit(error: ValueError) -> Problem:
+    """What `schedule` raised, as a problem of the setting that does not fit."""
+    if isinstance(error, Misfit):
+        return Problem(f"scheduler.{error.field}", error.reason)
+    return Problem("scheduler", str(error))
 
 
 def max_samples(config: RunConfig, num_samples: int) -> int | None:

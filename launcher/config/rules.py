@@ -68,9 +68,9 @@ def schedule_fits(config: RunConfig) -> Iterator[Problem]:
         try:
             derive.schedule(config, horizon)
         except ValueError as error:
-            complaints.append(str(error))
+            complaints.append(derive.misfit(error))
     if len(complaints) == len(_EPOCHS_IN_STEPS):
-        yield Problem("scheduler", complaints[0])
+        yield complaints[0]
 
 
 def optimizer_owns_schedule(config: RunConfig) -> Iterator[Problem]:

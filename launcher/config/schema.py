@@ -83,7 +83,8 @@ class RunConfig(Settings):
     log_every_steps: int = Field(gt=0)
     """Write a row of metrics after every so many steps."""
     on_nonfinite: Literal["stop", "skip"]
-    """When loss or gradient norm is not finite: end the run, or skip the step and go on."""
+    """When loss or gradient norm is not finite: end the run, or skip the update and go on. A
+    skipped update counts as a step: the learning rate is where it would be without it."""
     run_root: str = Field(min_length=1, pattern=r"^[^\x00]*$")
     """Folder of all runs, relative to the current one."""
     model: Annotated[SerializeAsAny[ModelOption], PlainValidator(_reader("model")), _GROUP]

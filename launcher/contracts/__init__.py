@@ -45,7 +45,7 @@ from launcher.contracts.options import (
     TaskOption,
 )
 from launcher.contracts.precision import LossScale, Precision
-from launcher.contracts.schedule import Horizon, Schedule
+from launcher.contracts.schedule import Horizon, Misfit, Schedule
 
 __all__ = [
     "GROUPS",
@@ -67,6 +67,7 @@ __all__ = [
     "LoggingOption",
     "LossScale",
     "MicroBatch",
+    "Misfit",
     "ModelLimits",
     "ModelOption",
     "Observer",

@@ -14,10 +14,12 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import ConfigError, LaunchError, TrainctlError
+from launcher.errors import ConfigError, LaunchError, Problem, TrainctlError
 from launcher.launch._signals import StopFlag
 from launcher.run_dir import RunDir, write_atomically
 
@@ -37,6 +39,11 @@ def main(path: str) -> int:
     _log_to(run_dir.log(rank))
     try:
         outcome = _run(run_dir, stop)
+    except ConfigError as error:
+        logging.getLogger("trainctl").debug("the run ended", exc_info=True)
+        told = ConfigError(_attributed(run_dir, error.problems))
+        _record(run_dir, rank, error=type(told).__name__, message=str(told))
+        return error.exit_status
     except TrainctlError as error:
         logging.getLogger("trainctl").debug("the run ended", exc_info=True)
         _record(run_dir, rank, error=type(error).__name__, message=str(error))
@@ -86,6 +93,15 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     from launcher.training.runner import run
 
     return run(config, run_dir, world, stop)
+
+
+def _attributed(run_dir: RunDir, problems: Sequence[Problem]) -> list[Problem]:
+    """The problems, with who set each key, as far as the run directory says."""
+    try:
+        origins: dict[str, str] = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        origins = {}
+    return [replace(each, origin=each.origin or origins.get(each.key, "")) for each in problems]
 
 
 def _record(run_dir: RunDir, rank: int, **values: object) -> None:

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Misfit
 from launcher.scheduler._warmup import WarmedUp
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import PlainValidator
 
-from launcher.contracts import Horizon
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Horizon, Misfit
 
 _TEXT = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<scale>[kMGBT]?)\s*(?P<unit>%|[a-z]*)")
 _SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}

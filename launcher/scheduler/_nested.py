@@ -12,8 +12,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, SerializeAsAny
 
 import launcher.scheduler
-from launcher.contracts import SchedulerOption
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Misfit, SchedulerOption
 
 
 def _option_class(kind: object) -> type[SchedulerOption]:

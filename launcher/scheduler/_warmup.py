@@ -5,8 +5,7 @@ from abc import abstractmethod
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Schedule, SchedulerOption
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Horizon, Misfit, Schedule, SchedulerOption
 from launcher.scheduler._curve import Curve, Factor, Ramp
 from launcher.scheduler._length import Length, resolve, told
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Misfit
 from launcher.errors import ConfigError, Problem
 from launcher.scheduler._warmup import WarmedUp
 

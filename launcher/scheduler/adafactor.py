@@ -5,8 +5,7 @@ from typing import Literal
 
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Schedule, SchedulerOption
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Horizon, Misfit, Schedule, SchedulerOption
 
 
 class Adafactor(SchedulerOption):

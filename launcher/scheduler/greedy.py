@@ -8,8 +8,7 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Schedule
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Horizon, Misfit, Schedule
 from launcher.scheduler._watching import Watching, current
 
 

@@ -5,8 +5,7 @@ from typing import Literal
 
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Schedule
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Horizon, Misfit, Schedule
 from launcher.scheduler._curve import Curve
 from launcher.scheduler._length import Length, resolve_positive
 from launcher.scheduler._warmup import WarmedUp

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Schedule, Settings
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Horizon, Misfit, Schedule, Settings
 from launcher.scheduler._length import Length, not_empty, resolve, told
 from launcher.scheduler._nested import AnySchedule, misplaced, recalled, remembered
 from launcher.scheduler._warmup import WarmedUp

@@ -7,8 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Schedule
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Horizon, Misfit, Schedule
 from launcher.scheduler._curve import Curve, Factor
 from launcher.scheduler._floor import Floored
 from launcher.scheduler._length import Length, resolve, told

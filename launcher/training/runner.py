@@ -30,6 +30,7 @@ from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.batches import Windows
 from launcher.training.evaluation import Evaluator
+from launcher.training.fitting import check_schedule
 from launcher.training.loop import train
 from launcher.training.observers import Progress, Recorder, Saver, stopped
 from launcher.training.out_of_memory import refusals_explained
@@ -161,6 +162,7 @@ def build(config: RunConfig, world: World) -> Parts:
             f"tokens, one step needs {plan.samples_per_step}: give more text, or a smaller "
             "accumulation or task.seq_len"
         )
+    check_schedule(config, len(train_samples), task.scores(0.0, 1, validation))
     references = task.references(splits.validation)
     module = config.model.build()
     engine = config.parallelism.build(

@@ -32,8 +32,12 @@ OK = "accumulation.samples_per_step=32"
             "nothing captures steps on the CPU",
         ),
         (["precision=tf32", "launch.device=cpu"], "precision.kind", "tf32 needs cuda"),
-        (["scheduler.warmup_steps=1201"], "scheduler", "whole run has 1200 steps"),
-        (["scheduler.warmup_steps='1300 steps'"], "scheduler", "whole run has 1200 steps"),
+        (["scheduler.warmup_steps=1201"], "scheduler.warmup_steps", "whole run has 1200 steps"),
+        (
+            ["scheduler.warmup_steps='1300 steps'"],
+            "scheduler.warmup_steps",
+            "whole run has 1200 steps",
+        ),
         (
             ["optimizer=schedule_free_adamw", "scheduler=cosine"],
             "scheduler.kind",

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from launcher.contracts import Horizon, Schedule
-from launcher.contracts.schedule import Misfit
+from launcher.contracts import Horizon, Misfit, Schedule
 from launcher.errors import ConfigError
 from launcher.training.state import TrainState
 
