@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ def clip_(params: Sequence[nn.Parameter], limits: Clipping, norm: Tensor) -> Non
     if limits.max_norm_per_parameter is not None:
         clip_each_norm_(grads, limits.max_norm_per_parameter)
         if limits.max_norm is not None:
-            norm = nn.utils.get_total_norm(grads)
+            norm = total_norm(grads)
     if limits.max_norm is not None:
         nn.utils.clip_grads_with_norm_(params, limits.max_norm, norm)
     if limits.max_value is not None:
@@ -41,12 +41,36 @@ def clip_each_norm_(grads: Sequence[Tensor], max_norm: float) -> None:
 
     Source: Keras' `clipnorm`, with the denominator of torch's clip_grad_norm_.
     """
-    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for grad in grads:
-        by_kind.setdefault((grad.device, grad.dtype), []).append(grad)
-    norms_of = torch._foreach_norm  # noqa: SLF001 - what clip_grad_norm_ itself calls
-    for alike in by_kind.values():
-        # In float32: a bfloat16 norm has hardly a digit left.
-        norms = torch.stack(norms_of(alike, 2, dtype=torch.float32))
-        factors = (max_norm / (norms + _EPS)).clamp_(max=1.0)
+    for alike in _by_kind(grads):
+        factors = (max_norm / (torch.stack(_norms(alike)) + _EPS)).clamp_(max=1.0)
         torch._foreach_mul_(alike, list(factors.unbind()))
+
+
+def total_norm(grads: Sequence[Tensor]) -> Tensor:
+    """2-norm of all gradients.
+
+    Args:
+        grads: Gradients of any devices and formats.
+
+    Returns:
+        Shape (), float32 or wider, on the first gradient's device.
+
+    Source: torch.nn.utils.get_total_norm, which computes in the gradients' own format.
+    """
+    norms = [norm.to(grads[0].device) for alike in _by_kind(grads) for norm in _norms(alike)]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def _norms(alike: list[Tensor]) -> list[Tensor]:
+    # At least in float32: a bfloat16 norm has hardly a digit left.
+    dtype = torch.promote_types(alike[0].dtype, torch.float32)
+    norms_of = torch._foreach_norm  # noqa: SLF001 - what clip_grad_norm_ itself calls
+    return list(norms_of(alike, 2, dtype=dtype))
+
+
+def _by_kind(grads: Sequence[Tensor]) -> Iterable[list[Tensor]]:
+    """The gradients by device and format."""
+    found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for grad in grads:
+        found.setdefault((grad.device, grad.dtype), []).append(grad)
+    return found.values()

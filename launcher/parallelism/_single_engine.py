@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import CheckpointError, NonFinite
-from launcher.parallelism._clipping import clip_
+from launcher.parallelism._clipping import clip_, total_norm
 from launcher.parallelism._optimizer_state import (
     load_optimizer,
     optimizer_template,
@@ -75,7 +75,7 @@ class SingleEngine:
         factor = scale.value if scale else None
         if scale:
             scale.unscale(grads)
-        norm = nn.utils.get_total_norm(grads)
+        norm = total_norm(grads)
         # The one number read from the device each step: without it a NaN would reach the weights.
         finite = math.isfinite((norm + sum(self._losses)).item())
         if finite:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.contracts import Clipping
-from launcher.parallelism._clipping import clip_
+from launcher.parallelism._clipping import clip_, total_norm
 
 SHAPES = [(7, 5), (3,), (), (4, 2, 3), (64, 64)]
 
@@ -94,3 +94,19 @@ def test_formats_may_mix() -> None:
     assert [g.dtype for g in after] == [g.dtype for g in before]
     for ours, expected in zip(after, reference(before, limits), strict=True):
         torch.testing.assert_close(ours.double(), expected, atol=1e-6, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_norms_have_the_digits_of_float32_whatever_the_format(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.zeros(n, 37, dtype=dtype)) for n in (5, 300, 41)]
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(dtype)
+    grads = [param.grad for param in params if param.grad is not None]
+    exact = torch.cat([grad.double().flatten() for grad in grads]).norm().item()
+    norm = total_norm(grads)
+    assert norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert norm.item() == pytest.approx(exact, rel=1e-5)
+    clip_(params, Clipping(1.0, None, 0.75), norm)
+    clipped = torch.cat([grad.double().flatten() for grad in grads]).norm().item()
+    assert clipped == pytest.approx(1.0, rel=1e-3)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from launcher.contracts import Clipping, OptimizerOption
+from launcher.contracts import Clipping, OptimizerOption, Precision, PrecisionOption
+from launcher.precision._autocast import Whole
 from tests.parallelism.test_single import Toy, engine, optimizer_option, ragged, window
 
 SAMPLES, STEPS = 16, 12
@@ -19,25 +21,42 @@ CLIPPINGS = {
     "all": Clipping(0.3, 0.02, 0.2),
 }
 
-OPTIMIZERS = {
-    "sgd": optimizer_option("sgd"),
-    # With AdamW's usual eps a gradient of 1e-8 counts like one of 1: what rounding leaves of a sum
-    # that should be zero would be a step of lr. This one keeps steps a smooth function of them.
-    "adamw": optimizer_option("adamw", eps=1e-3),
-}
+OPTIMIZERS = {"sgd": optimizer_option("sgd"), "adamw": optimizer_option("adamw")}
+
+
+class Double(Whole):
+    """Float64 throughout: no config offers it, but it tells a wrong sum from a rounded one."""
+
+    @property
+    @override
+    def param_dtype(self) -> torch.dtype:
+        return torch.float64
+
+
+class InDouble(PrecisionOption):
+    @override
+    def build(self, device_type: str) -> Precision:
+        return Double(device_type, None)
 
 
 def trajectory(
-    micro_batch_size: int, clipping: Clipping, optimizer: OptimizerOption
-) -> tuple[list[float], list[float], list[Tensor]]:
-    """Losses and gradient norms of some steps, and the weights after them."""
+    micro_batch_size: int,
+    clipping: Clipping,
+    optimizer: OptimizerOption,
+    precision: PrecisionOption | None = None,
+) -> tuple[list[float], list[float], list[Tensor], list[Tensor]]:
+    """Losses and gradient norms of some steps, the weights after them, and all gradients."""
     torch.manual_seed(0)
-    under_test = engine(Toy(), clipping=clipping, optimizer=optimizer)
-    losses, norms = [], []
+    under_test = engine(Toy(), clipping=clipping, optimizer=optimizer, precision=precision)
+    losses, norms, gradients = [], [], []
     for ids, labels in ragged(STEPS, SAMPLES):
         losses.append(under_test.forward_backward(window(ids, labels, micro_batch_size)).item())
+        gradients += [
+            p.grad.clone() for p in under_test.module().parameters() if p.grad is not None
+        ]
         norms.append(under_test.update(1e-2).grad_norm.item())
-    return losses, norms, [p.detach().clone() for p in under_test.module().parameters()]
+    weights = [p.detach().clone() for p in under_test.module().parameters()]
+    return losses, norms, weights, gradients
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -45,19 +64,31 @@ def trajectory(
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 8])
 def test_every_cut_trains_alike(micro_batch_size: int, clipping: str, optimizer: str) -> None:
     how = CLIPPINGS[clipping], OPTIMIZERS[optimizer]
-    losses, norms, weights = trajectory(SAMPLES, *how)
-    cut_losses, cut_norms, cut_weights = trajectory(micro_batch_size, *how)
+    losses, norms, weights, gradients = trajectory(SAMPLES, *how)
+    cut_losses, cut_norms, cut_weights, cut_gradients = trajectory(micro_batch_size, *how)
     assert cut_losses == pytest.approx(losses, abs=1e-6, rel=0)
     assert cut_norms == pytest.approx(norms, abs=1e-6, rel=0)
-    for cut, whole in zip(cut_weights, weights, strict=True):
+    for cut, whole in zip(cut_weights + cut_gradients, weights + gradients, strict=True):
         torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+def test_what_differs_is_rounding_and_nothing_else(clipping: str, optimizer: str) -> None:
+    """With more digits the cuts agree to as many more."""
+    how = CLIPPINGS[clipping], OPTIMIZERS[optimizer], InDouble(kind="float64")
+    *_, weights, gradients = trajectory(SAMPLES, *how)
+    *_, cut_weights, cut_gradients = trajectory(1, *how)
+    assert {value.dtype for value in weights + gradients} == {torch.float64}
+    for cut, whole in zip(cut_weights + cut_gradients, weights + gradients, strict=True):
+        torch.testing.assert_close(cut, whole, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("clipping", ["norm", "value", "norm per parameter"])
 def test_each_limit_is_met_on_the_way(clipping: str) -> None:
     """Or the test above would show nothing of clipping."""
-    _, _, free = trajectory(SAMPLES, CLIPPINGS["unclipped"], OPTIMIZERS["sgd"])
-    _, _, limited = trajectory(SAMPLES, CLIPPINGS[clipping], OPTIMIZERS["sgd"])
+    _, _, free, _ = trajectory(SAMPLES, CLIPPINGS["unclipped"], OPTIMIZERS["sgd"])
+    _, _, limited, _ = trajectory(SAMPLES, CLIPPINGS[clipping], OPTIMIZERS["sgd"])
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(free, limited, strict=True))
 
 

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
 
 from launcher.contracts import Document, Task, Tokenizer
 from launcher.task import _language_model
@@ -99,6 +102,48 @@ def test_logits_of_any_format_are_summed_in_float32(
     assert logits.grad is not None
     assert exact_logits.grad is not None
     torch.testing.assert_close(logits.grad, exact_logits.grad.to(dtype))
+
+
+class WideTensors(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch types neither
+    """The largest tensor that any operation made in float32 or wider, in elements."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # likewise
+        self.largest = 0
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        wide = [t.numel() for t in made if t.is_floating_point() and t.itemsize >= 4]
+        self.largest = max([self.largest, *wide])
+        return out
+
+
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_float32_copy_of_all_logits_is_ever_made(
+    letters: Tokenizer,
+    small_llama: Any,
+    dtype: torch.dtype,
+    learning: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vocabulary, rows = small_llama.config.vocab_size, 4
+    monkeypatch.setattr(_language_model, "_CHUNK", rows * vocabulary)
+    live = task(letters, seq_len=40, packing=True)
+    batch = live.samples([Document("a", "a text " * 60)]).micro_batch(range(8))
+    weights = max(param.numel() for param in small_llama.parameters())
+    with (
+        WideTensors() as seen,
+        torch.set_grad_enabled(learning),
+        torch.autocast("cpu", dtype=dtype),
+    ):
+        loss = live.loss(small_llama, batch.inputs)
+        if learning:
+            torch.autograd.backward(loss)
+    others = 8 * 40 * small_llama.config.intermediate_size
+    assert seen.largest <= max(rows * vocabulary, weights, others) < 8 * 40 * vocabulary
 
 
 def test_without_a_target_the_loss_is_zero() -> None:
