@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -125,6 +126,7 @@ def _fields_of(group: str, name: str, flags: Namespace, arguments: Arguments) ->
         "kind": chosen,
         "class": f"{option.__module__}.{option.__qualname__}",
         "doc": registry.summary(group, chosen),
+        "about": (inspect.getdoc(option) or "").partition("\n\n")[2],
         "preset": preset,
         "presets": [p for p, its_kind in kinds.items() if its_kind == chosen],
         "fields": [*_fields(option, values)],
@@ -161,6 +163,7 @@ def _fields_text(facts: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{bold(facts['group'] + '.' + facts['kind'])}: {facts['doc']}",
+            *([f"\n{facts['about']}\n"] if facts["about"] else []),
             f"{facts['class']},{of}" if not of.startswith(",") else f"{facts['class']}{of}",
             table([("  key", "type", "value", "meaning"), *rows]) if rows else "  no settings",
             *([f"other presets: {', '.join(others)}"] if others else []),

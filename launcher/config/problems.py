@@ -104,7 +104,7 @@ def _unknown(
     known = list(settings.model_fields) if settings else []
     found = closest(str(last), [*known, "defaults"] if len(parents) <= 1 else known)
     if not found:
-        hint = f"; there are: {', '.join(known)}"
+        hint = f"; there are: {', '.join(known)}" if known else ""
         if len(parents) == 1 and parents[0] in GROUPS:
             group, chosen = str(parents[0]), mapping[parents[0]].get("kind")
             if others := other_kinds_with(group, str(last), chosen):

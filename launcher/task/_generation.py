@@ -49,9 +49,10 @@ def generate(module: nn.Module, tokenizer: Tokenizer, taste: Taste, *, max_posit
             padding = [tokenizer.eos_id] * (width - len(window))
             input_ids = torch.tensor([window + padding], device=device)
             logits = module(input_ids=input_ids, use_cache=False).logits[0, len(window) - 1]
-            token = _draw(
-                logits[: tokenizer.vocab_size].float().cpu(), taste.temperature, generator
-            )
+            known = logits[: tokenizer.vocab_size].float().cpu()
+            if known.isnan().any():
+                break  # weights that overflowed have nothing to say, and the run has said so
+            token = _draw(known, taste.temperature, generator)
             if token == tokenizer.eos_id:
                 break
             ids.append(token)

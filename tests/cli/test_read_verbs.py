@@ -169,6 +169,7 @@ def test_list_goes_from_groups_to_fields(trainctl: Trainctl) -> None:
     for word in ("optimizer.adamw", "optimizer=adamw"):
         fields = trainctl("list", word)
         assert fields.startswith("optimizer.adamw: Adam with decoupled weight decay.")
+        assert "\n\nSource: Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2." in fields
         [lr] = [line for line in fields.splitlines() if line.startswith("  lr ")]
         assert lr.split()[1:4] == ["float", ">", "0"]
         assert "Peak learning rate" in lr

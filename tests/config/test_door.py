@@ -75,6 +75,11 @@ def test_every_wrong_word_is_answered(word: str, key: str, message: str) -> None
     assert origin == f"command line: {word}"
 
 
+def test_an_unknown_key_where_none_is_known_gets_no_empty_list() -> None:
+    [(key, message, _)] = problems("scheduler=sequence", "+scheduler.stages.0.foo=3")
+    assert (key, message) == ("scheduler.stages.0.foo", "no such setting")
+
+
 def test_every_problem_is_told_at_once() -> None:
     words = ["optimizer.l=1", "sed=2", "x", "optimizer=adamv", "max_steps=-1", "name=${nme}"]
     found = problems(*words, "run_root=/tmp/${oc.env:HOME}", "task.seq_len=0")

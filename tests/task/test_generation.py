@@ -64,3 +64,11 @@ def test_rows_that_the_tokenizer_does_not_know_are_never_drawn(
     letters.vocab_size = 100
     text = generate(small_llama, letters, taste("abc", 40, 5.0), max_positions=64)
     assert max(letters.encode(text)) < 100
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_overflowed_say_nothing_more(
+    letters: Tokenizer, small_llama: Any, temperature: float
+) -> None:
+    small_llama.lm_head.weight.data.fill_(torch.nan)
+    assert generate(small_llama, letters, taste("abc", 5, temperature), max_positions=64) == "abc"
