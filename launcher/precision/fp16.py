@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import override
 
 from launcher.precision._full_eval import FullEvalOption
@@ -18,7 +18,8 @@ def _power_of_two(value: float) -> float:
     if math.frexp(value)[0] != 0.5:
         nearest = 2.0 ** round(math.log2(value))
         raise ValueError(
-            f"must be a power of two, or scaling would round; the nearest is {nearest:g}"
+            f"must be a power of two, or scaling would round, but is {value:g}; the nearest is "
+            f"{nearest:g}"
         )
     return value
 
@@ -40,6 +41,14 @@ class Fp16(FullEvalOption):
     """Gradients that overflow with a smaller factor end the run; a power of two."""
     growth_interval: int = Field(gt=0)
     """Updates without overflow after which the factor is doubled."""
+
+    @model_validator(mode="after")
+    def _begins_above_the_floor(self) -> Self:
+        if self.init_scale < self.min_scale:
+            raise ValueError(
+                f"min_scale {self.min_scale:g} must not be above init_scale {self.init_scale:g}"
+            )
+        return self
 
     @override
     def build(self, device_type: str) -> Precision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -29,6 +30,11 @@ class Fp8(PrecisionOption):
     bfloat16 (most exact)."""
     skip: tuple[Pattern, ...]
     """Patterns of linear layers that stay in bfloat16; each must match the name of at least one."""
+
+    @override
+    def misfits(self, device_type: str) -> Mapping[str, str]:
+        found = super().misfits(device_type)
+        return {key: f"{reason}; write precision=bf16" for key, reason in found.items()}
 
     @override
     def preflight(self) -> None:

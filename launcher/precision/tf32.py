@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
@@ -18,6 +19,11 @@ class Tf32(FullEvalOption):
     devices: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
     kind: Literal["tf32"]
+
+    @override
+    def misfits(self, device_type: str) -> Mapping[str, str]:
+        found = super().misfits(device_type)
+        return {key: f"{reason}; write precision=fp32" for key, reason in found.items()}
 
     @override
     def build(self, device_type: str) -> Precision:

@@ -16,6 +16,15 @@ def test_tf32_is_refused_without_cuda(build_option: Build) -> None:
         build_option("tf32").build("cpu")
 
 
+@pytest.mark.parametrize(("kind", "instead"), [("tf32", "fp32"), ("fp8", "bf16")])
+def test_who_lacks_the_device_is_told_what_to_write(
+    build_option: Build, kind: str, instead: str
+) -> None:
+    option = build_option(kind)
+    assert option.misfits("cuda") == {}
+    assert option.misfits("cpu") == {"kind": f"{kind} needs cuda; write precision={instead}"}
+
+
 @pytest.mark.parametrize("kind", registry.kinds("precision"))
 def test_what_a_kind_says_of_devices_is_what_it_does(build_option: Build, kind: str) -> None:
     option = build_option(kind)

@@ -119,7 +119,12 @@ def test_the_state_of_fp16_is_that_of_its_scale(build_option: Build) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "hint"),
-    [("init_scale", 1000.0, "1024"), ("min_scale", 0.3, "0.25"), ("init_scale", 0.0, "than 0")],
+    [
+        ("init_scale", 1000.0, "round, but is 1000; the nearest is 1024"),
+        ("min_scale", 0.3, "0.25"),
+        ("init_scale", 0.0, "than 0"),
+        ("min_scale", 2.0**17, "min_scale 131072 must not be above init_scale 65536"),
+    ],
 )
 def test_a_scale_that_would_round_is_refused(
     build_option: Build, field: str, value: float, hint: str
