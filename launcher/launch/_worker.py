@@ -86,6 +86,9 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
 
     if config.launch.threads is not None:
         torch.set_num_threads(config.launch.threads)
+    if torch.device(world.device).type == "cuda":
+        # Libraries' kernels, memory figures and random states are the current device's.
+        torch.cuda.set_device(world.device)
     if trial:
         from launcher.launch._trial import try_out
 

@@ -165,7 +165,7 @@ def _number(value: float) -> float | None:
 
 def _memory_mib() -> float:
     """Peak memory of the device, or of the process where the device is the CPU, in MiB."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 2**20
     # Linux counts in KiB, macOS in bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10

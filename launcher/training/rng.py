@@ -24,15 +24,16 @@ def capture() -> dict[str, Tensor]:
         "numpy": _text([name, np.asarray(keys).tolist(), position, has_gauss, cached]),
         "torch": torch.get_rng_state(),
     }
-    for index in range(torch.cuda.device_count()):
-        states[f"cuda{index}"] = torch.cuda.get_rng_state(index)
+    for kind in _devices():
+        states[kind] = torch.get_device_module(kind).get_rng_state()
     return states
 
 
 def restore(states: Mapping[str, Tensor]) -> None:
     """Put the generators back to where `capture` saw them.
 
-    Generators of devices that are no longer there are left out: a run may move to another machine.
+    A device's generator is left out where there is no device of its kind: a run may move to another
+    machine.
     """
     version, words, gauss = json.loads(_string(states["python"]))
     random.setstate((version, tuple(words), gauss))
@@ -40,9 +41,16 @@ def restore(states: Mapping[str, Tensor]) -> None:
     keys = np.array(keys, dtype=np.uint32)
     np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(states["torch"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda{index}" in states:
-            torch.cuda.set_rng_state(states[f"cuda{index}"], index)
+    for kind in _devices():
+        if kind in states:
+            torch.get_device_module(kind).set_rng_state(states[kind])
+
+
+def _devices() -> list[str]:
+    """Kinds of device whose generator, that of the current device, this process may draw from."""
+    # A run on the CPU must not take memory of a GPU by asking for its state.
+    cuda = ["cuda"] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return cuda + (["mps"] if torch.backends.mps.is_available() else [])
 
 
 def seed_everything(seed: int) -> None:
