@@ -33,7 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launcher.contracts import OptimizerOption
 from launcher.errors import ConfigError
 from scripts.bench.optimizers import M_MMAP_THRESHOLD, processor, state_bytes
-from tests.optimizer import test_adafactor, test_golden, test_lamb, test_libraries, test_matrices
+from tests.optimizer import (
+    test_adafactor,
+    test_ademamix,
+    test_golden,
+    test_lamb,
+    test_libraries,
+    test_matrices,
+)
 from tests.optimizer import test_stable_adamw as test_stable
 from tests.optimizer.conftest import Problem, cases, option_of
 
@@ -188,7 +195,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Live:
-    """Eight steps of a small network beside the authors' package, as tests/optimizer takes them.
+    """Some steps beside the authors' package, or another's, as tests/optimizer takes them.
 
     Attributes:
         package: The authors'.
@@ -262,6 +269,9 @@ def references() -> dict[str, Golden | Live]:
             )
             for name in ("adam_8bit", "adamw_8bit")
         },
+        "ademamix": Live(
+            "bitsandbytes", test_ademamix.ademamix_and_bitsandbytes, ("float64", "float32")
+        ),
         "galore": Live(
             "galore-torch", test_matrices.galore_and_its_authors, ("float64", "float32")
         ),
@@ -386,7 +396,7 @@ them; temporaries come from memory that is kept), on {elements / 1e6:.1f} M para
 of a GPT-2 that is 384 wide, whose table of tokens is more than half of it. *Distance*: 2-norm of
 the difference to the reference's parameters after 50 steps of the golden problem, the largest of
 all cases that the tests walk; where the reference is its authors' package, after 8 steps of a small
-network beside it.
+network beside it (AdEMAMix: after 50 of the golden problem).
 
 | {" | ".join(COLUMNS)} |
 |{"---|" * len(COLUMNS)}

@@ -1,4 +1,4 @@
-"""How torch's own optimizers walk over parameters: one kernel, lists, or tensor by tensor."""
+"""How optimizers made of torch's operations walk: one kernel, lists, or tensor by tensor."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class InTorch(OptimizerOption):
 
 
 class Unfused(OptimizerOption):
-    """An optimizer of torch's that has no fused kernel."""
+    """An optimizer without a fused kernel: it walks over lists, or tensor by tensor."""
 
     implementation: Literal["auto", "foreach", "loop"]
     """`auto` takes foreach where it pays, and says so in the log."""

@@ -50,6 +50,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("adamax", "adamax", {**ADAM, "implementation": "foreach"}),
     ("optimi_lion", "lion", {"lr": 1e-3, "weight_decay": 0.1}),
     ("timm_lion", "lion", {"lr": 1e-3, "weight_decay": 0.1}),
+    ("optimi_adan", "adan", {"lr": 1e-2, "eps": 1e-6, "weight_decay": 0.02}),
+    ("po_came", "came", {"lr": 1e-3, "weight_decay": 0.0}),
+    ("po_came", "came", {"lr": 1e-3, "weight_decay": 0.0, "implementation": "foreach"}),
     ("po_lion", "lion", {"lr": 1e-3, "weight_decay": 0.0}),
     ("sf_adamw", "schedule_free_adamw", {**ADAMW, "warmup_steps": 5}),
     ("sf_sgd", "schedule_free_sgd", {"lr": 0.05, "warmup_steps": 5}),
@@ -58,6 +61,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("po_soap", "soap", {"lr": 1e-2, "precondition_frequency": 5}),
 ]
 LIBRARIES = {
+    "adan": "optimi",
+    "came": "pytorch_optimizer",
     "lion": "optimi",
     "schedule_free_adamw": "schedulefree",
     "schedule_free_radam": "schedulefree",

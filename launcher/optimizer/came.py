@@ -1,0 +1,71 @@
+"""CAME from pytorch-optimizer.
+
+Its authors' package is a single file; pytorch-optimizer is tested, typed and released monthly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.optimizer._extras import require
+from launcher.optimizer._fields import Beta
+from launcher.optimizer._implementation import Unfused
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class CAME(Unfused):
+    """Adafactor with momentum, whose updates shrink where they disagree with it.
+
+    Second moments, and the distances between updates and their momentum, are kept by row and
+    column: about four bytes per parameter in all, those of the momentum.
+
+    Source: Luo et al. 2023, arXiv:2307.02047, algorithm 2.
+    """
+
+    group_options: ClassVar[frozenset[str]] = Unfused.group_options | {"betas"}
+    clips_itself: ClassVar[bool] = True
+
+    kind: Literal["came"]
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[Beta, Beta, Beta]
+    """Decay of the running means of updates, of squared gradients, and of squared distances."""
+    eps: tuple[Positive, Positive]
+    """What is added to squared gradients, and to squared distances."""
+    clip_threshold: float = Field(gt=0)
+    """Limit of the root mean square of an update, before the learning rate."""
+
+    @override
+    def preflight(self) -> None:
+        """See that pytorch-optimizer is installed."""
+        require("pytorch_optimizer", extra="came", kind=self.kind)
+
+    @override
+    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+        """CAME of pytorch-optimizer, with the decay of AdamW."""
+        self.preflight()
+        import pytorch_optimizer
+
+        from launcher.optimizer._param_groups import param_groups
+
+        groups = param_groups(module, self)
+        optimizer: torch.optim.Optimizer = pytorch_optimizer.CAME(
+            groups,
+            lr=self.lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            weight_decouple=True,
+            clip_threshold=self.clip_threshold,
+            eps1=self.eps[0],
+            eps2=self.eps[1],
+            foreach=self.in_lists(groups, device_type),
+        )
+        return optimizer
