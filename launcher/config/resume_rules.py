@@ -47,6 +47,13 @@ TABLE: dict[str, tuple[Kind, str]] = {
     "scheduler": ("allow", "the learning rate takes another course, as if it had from the start"),
     "precision": ("allow", "numbers are rounded otherwise from here on"),
     "accumulation": ("allow", "the batch, and with it the meaning of a step, changes"),
+    "accumulation.micro_batch_size": (
+        "allow",
+        "sums are taken in another order; under accumulation=steps the batch changes as well",
+    ),
+    "accumulation.memory_limit_gib": ("safe", "only how the micro-batch is sought changes"),
+    "accumulation.memory_margin": ("safe", "only how the micro-batch is sought changes"),
+    "accumulation.max_micro_batch_size": ("safe", "only how the micro-batch is sought changes"),
     "parallelism": ("allow", "sums are taken in another order: equal, but not bit for bit"),
     "checkpoint": ("safe", "only what is saved, and when, changes"),
     "logging": ("safe", "only what is written changes"),

@@ -33,6 +33,9 @@ def test_every_key_is_classed(packaged: Checked) -> None:
 def test_the_table_names_only_keys_that_are_there(packaged: Checked) -> None:
     known = {key for key, _ in leaves(packaged.composed.mapping)}
     known |= {key.rpartition(".")[0] for key in known} | set(GROUPS)
+    for group in GROUPS:
+        for kind in kinds(group):
+            known |= {f"{group}.{field}" for field in option_class(group, kind).model_fields}
     assert TABLE.keys() <= known
     assert set(RunConfig.model_fields) <= TABLE.keys()
 
@@ -49,6 +52,10 @@ def test_the_table_names_only_keys_that_are_there(packaged: Checked) -> None:
         ("model.num_layers", "impossible"),
         ("task.kind", "impossible"),
         ("task.seq_len", "allow"),
+        ("accumulation.samples_per_step", "allow"),
+        ("accumulation.micro_batch_size", "allow"),
+        # A run that found no room can be given more.
+        ("accumulation.memory_limit_gib", "safe"),
         ("launch.device", "safe"),
         ("checkpoint.keep", "safe"),
     ],
