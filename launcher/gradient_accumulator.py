@@ -1,14 +1,14 @@
 """Gradient accumulation for loops of one's own, weighted by targets as trainctl's engines do it.
 
-accumulator = GradientAccumulator(module.parameters())
-for number, batch in enumerate(batches, start=1):
-    loss_sum = cross_entropy(module(batch.ids), batch.labels, reduction="sum")
-    accumulator.add(loss_sum, num_targets=batch.num_targets)
-    if number % 8 == 0:
-        accumulator.finish()
-        clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        accumulator.reset()
+>>> accumulator = GradientAccumulator(module.parameters())
+>>> for number, (inputs, labels) in enumerate(micro_batches, start=1):
+...     loss_sum = cross_entropy(module(inputs), labels, ignore_index=-100, reduction="sum")
+...     accumulator.add(loss_sum, num_targets=(labels != -100).sum())
+...     if number % 4 == 0:
+...         accumulator.finish()
+...         _ = clip_grad_norm_(module.parameters(), max_norm=1.0)
+...         optimizer.step()
+...         accumulator.reset()
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class GradientAccumulator:
         self._params = [param for param in params if param.requires_grad]
         if not self._params:
             raise ValueError("there is no parameter that requires a gradient")
-        self._num_targets: int | Tensor = 0
+        self._num_targets: float | Tensor = 0
         self._num_added = 0
         self._finished = False
         self.reset()
@@ -54,22 +54,22 @@ class GradientAccumulator:
         return self._num_added
 
     @property
-    def num_targets(self) -> int | Tensor:
+    def num_targets(self) -> float | Tensor:
         """Targets since the last reset; a tensor of shape () where counts came as tensors."""
         return self._num_targets
 
-    def add(self, given: Tensor | Gradients, num_targets: int | Tensor) -> None:
+    def add(self, given: Tensor | Gradients, num_targets: float | Tensor) -> None:
         """Take in one micro-batch.
 
         Args:
             given: The sum of the losses of its targets, shape (), on which `backward` is called; or
                 the gradients of that sum, one for each parameter that requires one.
-            num_targets: Targets that it sums over; 0 is fine. A tensor of shape () spares the wait
-                for a count that is on the device.
+            num_targets: Targets that it sums over, or the sum of their weights; 0 is fine. A tensor
+                of shape () spares the wait for a count that is on the device.
 
         Raises:
-            ValueError: The loss is not one number, the gradients are not as many as the parameters,
-                or `finish` has been called and `reset` has not.
+            ValueError: The loss is not one number, the gradients are not as many as the parameters
+                or not of their shapes, or `finish` has been called and `reset` has not.
         """
         if self._finished:
             raise ValueError("the gradients are divided already; call reset() before adding more")
@@ -131,6 +131,12 @@ class GradientAccumulator:
                 f"expected {len(self._params)} gradients, one for each parameter, "
                 f"but got {len(gradients)}"
             )
+        for place, (param, gradient) in enumerate(zip(self._params, gradients, strict=True)):
+            if gradient is not None and gradient.shape != param.shape:
+                raise ValueError(
+                    f"gradient {place} has the shape {tuple(gradient.shape)}, its parameter "
+                    f"{tuple(param.shape)}"
+                )
         sums: list[Tensor] = []
         added: list[Tensor] = []
         for param, gradient in zip(self._params, gradients, strict=True):
@@ -153,5 +159,5 @@ class GradientAccumulator:
     def _divisor(num_targets: float | Tensor) -> float | Tensor:
         """The targets; 1 where there are none, as masked targets alone have no gradient."""
         if isinstance(num_targets, Tensor):
-            return num_targets.clamp(min=1)
-        return max(num_targets, 1)
+            return num_targets.where(num_targets != 0, 1)
+        return num_targets or 1

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import doctest
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from launcher import gradient_accumulator
 from launcher.gradient_accumulator import GradientAccumulator
 
 
@@ -114,3 +118,60 @@ def test_frozen_parameters_take_no_part() -> None:
     assert values(accumulator.gradients) == [[2.0]]
     with pytest.raises(ValueError, match="no parameter"):
         GradientAccumulator([frozen])
+
+
+@pytest.mark.parametrize("counts", ["numbers", "tensors"])
+def test_targets_may_have_weights_that_sum_to_less_than_one(counts: str) -> None:
+    accumulator = GradientAccumulator([nn.Parameter(torch.zeros(1))])
+    for weight in (0.125, 0.0, 0.25):
+        count = torch.tensor(weight) if counts == "tensors" else weight
+        accumulator.add([torch.tensor([3.0 * weight])], count)
+    assert values(accumulator.gradients) == [[3.0]]
+    accumulator.finish()
+    assert values(accumulator.gradients) == [[3.0]]
+
+
+def test_a_gradient_of_another_shape_is_refused_before_anything_is_added() -> None:
+    params = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2, 3))]
+    accumulator = GradientAccumulator(params)
+    accumulator.add([torch.ones(1), torch.ones(2, 3)], 1)
+    with pytest.raises(
+        ValueError, match=r"gradient 1 has the shape \(3,\), its parameter \(2, 3\)"
+    ):
+        accumulator.add([torch.ones(1), torch.ones(3)], 1)
+    assert values(accumulator.gradients)[0] == [1.0]
+
+
+def test_the_example_of_the_documentation_is_the_loop_over_whole_batches() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(5, 9)
+    whole = copy.deepcopy(module)
+    batches = [(torch.randn(12, 5), torch.randint(9, (12,))) for _ in range(3)]
+    for _, labels in batches:
+        labels[:4] = -100
+    optimizer = torch.optim.AdamW(whole.parameters(), lr=0.1)
+    for inputs, labels in batches:
+        loss = nn.functional.cross_entropy(whole(inputs), labels, ignore_index=-100)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(whole.parameters(), max_norm=1.0)
+        optimizer.step()
+    names = {
+        "GradientAccumulator": GradientAccumulator,
+        "module": module,
+        "optimizer": torch.optim.AdamW(module.parameters(), lr=0.1),
+        "micro_batches": [
+            piece
+            for x, y in batches
+            for piece in zip(torch.split(x, 3), torch.split(y, 3), strict=True)
+        ],
+        "cross_entropy": nn.functional.cross_entropy,
+        "clip_grad_norm_": nn.utils.clip_grad_norm_,
+    }
+    assert gradient_accumulator.__doc__ is not None
+    example = doctest.DocTestParser().get_doctest(
+        gradient_accumulator.__doc__, names, "example", None, None
+    )
+    assert doctest.DocTestRunner().run(example).failed == 0
+    for ours, theirs in zip(module.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
