@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launcher.cli._presets import presets, summary
 from launcher.config import derive
@@ -17,21 +16,22 @@ from launcher.config.door import checked
 from launcher.config.schema import RunConfig
 from scripts.docstrings import source
 
-PAGE = ROOT / "docs" / "schedules.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "schedules.md"
 COMMAND = "python scripts/schedules_table.py"
 STEPS, WIDTH = 1200, 24
 LEVELS = "▁▂▃▄▅▆▇█"
 HEAD = f"""\
 # Schedules
 
-`{COMMAND}` writes this page. A *shape* is that of the preset over a whole run;
-`trainctl lr scheduler=NAME` draws it for yours, and `trainctl list scheduler.KIND` explains its settings. Those that
-watch a score are drawn as if none came.
+`{COMMAND}` writes this page. A *shape* is that of the preset over a
+whole run; `trainctl lr scheduler=NAME` draws it for yours, and `trainctl list scheduler.KIND`
+explains its settings. Those that watch a score are drawn as if none came.
 
-Conventions are those of Transformers and torch, off-by-ones included: the tests hold every schedule to their values,
-to 1e-12. A step whose update is skipped (loss or gradients not finite, loss scale overflowed) counts as a step. A
-length is in steps, or a fraction (`5%`), or has a unit: `2 epochs`, `10k samples`, `1B tokens`. Each kind but
-`adafactor` starts with a warm-up of `warmup_steps` to the power `warmup_power`.
+Conventions are those of Transformers and torch, off-by-ones included: the tests hold every schedule
+to their values, to 1e-12. A step whose update is skipped (loss or gradients not finite, loss scale
+overflowed) counts as a step. A length is in steps, or a fraction (`5%`), or has a unit: `2 epochs`,
+`10k samples`, `1B tokens`. Each kind but `adafactor` starts with a warm-up of `warmup_steps` to the
+power `warmup_power`.
 
 | preset | kind | shape | what it is | source |
 |---|---|---|---|---|
