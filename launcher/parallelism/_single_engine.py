@@ -140,15 +140,24 @@ class SingleEngine:
         rest = {k: v for k, v in state.items() if k not in formats and not k.startswith("model.")}
         load_optimizer(self._optimizer, self._names(), rest)
         self._begun = True
-        try:
-            self._precision.load_state(
-                {k.removeprefix("precision."): v for k, v in formats.items()}
-            )
-        except KeyError as error:
-            raise CheckpointError(f"the checkpoint is of another precision: {error}") from error
+        self._load_formats({k.removeprefix("precision."): v for k, v in formats.items()})
 
     def close(self) -> None:
         """Nothing to give back: the process owns its device alone."""
+
+    def _load_formats(self, given: Mapping[str, Tensor]) -> None:
+        """The format's own state; a run that goes on in another format, on purpose, has none."""
+        fresh = self._precision.state()
+        if given.keys() == fresh.keys():
+            self._precision.load_state(given)
+            return
+        _log.warning(
+            "the checkpoint is of another precision: %s",
+            "; ".join(
+                [f"{name} starts at {value.item():g}" for name, value in fresh.items()]
+                or [f"nothing needs {', '.join(given)} any more"]
+            ),
+        )
 
     def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self._device, non_blocking=True) for k, v in inputs.items()}

@@ -77,3 +77,15 @@ def test_overflows_before_the_first_update_leave_no_trace(trainctl: Console, las
     assert weights(saving) == weights(quiet)
     assert weights(resumed) == weights(quiet)
     assert scales(trainctl, resumed) == scales(trainctl, quiet)
+
+
+def test_a_run_goes_on_in_the_format_that_its_error_advises(trainctl: Console) -> None:
+    third: int = permutation(seed=0, epoch=0, length=50).tolist()[2 * SAMPLES_PER_STEP]
+    words = ("precision=fp16", "precision.init_scale=1.0", f"task.overflow={third}")
+    _, err = trainctl.toy(*words, "checkpoint.every_steps=1", status=10)
+    assert "write precision=bf16" in err
+    run_dir = trainctl.run_dir()
+    assert (run_dir / "checkpoints" / "step-00000002").exists()
+    change = ("precision=bf16", "max_steps=8", "on_nonfinite=skip", "--allow", "precision")
+    trainctl("resume", str(run_dir), *change)
+    assert [row["step"] for row in trainctl.rows(run_dir)] == list(range(1, 9))

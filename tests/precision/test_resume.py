@@ -85,10 +85,39 @@ def test_learns_and_goes_on_bit_for_bit(
     assert evaluated / 24 < losses[-1] + 0.1
 
 
-@pytest.mark.parametrize(("saved", "live"), [("fp16", "fp32"), ("fp32", "bf16_pure_stochastic")])
-def test_a_state_of_another_format_is_refused(
+@pytest.mark.parametrize(
+    ("saved", "live", "says"),
+    [
+        ("fp16", "bf16", "nothing needs loss_scale, good_updates any more"),
+        ("bf16", "fp16", "loss_scale starts at 65536"),
+    ],
+)
+def test_a_run_may_go_on_in_another_format_of_the_same_weights(
+    build_option: Build,
+    adamw: OptimizerOption,
+    caplog: pytest.LogCaptureFixture,
+    saved: str,
+    live: str,
+    says: str,
+) -> None:
+    """As we advise where float16 overflows however small the scale is."""
+    first, second = engine(build_option(saved), adamw), engine(build_option(live), adamw)
+    losses = train(first, range(10))
+    second.load_state({name: tensor.clone() for name, tensor in first.state().items()})
+    assert says in caplog.text
+    assert train(second, range(10, 30))[-1] < losses[-1]
+    for name, tensor in second.state().items():
+        assert name.startswith(("model.", "optimizer.", "precision."))
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("saved", "live"), [("fp32", "bf16_pure"), ("bf16_pure", "bf16_pure_stochastic")]
+)
+def test_a_state_of_other_weights_is_refused(
     build_option: Build, adamw: OptimizerOption, saved: str, live: str
 ) -> None:
-    state = engine(build_option(saved), adamw).state()
-    with pytest.raises(CheckpointError, match="another precision"):
-        engine(build_option(live), adamw).load_state(state)
+    first = engine(build_option(saved), adamw)
+    train(first, range(2))
+    with pytest.raises(CheckpointError, match="another"):
+        engine(build_option(live), adamw).load_state(first.state())
