@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.config.resume_rules import apply
+from launcher.errors import CheckpointError, ConfigError, LaunchError
 from launcher.launch._begin import preflight, run_ranks
 from launcher.launch._lock import locked
 from launcher.launch._start import Result
@@ -32,10 +33,28 @@ def resume(path: Path, overrides: Sequence[str], allow: Sequence[str]) -> Result
         preflight(config)
         for change in changes:
             print(f"{change.key}: {json.dumps(change.old)} -> {json.dumps(change.new)}")  # noqa: T201 - said, as promised
-        if changes:
-            write_atomically(run_dir.config, config.to_json())
-            _append(run_dir, overrides)
-        return run_ranks(config, run_dir, lock)
+        if not changes:
+            return run_ranks(config, run_dir, lock)
+        written = (run_dir.config, run_dir.overrides, run_dir.provenance)
+        before = {path: path.read_text(encoding="utf-8") for path in written if path.exists()}
+        saves = _saves(run_dir)
+        write_atomically(run_dir.config, config.to_json())
+        _append(run_dir, overrides)
+        try:
+            return run_ranks(config, run_dir, lock)
+        except (ConfigError, CheckpointError, LaunchError):
+            # What no checkpoint was saved under cannot be gone on with: the next resume must not
+            # meet it.
+            if _saves(run_dir) == saves:
+                for file, text in before.items():
+                    write_atomically(file, text)
+                print("the settings are put back: the run cannot go on with these changes")  # noqa: T201 - a change of the run is said
+            raise
+
+
+def _saves(run_dir: RunDir) -> set[str]:
+    """Names of the checkpoints that there are."""
+    return {path.name for path in run_dir.checkpoints.glob("step-*")}
 
 
 def _append(run_dir: RunDir, overrides: Sequence[str]) -> None:

@@ -188,6 +188,20 @@ def test_a_change_of_what_is_computed_needs_leave(trainctl: Console) -> None:
     trainctl("resume", str(run_dir), "max_steps=8", "seed=5", "--allow", "seed")
 
 
+def test_a_change_that_the_checkpoint_does_not_fit_is_taken_back(trainctl: Console) -> None:
+    trainctl.toy()
+    run_dir = trainctl.run_dir()
+    written = ("config.json", "overrides.txt", "provenance.json")
+    before = [(run_dir / name).read_text() for name in written]
+    change = ("precision=bf16_pure", "max_steps=16", "--allow", "precision")
+    out, err = trainctl("resume", str(run_dir), *change, status=14)
+    assert "another model or optimizer" in err
+    assert "settings are put back" in out
+    assert [(run_dir / name).read_text() for name in written] == before
+    trainctl("resume", str(run_dir), "max_steps=16")
+    assert trainctl.rows(run_dir)[-1]["step"] == 16
+
+
 def test_two_resumes_at_the_same_instant(trainctl: Console) -> None:
     trainctl.toy("max_steps=4")
     run_dir = trainctl.run_dir()
