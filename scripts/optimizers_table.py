@@ -64,7 +64,8 @@ M_TRIM_THRESHOLD = -1  # glibc's mallopt
 SECONDS = 1.2
 """What the timing of one preset may take, its first step aside."""
 UNCOMPARED = {
-    "paged_adamw_8bit": "the code of adamw_8bit; see there",
+    f"paged_{kind}": f"the code of {kind}; see there"
+    for kind in ("adamw_8bit", "ademamix_8bit", "lion_8bit")
 }
 """Why some have no reference."""
 
@@ -264,11 +265,14 @@ def references() -> dict[str, Golden | Live]:
         "muon": Golden(muons, ("float32",)),
         "adam_weight_decay": Golden(keras, ("float64",)),
         **{
-            name: Live(
-                "bitsandbytes", partial(test_libraries.eight_bit_and_its_library, preset=name)
-            )
-            for name in ("adam_8bit", "adamw_8bit")
+            name: Live("bitsandbytes", partial(test_libraries.low_bit_and_its_library, preset=name))
+            for name in test_libraries.LOW_BIT
+            if name != "adamw_4bit"
         },
+        "adamw_4bit": Live(
+            "torchao",
+            partial(test_libraries.low_bit_and_its_library, preset="adamw_4bit", library="torchao"),
+        ),
         "ademamix": Live(
             "bitsandbytes", test_ademamix.ademamix_and_bitsandbytes, ("float64", "float32")
         ),

@@ -8,7 +8,7 @@
 * **State between steps** is plain tensors and numbers by name in `optimizer.state[param]`, so that
   it can be saved without pickle and loaded by another engine. What a group remembers is named in
   `group_state`. A library whose optimizer keeps objects, lists or quantised tensors is wrapped
-  (`_soap.py`, `_eight_bit_torchao.py`) or its method is our own (`_low_rank.py`).
+  (`_soap.py`, `_low_bit_torchao.py`) or its method is our own (`_low_rank.py`).
 * **Libraries.** A kind says in its docstring whose code it runs and why. What torch does not have
   comes as an extra: `preflight` names it before anything starts, and it is imported in `build`.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.contracts import OptimizerOption
-from launcher.optimizer._eight_bit import EightBitAdam
+from launcher.optimizer._low_bit import LowBit
 from launcher.optimizer._param_groups import assign
 
 _PROXY = 1024
@@ -27,7 +27,7 @@ def state_bytes(option: OptimizerOption, module: nn.Module) -> dict[str, int]:
     Raises:
         ConfigError: As the optimizer's `build`.
     """
-    if isinstance(option, EightBitAdam):
+    if isinstance(option, LowBit):
         return option.state_bytes({a.name: a.param for a in assign(module, option)})
     optimizer = option.build(module, "meta")
     try:

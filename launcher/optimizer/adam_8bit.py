@@ -1,5 +1,6 @@
 """8-bit Adam: bitsandbytes on CUDA, whose kernels are fastest, torchao elsewhere."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -13,7 +14,7 @@ class Adam8bit(EightBitAdam):
     Source: Dettmers et al. 2021, arXiv:2110.02861.
     """
 
-    decoupled: ClassVar[bool] = False
+    classes: ClassVar[Mapping[str, str]] = {"bitsandbytes": "Adam8bit", "torchao": "Adam8bit"}
 
     kind: Literal["adam_8bit"]
 

@@ -1,6 +1,7 @@
 """8-bit AdamW: bitsandbytes on CUDA, whose kernels are fastest, torchao elsewhere."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from launcher.optimizer._eight_bit import EightBitAdam
 
@@ -10,5 +11,7 @@ class AdamW8bit(EightBitAdam):
 
     Source: Dettmers et al. 2021, arXiv:2110.02861.
     """
+
+    classes: ClassVar[Mapping[str, str]] = {"bitsandbytes": "AdamW8bit", "torchao": "AdamW8bit"}
 
     kind: Literal["adamw_8bit"]

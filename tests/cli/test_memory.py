@@ -41,6 +41,12 @@ def test_8b_with_8bit_adamw(capsys: pytest.CaptureFixture[str]) -> None:
         (["optimizer=sgd"], 4),
         (["optimizer=adamw", "optimizer.amsgrad=true"], 12),
         (["optimizer=adam_mini"], 4),
+        (["optimizer=ademamix"], 12),
+        # Codes, and a scale of four bytes for each block of each moment.
+        (["optimizer=lion_8bit"], 1 + 4 / 256),
+        (["optimizer=rmsprop_8bit"], 1 + 4 / 256),
+        (["optimizer=paged_ademamix_8bit"], 3 * (1 + 4 / 256)),
+        (["optimizer=adamw_4bit"], 2 * (1 / 2 + 4 / 128)),
         (["optimizer=adamw", "precision=bf16_pure"], 10),
     ],
 )

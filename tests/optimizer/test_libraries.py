@@ -74,6 +74,7 @@ def test_fused_where_there_is_none_is_an_error(device: str, dtype: torch.dtype) 
         ("sgd", {"momentum": 0.0, "nesterov": True}, "needs momentum above 0"),
         ("sgd", {"dampening": 0.1, "nesterov": True}, "dampening 0"),
         ("adam_8bit", {"weight_decay": 0.1}, "use adamw_8bit"),
+        ("paged_adamw_8bit", {"library": "torchao"}, "only bitsandbytes has paged_adamw_8bit"),
         ("adam_weight_decay", {"clip_norm": 1.0, "global_clip_norm": 1.0}, "set only one"),
         ("prodigy", {"groups": {"layer_decay": 0.9}}, "one learning rate"),
         (
@@ -158,23 +159,41 @@ def test_8bit_state_by_size_and_pattern(
     }
 
 
-def eight_bit_and_its_library(
+LOW_BIT: dict[str, str] = {
+    "adam_8bit": "Adam8bit",
+    "adamw_8bit": "AdamW8bit",
+    "ademamix_8bit": "AdEMAMix8bit",
+    "lion_8bit": "Lion8bit",
+    "rmsprop_8bit": "RMSprop8bit",
+    "adamw_4bit": "AdamW4bit",
+}
+"""What a library calls its class."""
+COMPILED = pytest.mark.slow  # torchao compiles a kernel per shape
+STEPPED = [
+    *[(preset, "bitsandbytes") for preset in LOW_BIT if preset != "adamw_4bit"],
+    *[
+        pytest.param(preset, "torchao", marks=COMPILED)
+        for preset in ("adam_8bit", "adamw_8bit", "adamw_4bit")
+    ],
+]
+
+
+def low_bit_and_its_library(
     build_option: Build, *, preset: str, library: str = "bitsandbytes"
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Parameters after eight steps of ours and of the library's own class."""
     classes = pytest.importorskip(f"{library}.optim")
-    option: Any = build_option(
-        preset, library=library, block_size=256, groups={"no_decay_types": []}
-    )
-    values = {
-        "lr": option.lr,
-        "betas": option.betas,
-        "eps": option.eps,
-        "weight_decay": option.weight_decay,
-    }
+    packaged: Any = build_option(preset)
+    chosen = {"library": library, "block_size": 256} if hasattr(packaged, "library") else {}
+    mixing = {"t_alpha_beta3": 6} if hasattr(packaged, "t_alpha_beta3") else {}
+    option: Any = build_option(preset, **chosen, **mixing, groups={"no_decay_types": []})
+    names = ("lr", "betas", "eps", "weight_decay", "alpha")
+    values = {name: getattr(option, name) for name in names if hasattr(option, name)}
+    if mixing:
+        values |= {"t_alpha": 6, "t_beta3": 6}
     ours, theirs = Tables(), Tables()
     theirs.load_state_dict(ours.state_dict())
-    own = getattr(classes, {"adam_8bit": "Adam8bit", "adamw_8bit": "AdamW8bit"}[preset])
+    own = getattr(classes, LOW_BIT[preset])
     pair = [(ours, option.build(ours, "cpu")), (theirs, own(theirs.parameters(), **values))]
     for seed in range(8):
         for module, optimizer in pair:
@@ -185,15 +204,44 @@ def eight_bit_and_its_library(
     return list(ours.parameters()), list(theirs.parameters())
 
 
-@pytest.mark.parametrize(
-    # torchao compiles a kernel per shape.
-    "library",
-    ["bitsandbytes", pytest.param("torchao", marks=pytest.mark.slow)],
-)
-@pytest.mark.parametrize("preset", ["adam_8bit", "adamw_8bit"])
-def test_8bit_steps_are_the_librarys_own(build_option: Build, preset: str, library: str) -> None:
-    ours, theirs = eight_bit_and_its_library(build_option, preset=preset, library=library)
+@pytest.mark.parametrize(("preset", "library"), STEPPED)
+def test_low_bit_steps_are_the_librarys_own(build_option: Build, preset: str, library: str) -> None:
+    ours, theirs = low_bit_and_its_library(build_option, preset=preset, library=library)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+class Odd(nn.Module):
+    """Whole blocks, and a broken one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Parameter(torch.zeros(32, 256))
+        self.broken = nn.Parameter(torch.zeros(5001))
+        self.small = nn.Parameter(torch.zeros(256))
+
+
+def kept_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of moments and scales; step counts and tables of codes aside."""
+    return sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if isinstance(value, Tensor) and "qmap" not in name and value.ndim
+    )
+
+
+@pytest.mark.parametrize(("preset", "library"), STEPPED)
+def test_low_bit_state_is_counted_to_the_byte(
+    build_option: Build, preset: str, library: str
+) -> None:
+    pytest.importorskip(library)
+    chosen = {"library": library} if hasattr(build_option(preset), "library") else {}
+    option: Any = build_option(preset, **chosen)
+    module = Odd()
+    optimizer = option.build(module, "cpu")
+    step(module, optimizer)
+    counted = option.state_bytes(dict(module.named_parameters()))
+    assert sum(counted.values()) == kept_bytes(optimizer)
 
 
 @pytest.mark.slow  # torchao compiles a kernel per shape
@@ -219,6 +267,8 @@ def test_torchao_state_is_plain_and_takes_the_same_choices(build_option: Build) 
         ("adamw_8bit", {"library": "bitsandbytes", "block_size": 128}, "256 elements"),
         ("adamw_8bit", {"library": "bitsandbytes", "keep_32bit": ["nope"]}, "matches no parameter"),
         ("paged_adamw_8bit", {}, "on CUDA only; use adamw_8bit"),
+        ("paged_ademamix_8bit", {}, "on CUDA only; use ademamix_8bit"),
+        ("paged_lion_8bit", {}, "on CUDA only; use lion_8bit"),
     ],
 )
 def test_8bit_says_what_does_not_fit(

@@ -1,18 +1,16 @@
-"""8-bit Adam from torchao, whose state between steps is plain tensors by name."""
+"""Adam with few bits from torchao, whose state between steps is plain tensors by name."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchao.optim import AdamW8bit
-from torchao.optim.adam import Adam8bit
+from torchao import optim
+from torchao.optim.subclass_4bit import OptimState4bit
 from torchao.optim.subclass_8bit import OptimState8bit
-
-if TYPE_CHECKING:
-    from launcher.optimizer._eight_bit import EightBitAdam
 
 _MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
 """Name of each moment, and whether it is signed."""
@@ -21,8 +19,9 @@ _MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
 class _Plain:
     """Unfolds torchao's quantised tensors between steps, and takes learning rates that are numbers.
 
-    A moment in 8 bits is `<moment>.codes` (uint8, the parameter's shape) and `<moment>.scale`
-    (float32, one per block) between steps: what can be saved and loaded as it is.
+    A moment in few bits is `<moment>.codes` (uint8: of 8 bits in the parameter's shape, of 4 bits
+    flat, two to a byte) and `<moment>.scale` (float32, one per block) between steps: what can be
+    saved and loaded as it is.
     """
 
     kept: Collection[nn.Parameter] = ()
@@ -48,47 +47,44 @@ class _Plain:
     def _new_buffer(self, p: Tensor, signed: bool) -> Tensor:
         if p in self.kept or p.numel() % self.block_size:
             return torch.zeros_like(p, dtype=torch.float32)
-        quantised: Tensor = OptimState8bit.zeros(
-            p.shape, signed, self.block_size, p.device, dtype=p.dtype
-        )
+        quantised: Tensor = self._subclass_zeros(p, signed, self.block_size)
         return quantised
 
+    if TYPE_CHECKING:
 
-class _PlainAdamW8bit(_Plain, AdamW8bit):
-    """AdamW8bit of torchao."""
-
-
-class _PlainAdam8bit(_Plain, Adam8bit):
-    """Adam8bit of torchao."""
+        @staticmethod
+        def _subclass_zeros(p: Tensor, signed: bool, block_size: int) -> Tensor: ...
 
 
-def torchao_adam(
-    groups: list[dict[str, Any]], option: EightBitAdam, kept: Collection[nn.Parameter]
+def plain(
+    name: str,
+    groups: list[dict[str, Any]],
+    kept: Collection[nn.Parameter],
+    values: dict[str, Any],
 ) -> torch.optim.Optimizer:
-    """The optimizer over some groups.
+    """One of the library's optimizers.
 
     Args:
+        name: Of the library's class.
         groups: Parameter groups.
-        option: What is configured.
         kept: Parameters with 32-bit moments. Those that no whole number of blocks fills join them.
+        values: What else the class is constructed with.
     """
-    kind = _PlainAdamW8bit if option.decoupled else _PlainAdam8bit
-    optimizer: _PlainAdamW8bit | _PlainAdam8bit = kind(
-        groups,
-        lr=option.lr,
-        betas=option.betas,
-        eps=option.eps,
-        weight_decay=option.weight_decay,
-        block_size=option.block_size,
+    # Of torch's compiler to the library: kernels are found in its cache on disk less often.
+    warnings.filterwarnings(
+        "ignore", r"OptimState\dbit does not implement _stable_hash", UserWarning
     )
+    kind = type(f"Plain{name}", (_Plain, getattr(optim, name)), {})
+    optimizer: Any = kind(groups, **values)
     optimizer.kept = kept
-    return optimizer
+    built: torch.optim.Optimizer = optimizer
+    return built
 
 
 def _unfold(state: dict[str, Any]) -> None:
     for moment in _MOMENTS:
         quantised = state.get(moment)
-        if isinstance(quantised, OptimState8bit):
+        if isinstance(quantised, OptimState4bit | OptimState8bit):
             del state[moment]
             state[f"{moment}.codes"] = quantised.codes
             state[f"{moment}.scale"] = quantised.scale
@@ -96,7 +92,11 @@ def _unfold(state: dict[str, Any]) -> None:
 
 def _fold(state: dict[str, Any], param: Tensor) -> None:
     for moment, signed in _MOMENTS.items():
-        if f"{moment}.codes" in state:
-            codes, scale = state.pop(f"{moment}.codes"), state.pop(f"{moment}.scale")
-            qmap = OptimState8bit.zeros((), signed, 1, codes.device).qmap
-            state[moment] = OptimState8bit(codes, scale, qmap, signed, dtype=param.dtype)
+        if f"{moment}.codes" not in state:
+            continue
+        codes, scale = state.pop(f"{moment}.codes"), state.pop(f"{moment}.scale")
+        packed = codes.numel() < param.numel()
+        kind = OptimState4bit if packed else OptimState8bit
+        qmap = kind.zeros((), signed, 1, codes.device).qmap
+        shape = (param.shape,) if packed else ()
+        state[moment] = kind(codes, scale, qmap, signed, *shape, dtype=param.dtype)

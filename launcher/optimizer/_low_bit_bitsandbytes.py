@@ -1,0 +1,46 @@
+"""8-bit optimizers from bitsandbytes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from bitsandbytes import optim
+from torch import nn
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _Mixed:
+    """Decides which parameters keep 32 bits; the library's own way is a process-wide registry."""
+
+    kept: Collection[nn.Parameter] = ()
+
+    def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+        """The library's options of one parameter."""
+        config: dict[str, Any] = super().get_config(gindex, pindex, group)  # type: ignore[misc]
+        if group["params"][pindex] in self.kept:
+            config["optim_bits"] = 32
+        return config
+
+
+def mixed(
+    name: str,
+    groups: list[dict[str, Any]],
+    kept: Collection[nn.Parameter],
+    values: dict[str, Any],
+) -> torch.optim.Optimizer:
+    """One of the library's optimizers; state: `step` (int), `state1`, `state2` and their scales.
+
+    Args:
+        name: Of the library's class.
+        groups: Parameter groups.
+        kept: Parameters with 32-bit moments.
+        values: What else the class is constructed with.
+    """
+    kind = type(f"Mixed{name}", (_Mixed, getattr(optim, name)), {})
+    optimizer: Any = kind(groups, **values, min_8bit_size=0)
+    optimizer.kept = kept
+    built: torch.optim.Optimizer = optimizer
+    return built

@@ -1,0 +1,48 @@
+"""4-bit AdamW from torchao, the only kept library that has it."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.optimizer._fields import Beta
+from launcher.optimizer._low_bit import LowBit
+
+
+class AdamW4bit(LowBit):
+    """AdamW with moments in 4 bits: an eighth of the state.
+
+    Source: Li et al. 2023, arXiv:2309.01507, in blocks also for the second moment.
+    """
+
+    group_options: ClassVar[frozenset[str]] = LowBit.group_options | {"betas", "eps"}
+    classes: ClassVar[Mapping[str, str]] = {"torchao": "AdamW4bit"}
+    moments: ClassVar[int] = 2
+    bits: ClassVar[int] = 4
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
+
+    kind: Literal["adamw_4bit"]
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+    eps: float = Field(ge=0)
+    """Added to the root of the second moment."""
+    block_size: int = Field(ge=32, multiple_of=2)
+    """Elements that share one scale; parameters that no whole number of blocks fills keep 32-bit
+    moments."""
+    min_4bit_size: int = Field(ge=0)
+    """Smaller parameters keep 32-bit moments, in elements."""
+
+    @property
+    @override
+    def block(self) -> int:
+        return self.block_size
+
+    @property
+    @override
+    def smallest(self) -> int:
+        return self.min_4bit_size
+
+    @override
+    def arguments(self) -> dict[str, Any]:
+        return {"betas": self.betas, "eps": self.eps}

@@ -1,0 +1,30 @@
+"""8-bit RMSprop from bitsandbytes, which alone has it; neither centered nor with momentum."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.optimizer._eight_bit import EightBit
+
+
+class RMSprop8bit(EightBit):
+    """Gradients over the root of their running mean square, which is kept in 8 bits.
+
+    Source: Tieleman & Hinton 2012, lecture 6.5; Dettmers et al. 2021, arXiv:2110.02861.
+    """
+
+    group_options: ClassVar[frozenset[str]] = EightBit.group_options | {"eps"}
+    classes: ClassVar[Mapping[str, str]] = {"bitsandbytes": "RMSprop8bit"}
+    moments: ClassVar[int] = 1
+
+    kind: Literal["rmsprop_8bit"]
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    """Decay of the running mean of squared gradients."""
+    eps: float = Field(ge=0)
+    """Added to the root."""
+
+    @override
+    def arguments(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "eps": self.eps}
