@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,10 @@ class Live:
 
     def reference(self) -> str:
         """The package, as installed."""
-        return f"{self.package} {version(self.package)}"
+        try:
+            return f"{self.package} {version(self.package)}"
+        except PackageNotFoundError:
+            return self.package
 
 
 def of_kind(preset: str) -> list[tuple[str, dict[str, Any]]]:
