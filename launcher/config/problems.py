@@ -158,6 +158,8 @@ def _shown(value: Any) -> str:
 def _joined(messages: Sequence[str]) -> str:
     """One message from the branches of a union: `must be a valid integer or a valid number`."""
     unique = list(dict.fromkeys(messages))
+    if len(unique) == 1:
+        return unique[0]
     heads = [message.partition(", but is ") for message in unique]
     if len({tail for _, _, tail in heads}) == 1 and all(
         h.startswith("must be ") for h, _, _ in heads

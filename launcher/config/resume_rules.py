@@ -56,6 +56,7 @@ TABLE: dict[str, tuple[Kind, str]] = {
     "accumulation.max_micro_batch_size": ("safe", "only how the micro-batch is sought changes"),
     "parallelism": ("allow", "sums are taken in another order: equal, but not bit for bit"),
     "checkpoint": ("safe", "only what is saved, and when, changes"),
+    "checkpoint.kind": ("impossible", "another kind does not find what was saved; start a new run"),
     "logging": ("safe", "only what is written changes"),
     "launch": ("safe", "another device, or number of ranks, may round otherwise"),
 }

@@ -91,8 +91,9 @@ class MicroBatch:
 
     Attributes:
         inputs: Tensors by name; the first dim of each is the batch. On the CPU until the engine
-        moves them. num_targets: Target tokens (or samples) that the loss sums over. indices: The
-        samples' places in the training set, for messages.
+            moves them.
+        num_targets: Target tokens (or samples) that the loss sums over.
+        indices: The samples' places in the training set, for messages.
     """
 
     inputs: Mapping[str, Tensor]

@@ -51,15 +51,20 @@ class SGD(InTorch):
         """Torch's SGD."""
         import torch
 
+        from launcher.optimizer._late_momentum import give_late_momentum
         from launcher.optimizer._param_groups import param_groups
 
         groups = param_groups(module, self)
-        return torch.optim.SGD(
+        walk = self.walk(groups, device_type)
+        optimizer = torch.optim.SGD(
             groups,
             lr=self.lr,
             momentum=self.momentum,
             dampening=self.dampening,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
-            **self.walk(groups, device_type),
+            **walk,
         )
+        if walk["fused"]:
+            optimizer.register_step_pre_hook(give_late_momentum)
+        return optimizer

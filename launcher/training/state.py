@@ -15,7 +15,7 @@ class TrainState:
 
     Attributes:
         step: Optimizer steps done. A skipped update counts: schedules are functions of the data
-        seen.
+            seen.
         samples: Samples seen, over all ranks; also the position in the data.
         tokens: Target tokens seen, over all ranks.
         skipped: Updates that were not applied because loss or gradient norm was not finite.

@@ -58,6 +58,7 @@ def test_the_table_names_only_keys_that_are_there(packaged: Checked) -> None:
         ("accumulation.memory_limit_gib", "safe"),
         ("launch.device", "safe"),
         ("checkpoint.keep", "safe"),
+        ("checkpoint.kind", "impossible"),
     ],
 )
 def test_the_longest_entry_decides(key: str, kind: str) -> None:

@@ -73,11 +73,7 @@ def moved(
     return other, fresh
 
 
-# The fused kernel of torch's SGD does not take a parameter without momentum beside one with it.
-JOINABLE = [preset for preset in PRESETS if preset != "sgd"]
-
-
-@pytest.mark.parametrize("preset", JOINABLE)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_parameter_joins_after_the_resume(preset: str) -> None:
     option, module = packaged(preset), network()
     optimizer = build(option, module)
@@ -137,7 +133,7 @@ def test_weights_in_sixteen_bits_go_on_as_well(preset: str, rounding: str) -> No
     resumed()
     walk(module, optimizer, option, 3, idle=True)
     other, fresh = resumed()
-    for idle in (True, False) if preset in JOINABLE else (True,):
+    for idle in (True, False):
         walk(module, optimizer, option, 2, idle=idle)
         walk(other, fresh, option, 2, idle=idle)
         assert same(copies(module), copies(other))

@@ -277,3 +277,23 @@ def test_8bit_says_what_does_not_fit(
     pytest.importorskip("bitsandbytes")
     with pytest.raises(ConfigError, match=message):
         build_option(preset, **changes).build(Tables(), "cpu")
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.25])
+def test_fused_momentum_of_a_late_parameter_is_that_of_a_loop(
+    build_option: Build, dampening: float
+) -> None:
+    ends = []
+    for implementation in ("fused", "loop"):
+        torch.manual_seed(0)
+        module = nn.Linear(8, 8)
+        changes = {"dampening": dampening, "weight_decay": 0.1, "implementation": implementation}
+        optimizer = build_option("sgd", **changes).build(module, "cpu")
+        for number in range(4):
+            for param in module.parameters():
+                late = param is module.bias and number < 2
+                param.grad = None if late else torch.randn_like(param)
+            optimizer.step()
+        ends.append(module)
+    for fused, loop in zip(*(end.parameters() for end in ends), strict=True):
+        torch.testing.assert_close(fused, loop, rtol=1e-6, atol=1e-7)
