@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class _Plain:
 
     kept: Collection[nn.Parameter] = ()
     block_size: int
+    _subclass_zeros: Callable[[Tensor, bool, int], Tensor]
     param_groups: list[dict[str, Any]]
     state: dict[Tensor, dict[str, Any]]
 
@@ -47,13 +48,7 @@ class _Plain:
     def _new_buffer(self, p: Tensor, signed: bool) -> Tensor:
         if p in self.kept or p.numel() % self.block_size:
             return torch.zeros_like(p, dtype=torch.float32)
-        quantised: Tensor = self._subclass_zeros(p, signed, self.block_size)
-        return quantised
-
-    if TYPE_CHECKING:
-
-        @staticmethod
-        def _subclass_zeros(p: Tensor, signed: bool, block_size: int) -> Tensor: ...
+        return self._subclass_zeros(p, signed, self.block_size)
 
 
 def plain(
