@@ -49,7 +49,7 @@ def measured(config: RunConfig) -> dict[str, Any]:
     module = skeleton(config.model)
     elements = sum(param.numel() for param in module.parameters())
     trained = sum(assigned.param.numel() for assigned in assign(module, config.optimizer))
-    dtype = config.precision.build("cpu").param_dtype
+    dtype = config.precision.build("meta").param_dtype
     optimizer = state_bytes(config.optimizer, module)
     if getattr(config.precision, "rounding", None) == "kahan":
         optimizer["what rounding took (Kahan)"] = trained * dtype.itemsize

@@ -15,13 +15,15 @@ def require_cuda(kind: str, device_type: str, capability: tuple[int, int], inste
 
     Args:
         kind: The format, as the config calls it.
-        device_type: What the rank computes on.
+        device_type: What the rank computes on, or `meta`.
         capability: Least compute capability of the CUDA device, (major, minor).
         instead: What to write into the config on another device.
 
     Raises:
         LaunchError: The device is not CUDA's, or too old.
     """
+    if device_type == "meta":
+        return  # nothing is computed there: bytes are counted
     advice = f"write precision={instead}"
     needed = f"a CUDA device of compute capability {capability[0]}.{capability[1]} or newer"
     if device_type != "cuda":

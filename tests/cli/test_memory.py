@@ -48,6 +48,8 @@ def test_8b_with_8bit_adamw(capsys: pytest.CaptureFixture[str]) -> None:
         (["optimizer=paged_ademamix_8bit"], 3 * (1 + 4 / 256)),
         (["optimizer=adamw_4bit"], 2 * (1 / 2 + 4 / 128)),
         (["optimizer=adamw", "precision=bf16_pure"], 10),
+        # What runs on a GPU only is counted anywhere.
+        (["optimizer=adamw", "precision=tf32"], 8),
     ],
 )
 def test_state_per_element(
