@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launcher.contracts import OptimizerOption
 from launcher.errors import ConfigError
 from scripts.bench.optimizers import M_MMAP_THRESHOLD, processor, state_bytes
+from scripts.docstrings import source
 from tests.optimizer import (
     test_adafactor,
     test_ademamix,
@@ -312,14 +313,6 @@ def _library(kind: type) -> str:
     return f"{distribution} {version(distribution)}"
 
 
-def source(option: OptimizerOption) -> str:
-    """What the class says after `Source:`, with links to arXiv."""
-    text = inspect.cleandoc(type(option).__doc__ or "").partition("Source:")[2]
-    line = " ".join(text.partition("\n\n")[0].split()).rstrip(".")
-    line = re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", line)
-    return line.replace("|", r"\|")
-
-
 class Notes:
     """Reasons for what is missing, numbered as they come up."""
 
@@ -400,8 +393,8 @@ def document() -> str:
 *Bytes* of state per parameter after a step, by storage, and the *time* of a step in processor time,
 taking turns with torch's fused AdamW (medians; what happens every so many steps is shared out among
 them; temporaries come from memory that is kept), on {elements / 1e6:.1f} M parameters in the shapes
-of a GPT-2 that is 384 wide, whose table of tokens is more than half of it. *Distance*: 2-norm of
-the difference to the reference's parameters after 50 steps of the golden problem, the largest of
+of a GPT-2 that is 384 wide, whose table of tokens is more than half of it (GPT-2-small itself, and
+the libraries' own: [benchmarks.md](benchmarks.md)). *Distance*: 2-norm of the difference to the reference's parameters after 50 steps of the golden problem, the largest of
 all cases that the tests walk; where the reference is its authors' package, after 8 steps of a small
 network beside it (AdEMAMix: after 50 of the golden problem).
 
