@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,13 +54,11 @@ class Bucket:
         """One parameter's state, as views: so the optimizer's `state` shows what this holds."""
         return {"step": self.steps[index], **{k: v[index] for k, v in self.state.items()}}
 
-    def advance(self) -> Iterator[tuple[Bucket, int]]:
+    def advance(self) -> Iterator[Part]:
         """Count a step for the parameters that have a gradient.
 
         Yields:
-            Those of them that are at the same step, and the number of that step, from 1: normally
-            this bucket itself. A part of it works on copies of the state, which are written back
-            when the caller goes on.
+            Those of them that are at the same step: normally this bucket itself.
         """
         present = [i for i, param in enumerate(self.params) if param.grad is not None]
         if not present:
@@ -68,7 +67,7 @@ class Bucket:
             self.steps.add_(1)
             steps = self.steps.tolist()
             if steps.count(steps[0]) == len(steps):
-                yield self, steps[0]
+                yield Part(self, steps[0], lambda: None)
                 return
         else:
             self.steps[present] += 1
@@ -80,26 +79,51 @@ class Bucket:
                 self.steps[chosen],
                 {key: value[chosen] for key, value in self.state.items()},
             )
-            yield part, step
-            for key, value in part.state.items():
-                self.state[key][chosen] = value
+            yield Part(part, step, partial(self._take, part, chosen))
+
+    def _take(self, part: Bucket, places: list[int]) -> None:
+        for key, value in part.state.items():
+            self.state[key][places] = value
 
 
-def alike(params: Iterable[Tensor], *, small: int, limit: int) -> list[list[Tensor]]:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Parameters of a bucket that are at the same step.
+
+    Attributes:
+        bucket: They alone; its state is a copy, unless they are the whole bucket.
+        step: Number of their step, from 1.
+        finish: Brings the state back when the update is done.
+    """
+
+    bucket: Bucket
+    step: int
+    finish: Callable[[], None]
+
+
+def alike(
+    params: Iterable[Tensor],
+    *,
+    small: int,
+    limit: int,
+    whole_shape: Callable[[Tensor], Sequence[int]],
+) -> list[list[Tensor]]:
     """Parameters sorted into buckets: small ones by shape, dtype and device, large ones alone.
 
     Args:
         params: In any order; the order decides who shares a bucket, never the result.
         small: Elements of the largest tensor that shares a bucket.
         limit: Elements of a bucket of several tensors.
+        whole_shape: Of what a parameter is a shard of; those of a bucket have the same.
     """
-    found: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
+    found: dict[tuple[object, ...], list[Tensor]] = {}
     buckets: list[list[Tensor]] = []
     for param in params:
         if param.numel() > small:
             buckets.append([param])
         else:
-            found.setdefault((param.shape, param.dtype, param.device), []).append(param)
+            key = (param.shape, tuple(whole_shape(param)), param.dtype, param.device)
+            found.setdefault(key, []).append(param)
     for same in found.values():
         size = max(1, limit // max(1, same[0].numel()))
         buckets += [same[start : start + size] for start in range(0, len(same), size)]

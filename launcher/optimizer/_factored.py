@@ -111,6 +111,12 @@ class AdafactorOptimizer(PerTensor):
 
     @override
     def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        whole = self._sharding.whole_shape(param)
+        if len(whole) != param.ndim:
+            raise ValueError(
+                f"a shard of shape {tuple(param.shape)} of a tensor of shape {tuple(whole)} has "
+                "no rows and columns: Adafactor would silently be another optimizer"
+            )
         like = torch.empty(param.shape, dtype=compute_dtype(param), device="meta")
         mean = {"exp_avg": like} if group["beta1"] is not None else {}
         if param.ndim < 2:

@@ -1,9 +1,11 @@
 """Which parameters are hidden matrices, for optimizers that treat matrices as matrices.
 
-The rule: a hidden matrix has two dims, belongs to a numbered block (there is a number among the
-parts of its name: `model.layers.3.mlp.up_proj.weight`), and is no table of an Embedding. Token
+The rule: a hidden matrix has two dims, has a name that ends with `weight`, belongs to a numbered
+block (there is a number among the parts of its name: `model.layers.3.mlp.up_proj.weight`), and is
+no table of an Embedding, no part of a norm and none of numbered heads (`lm_heads.0.weight`). Token
 embeddings and the output head stand outside the blocks, vectors have one dim, and stacked experts
-three: all of these go to AdamW. `matrices` and `not_matrices` are patterns that overrule this.
+three: all of these go to AdamW, as do tables of position biases and other parameters with names of
+their own. `matrices` and `not_matrices` are patterns that overrule this.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from typing import Any
 from torch import nn
 
 from launcher.errors import ConfigError, Problem
-from launcher.optimizer._param_groups import nearest, parameters
+from launcher.optimizer._param_groups import is_norm, nearest, parameters
 
-_NUMBERED = re.compile(r"(^|\.)\d+\.")
+_NUMBERED = re.compile(r"(^|\.)\d+\..*weight$")
+_HEADS = re.compile(r"(^|\.)\w*heads?\.\d+\.")
 
 
 def hidden_matrices(
@@ -54,7 +57,10 @@ def hidden_matrices(
             any(parameter.matched_by(pattern) for pattern in matrices)
             or (
                 _NUMBERED.search(parameter.names[0]) is not None
-                and not any(issubclass(owner, nn.Embedding) for owner in parameter.owners)
+                and _HEADS.search(parameter.names[0]) is None
+                and not any(
+                    issubclass(owner, nn.Embedding) or is_norm(owner) for owner in parameter.owners
+                )
             )
         )
     }

@@ -117,6 +117,8 @@ def _not_fusible(
     from torch import nn
 
     params: list[torch.Tensor] = [param for group in groups for param in group["params"]]
+    if not fused:
+        return "any device"
     if device_type not in fused:
         return f"device {device_type}"
     if odd := {str(p.dtype) for p in params if not p.is_floating_point()}:

@@ -180,7 +180,7 @@ class APOLLOAdamW(_LowRankAdamW):
 
     @override
     def _raise(self, update: Tensor, low: Tensor, grad: Tensor, state: dict[str, Any]) -> Tensor:
-        dim = None if self._scaling == "tensor" else int(grad.shape[0] >= grad.shape[1])
+        dim = None if self._scaling == "tensor" else int(self._on_right(grad))
         before = torch.linalg.vector_norm(low, dim=dim, keepdim=True)
         after = torch.linalg.vector_norm(update, dim=dim, keepdim=True)
         factor = after / (before + 1e-8)

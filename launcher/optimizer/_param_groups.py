@@ -7,10 +7,10 @@ Rules, in the order in which they are asked:
   `frozen` names, are left out.
 * Decay: `decay` patterns, then `no_decay` patterns, then the types in `no_decay_types`, then decay.
   Types: *norm* is any parameter of a class that is called, or descends from one that is called,
-      `…Norm` (or
-  `…Norm1d` to `…Norm3d`): all of torch's, `LlamaRMSNorm`, `T5LayerNorm`. *bias* is any
-  parameter whose last name is `bias` or ends with `_bias`. *embedding* is any parameter of an
-  Embedding. The default YAML names norm and bias, which is what transformers' Trainer spares.
+  `…Norm` (or `…Norm1d` to `…Norm3d`, `…NormGated`): all of torch's, `LlamaRMSNorm`, `T5LayerNorm`.
+  *bias* is any parameter whose last name is `bias` or ends with `_bias`. *embedding* is any
+  parameter of an Embedding. The default YAML names norm and bias. That is what transformers'
+  Trainer means to spare; as it goes by names, it also spares T5's `relative_attention_bias.weight`.
 * Learning rate: an override's `lr` or `lr_scale`, times `layer_decay ** (blocks that follow)`. A
   block is a member of a list whose place is the first number in a parameter's name
   (`model.layers.3.mlp…`); blocks count through the whole module in its order, so that a decoder's
@@ -35,7 +35,7 @@ from launcher.contracts import OptimizerOption
 from launcher.errors import ConfigError, Problem
 
 _RATES = frozenset({"lr", "lr_scale", "weight_decay"})
-_NORM = re.compile(r"Norm([123]d)?$")
+_NORM = re.compile(r"Norm([123]d|Gated)?$")
 _BLOCK = re.compile(r"^(?:(.*?)\.)?(\d+)\.")
 # What torch.compile, activation checkpointing and FSDP put into the names of what they wrap.
 _WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
@@ -173,7 +173,7 @@ def _decays(parameter: Named, option: OptimizerOption) -> tuple[bool, str]:
 def _is_of_type(parameter: Named, kind: str) -> bool:
     match kind:
         case "norm":
-            return any(_is_norm(owner) for owner in parameter.owners)
+            return any(is_norm(owner) for owner in parameter.owners)
         case "bias":
             last = (name.rpartition(".")[2] for name in parameter.names)
             return any(name == "bias" or name.endswith("_bias") for name in last)
@@ -183,7 +183,8 @@ def _is_of_type(parameter: Named, kind: str) -> bool:
             return parameter.param.ndim < 2
 
 
-def _is_norm(owner: type[nn.Module]) -> bool:
+def is_norm(owner: type[nn.Module]) -> bool:
+    """Whether a class is a normalisation layer, by its name or that of a class it descends from."""
     return any(_NORM.search(ancestor.__name__) for ancestor in owner.__mro__)
 
 

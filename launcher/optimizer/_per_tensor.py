@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from launcher.optimizer._blocks import Scratch, block_elements
-from launcher.optimizer._buckets import BUCKET_ELEMENTS, SMALL_ELEMENTS, Bucket, alike
+from launcher.optimizer._buckets import BUCKET_ELEMENTS, SMALL_ELEMENTS, Bucket, Part, alike
 
 Sums = Mapping[str, Tensor]
 """Sums over elements of a bucket's tensors, by the name of what is summed."""
@@ -117,9 +117,13 @@ class PerTensor(torch.optim.Optimizer):
         """
         for group, buckets in zip(self.param_groups, self._buckets_of_groups(), strict=True):
             for bucket in buckets:
-                for part, step in bucket.advance():
+                for part in bucket.advance():
                     scratch = Scratch() if together else self._scratch
-                    yield part.params, self._update(part, step, group, scratch)
+                    yield part.bucket.params, self._finished(part, group, scratch)
+
+    def _finished(self, part: Part, group: Mapping[str, Any], scratch: Scratch) -> Iterator[Sums]:
+        yield from self._update(part.bucket, part.step, group, scratch)
+        part.finish()
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -160,7 +164,10 @@ class PerTensor(torch.optim.Optimizer):
             for param in new:
                 _check(param)
             same = alike(
-                [p for p in new if p.numel()], small=self._small_elements, limit=BUCKET_ELEMENTS
+                [p for p in new if p.numel()],
+                small=self._small_elements,
+                limit=BUCKET_ELEMENTS,
+                whole_shape=self._sharding.whole_shape,
             )
             self._buckets.setdefault(index, []).extend(self._bucket(ps, group) for ps in same)
         return [self._buckets.get(index, []) for index in range(len(self.param_groups))]

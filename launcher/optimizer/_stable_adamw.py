@@ -83,9 +83,13 @@ class StableAdamWOptimizer(PerTensor):
             small_elements=small_elements,
             block_elements=block_elements,
         )
-        for group in self.param_groups:
-            if group["max_lr"] is None:
-                group["max_lr"] = group["lr"]
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["max_lr"] is None:
+            group["max_lr"] = group["lr"]
 
     @override
     def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -144,6 +148,8 @@ def _fuses(param: Tensor, group: Mapping[str, Any]) -> bool:
     """Whether torch's kernel does for a tensor: it has no compensation, and walks memory."""
     return (
         param.device.type in FUSED_DEVICES
+        # CUDA's kernel takes a learning rate on the device in float32 only.
+        and (param.device.type == "cpu" or param.dtype != torch.float64)
         and not _carries(param, group)
         and param.is_contiguous()
         and param.grad is not None

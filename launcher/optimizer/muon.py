@@ -76,23 +76,27 @@ class Muon(OptimizerOption):
         for group in others:
             # The engine multiplies one schedule, that of the hidden matrices' peak.
             group["lr_scale"] = group["lr"] / self.lr
-        muon = torch.optim.Muon(
-            matrices,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            ns_steps=self.ns_steps,
-            adjust_lr_fn=self.adjust_lr,
-        )
-        if not others:
-            return muon
-        adamw = torch.optim.AdamW(
-            others,
-            lr=self.adamw_lr,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            **choose("auto", others, device_type, kind="muon's AdamW"),
-        )
-        return Pair(muon, adamw)
+        # Freezing may leave one of the two with nothing to do.
+        built: list[torch.optim.Optimizer] = []
+        if matrices:
+            muon = torch.optim.Muon(
+                matrices,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+                nesterov=self.nesterov,
+                ns_steps=self.ns_steps,
+                adjust_lr_fn=self.adjust_lr,
+            )
+            built.append(muon)
+        if others:
+            adamw = torch.optim.AdamW(
+                others,
+                lr=self.adamw_lr,
+                betas=self.betas,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                **choose("auto", others, device_type, kind="muon's AdamW"),
+            )
+            built.append(adamw)
+        return Pair(*built) if len(built) > 1 else built[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -95,10 +96,53 @@ def test_patterns_overrule_what_is_a_hidden_matrix(build_option: Build) -> None:
     assert not any(name.startswith("layers.1") or "mlp" in name for name in names)
 
 
+def test_norms_heads_and_tables_in_numbered_blocks_are_no_hidden_matrices(
+    build_option: Build,
+) -> None:
+    class HeadwiseNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 8))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Linear(8, 8)
+            self.q_norm = HeadwiseNorm()
+            self.A_log = nn.Parameter(torch.ones(8, 4))
+            self.attention = nn.MultiheadAttention(8, 2)
+
+    module = nn.ModuleDict(
+        {
+            "layers": nn.ModuleList([Block()]),
+            "lm_heads": nn.ModuleList([nn.Linear(8, 16, bias=False)]),
+        }
+    )
+    assert names_in(build_option("muon").build(module, "cpu"), module, "muon") == {
+        "layers.0.mlp.weight",
+        "layers.0.attention.in_proj_weight",
+        "layers.0.attention.out_proj.weight",
+    }
+
+
 @pytest.mark.parametrize("key", ["matrices", "not_matrices"])
 def test_a_pattern_of_matrices_must_match(build_option: Build, key: str) -> None:
     with pytest.raises(ConfigError, match="'lm_haed' matches no parameter; nearest: lm_head"):
         build_option("muon", **{key: ["lm_haed"]}).build(network(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("frozen", "trained"), [("^layers", "adamw"), (r"^(?!layers\.\d\.mlp\.weight)", "muon")]
+)
+def test_muon_may_be_left_with_one_half(build_option: Build, frozen: str, trained: str) -> None:
+    module = network()
+    option = build_option("muon", groups={"frozen": [frozen]})
+    optimizer = option.build(module, "cpu")
+    names = {name for name, p in module.named_parameters() if re.search(frozen, name) is None}
+    assert names_in(optimizer, module, trained) == names
+    before = [param.detach().clone() for param in module.parameters()]
+    after = walk(module, optimizer, 2)
+    assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) == len(names)
 
 
 def test_a_model_without_blocks_has_no_hidden_matrices(build_option: Build) -> None:
@@ -185,7 +229,7 @@ def test_galore_is_its_authors(build_option: Build, side: str, dtype: torch.dtyp
 
 
 def apollo_and_its_authors(
-    build_option: Build, *, scaling: str, limited: bool = True
+    build_option: Build, *, scaling: str, limited: bool = True, side: str = "std"
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What both make of the network in eight steps."""
     ours, theirs = network(), network()
@@ -193,7 +237,7 @@ def apollo_and_its_authors(
         "rank": 2,
         "update_proj_gap": 3,
         "scale": 4.0,
-        "proj_type": "std",
+        "proj_type": side,
         "proj": "svd",
         "scale_type": scaling,
     }
@@ -209,6 +253,7 @@ def apollo_and_its_authors(
         update_every=3,
         scale=4.0,
         scaling=scaling,
+        side=side,
         projection="svd",
         growth_limit=1.01 if limited else None,
         weight_decay=0.1,
@@ -223,6 +268,25 @@ def test_apollo_is_its_authors(build_option: Build, scaling: str, limited: bool)
     left, right = apollo_and_its_authors(build_option, scaling=scaling, limited=limited)
     for a, b in zip(left, right, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["std", "reverse_std", "left", "right"])
+def test_apollo_scales_the_channels_that_its_side_leaves(build_option: Build, side: str) -> None:
+    for shape in [(24, 48), (48, 24)]:
+        linear = nn.Linear(*shape, bias=False)
+        module = nn.ModuleList([linear])
+        option = build_option("apollo", side=side, rank=4, growth_limit=None)
+        optimizer = option.build(module, "cpu")
+        before = linear.weight.detach().clone()
+        grad = linear.weight.grad = torch.randn_like(before)
+        optimizer.step()
+        update = before - linear.weight.detach()
+        rows, columns = before.shape
+        right = side == "right" or (side != "left" and (rows >= columns) == (side == "std"))
+        # One factor for each row where columns are projected, for each column otherwise.
+        dim = int(right)
+        factor = (update * grad).sum(dim, keepdim=True) / grad.square().sum(dim, keepdim=True)
+        torch.testing.assert_close(update, grad * factor, rtol=1e-4, atol=1e-6)
 
 
 def test_apollos_random_projection_needs_neither_order_nor_global_seed(

@@ -310,6 +310,75 @@ def test_sums_can_be_completed_across_shards(make: Make, together: bool) -> None
         torch.testing.assert_close(torch.cat([first, second]), whole, rtol=1e-12, atol=1e-13)
 
 
+@every_optimizer
+def test_updates_that_are_open_together_keep_the_state_of_split_buckets(make: Make) -> None:
+    """A bucket of which some parameters have no gradient works on copies of its state."""
+    alone, together = ([nn.Parameter(torch.ones(4, 4) * n) for n in (1, 2, 3)] for _ in range(2))
+    stepped, driven = make(alone), make(together)
+    for step in range(3):
+        for params in (alone, together):
+            set_gradients(params, step)
+            params[step].grad = None
+        stepped.step()
+        with torch.no_grad():
+            opened = [update for _, update in driven.updates(together=True)]
+            for update in opened:
+                list(update)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+        for key, value in stepped.state[one].items():
+            assert torch.equal(value, driven.state[other][key]), key
+
+
+class Mixed:
+    """Two parameters of one shape: half of the rows of a matrix, and a matrix."""
+
+    def __init__(self, part: Tensor) -> None:
+        self._part = part
+
+    def whole_shape(self, param: Tensor) -> Sequence[int]:
+        return (2 * param.shape[0], *param.shape[1:]) if param is self._part else param.shape
+
+    def complete(self, params: Sequence[Tensor], sums: Mapping[str, Tensor]) -> None:
+        """The other rank holds the same rows of the halved matrix."""
+        factors = torch.tensor([2.0 if param is self._part else 1.0 for param in params])
+        for key in sums.keys() - {"rows"}:
+            sums[key].mul_(factors.view(-1, *[1] * (sums[key].ndim - 1)))
+
+
+@every_optimizer
+def test_a_shard_and_a_matrix_of_its_shape_are_not_taken_for_alike(make: Make) -> None:
+    start = torch.randn(2, 4, 6).double()
+    part, matrix = (nn.Parameter(each.clone()) for each in start)
+    whole, alone = nn.Parameter(torch.cat([start[0], start[0]])), nn.Parameter(start[1].clone())
+    sharded, reference = make([part, matrix], sharding=Mixed(part)), make([whole, alone])
+    for _ in range(3):
+        grads = torch.randn(2, 4, 6).double() * 10
+        part.grad, matrix.grad = grads[0], grads[1]
+        whole.grad, alone.grad = torch.cat([grads[0], grads[0]]), grads[1].clone()
+        sharded.step()
+        reference.step()
+    torch.testing.assert_close(part, whole[:4], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(matrix, alone, rtol=1e-12, atol=1e-13)
+
+
+class Flat:
+    """Every parameter is a flattened piece of a matrix."""
+
+    def whole_shape(self, param: Tensor) -> Sequence[int]:
+        return (2, param.numel())
+
+    def complete(self, params: Sequence[Tensor], sums: Mapping[str, Tensor]) -> None:
+        """Nothing to add."""
+
+
+def test_adafactor_refuses_pieces_that_have_lost_their_rows() -> None:
+    param = nn.Parameter(torch.ones(8))
+    param.grad = torch.ones(8)
+    with pytest.raises(ValueError, match="has no rows and columns"):
+        adafactor([param], sharding=Flat()).step()
+
+
 def zip_rows(tensors: Sequence[Tensor], rank: int) -> list[Tensor]:
     return [tensor.detach().chunk(2)[rank] for tensor in tensors]
 

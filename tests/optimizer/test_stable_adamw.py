@@ -112,3 +112,14 @@ def test_contradictions_are_config_errors(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         build_option("stable_adamw", **changes)
+
+
+def test_a_group_that_comes_later_has_its_own_peak() -> None:
+    first, later = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = StableAdamWOptimizer(
+        [first], **{**OPTIONS, "decouple_lr": True, "max_lr": None, "kahan": False}
+    )
+    optimizer.add_param_group({"params": [later], "lr": 0.5})
+    later.grad = torch.ones(2)
+    optimizer.step()
+    assert optimizer.param_groups[1]["max_lr"] == 0.5
