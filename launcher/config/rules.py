@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from launcher.config import derive
 from launcher.config.schema import RunConfig
-from launcher.contracts import BatchPlan, Horizon
+from launcher.contracts import BatchPlan, Horizon, Schedule
 from launcher.errors import DataError, Problem
 
 # A schedule may count in epochs, and how many steps an epoch has is known only with the data. What
@@ -66,11 +67,25 @@ def schedule_fits(config: RunConfig) -> Iterator[Problem]:
             max_steps = 10**9  # only whether there is a learning rate can be wrong now
         horizon = Horizon(max_steps, plan.samples_per_step, plan.tokens_per_step, steps_per_epoch)
         try:
-            derive.schedule(config, horizon)
+            schedule = derive.schedule(config, horizon)
         except ValueError as error:
             complaints.append(derive.misfit(error))
+        else:
+            complaints.extend(_boundless(schedule, max_steps))
     if len(complaints) == len(_EPOCHS_IN_STEPS):
         yield complaints[0]
+
+
+def _boundless(schedule: Schedule, max_steps: int) -> Iterator[Problem]:
+    """A step whose learning rate is no number: settings may be in range and yet beyond reason."""
+    for step in sorted({0, 1, max_steps // 2, max_steps - 1}):
+        try:
+            rate = schedule.lr(step, {})
+        except (ArithmeticError, ValueError):
+            rate = math.nan
+        if rate is not None and not math.isfinite(rate):
+            yield Problem("scheduler", f"has no finite learning rate at step {step:,}")
+            return
 
 
 def optimizer_owns_schedule(config: RunConfig) -> Iterator[Problem]:

@@ -38,6 +38,12 @@ OK = "accumulation.samples_per_step=32"
             "scheduler.warmup_steps",
             "whole run has 1200 steps",
         ),
+        (["scheduler.num_cycles=1e308"], "scheduler", "no finite learning rate at step 600"),
+        (
+            ["scheduler=linear_ramp", "scheduler.start_factor=1e308", "optimizer.lr=1000.0"],
+            "scheduler",
+            "no finite learning rate at step 0",
+        ),
         (
             ["optimizer=schedule_free_adamw", "scheduler=cosine"],
             "scheduler.kind",
