@@ -8,7 +8,7 @@ decides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.config import rules
@@ -141,8 +141,17 @@ def apply(
     problems += _unknown_allowed(allow, {**old, **new})
     problems += [problem for change in changes if (problem := _refused(change, allow))]
     if problems:
-        raise ConfigError(composed.attributed(problems))
+        raise ConfigError(_from_store(composed.attributed(problems), old, composed.mapping))
     return config, changes
+
+
+def _from_store(
+    problems: Sequence[Problem], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[Problem]:
+    """The problems; what stands as the run has it was set by no file of today."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    kept = {key for key in before.keys() & after.keys() if before[key] == after[key]}
+    return [replace(p, origin="the run's config.json") if p.key in kept else p for p in problems]
 
 
 def _refused(change: Change, allow: Sequence[str]) -> Problem | None:

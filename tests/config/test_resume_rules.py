@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from launcher.config.compose import compose
-from launcher.config.door import Checked
+from launcher.config.door import Checked, checked
 from launcher.config.problems import leaves
 from launcher.config.registry import kinds, option_class
 from launcher.config.resume_rules import TABLE, Change, apply, classify, rule_of
@@ -170,3 +170,14 @@ def test_config_json_of_another_shape(stored: str) -> None:
 
 def test_changes_are_values() -> None:
     assert Change("a", 1, 2, "safe", "r") == Change("a", 1, 2, "safe", "r")
+
+
+def test_what_stands_as_the_run_has_it_was_set_by_the_run() -> None:
+    stored = checked(["optimizer=adafactor"]).config.to_json()
+    with pytest.raises(ConfigError) as caught:
+        apply(stored, ["optimizer.lr=1e-3"], [])
+    [problem] = caught.value.problems
+    assert (problem.key, problem.origin) == ("scheduler.kind", "the run's config.json")
+    with pytest.raises(ConfigError) as caught:
+        apply(stored, ["max_steps=-1"], [])
+    assert caught.value.problems[0].origin == "command line: max_steps=-1"
