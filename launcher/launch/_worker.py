@@ -39,15 +39,13 @@ def main(path: str) -> int:
     _log_to(run_dir.log(rank))
     try:
         outcome = _run(run_dir, stop)
-    except ConfigError as error:
-        logging.getLogger("trainctl").debug("the run ended", exc_info=True)
-        told = ConfigError(_attributed(run_dir, error.problems))
-        _record(run_dir, rank, error=type(told).__name__, message=str(told))
-        return error.exit_status
     except TrainctlError as error:
         logging.getLogger("trainctl").debug("the run ended", exc_info=True)
-        _record(run_dir, rank, error=type(error).__name__, message=str(error))
-        return error.exit_status
+        told = error
+        if isinstance(error, ConfigError):
+            told = ConfigError(_attributed(run_dir, error.problems))
+        _record(run_dir, rank, error=type(told).__name__, message=str(told))
+        return told.exit_status
     except BaseException:
         logging.getLogger("trainctl").exception("rank %d failed", rank)
         raise
