@@ -26,6 +26,7 @@ from launcher.contracts.engine import (
     World,
     param_of,
 )
+from launcher.contracts.layout import AXES, Layout
 from launcher.contracts.observers import LogContext, Observer, Row, Sink, StepReport
 from launcher.contracts.optimizer import GroupOverride, OptimizerOption, ParamGroups, Pattern
 from launcher.contracts.options import (
@@ -46,11 +47,14 @@ from launcher.contracts.options import (
 )
 from launcher.contracts.precision import LossScale, Precision
 from launcher.contracts.schedule import Horizon, Misfit, Schedule
+from launcher.contracts.sharding import Box, LocalShard, Shard, Sharding
 
 __all__ = [
+    "AXES",
     "GROUPS",
     "AccumulationOption",
     "BatchPlan",
+    "Box",
     "CheckpointOption",
     "CheckpointStore",
     "Clipping",
@@ -63,6 +67,8 @@ __all__ = [
     "GroupOverride",
     "Horizon",
     "LaunchOption",
+    "Layout",
+    "LocalShard",
     "LogContext",
     "LoggingOption",
     "LossScale",
@@ -83,6 +89,8 @@ __all__ = [
     "Schedule",
     "SchedulerOption",
     "Settings",
+    "Shard",
+    "Sharding",
     "Sink",
     "Snapshot",
     "StepReport",

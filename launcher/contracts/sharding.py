@@ -1,0 +1,136 @@
+"""One description of a shard, shared by clipping, optimizers and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangular part of a whole tensor.
+
+    Attributes:
+        offsets: First index on every dim.
+        sizes: Length on every dim.
+    """
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of a whole tensor a local tensor holds.
+
+    The local tensor, flattened, is the concatenation of the flattened boxes in order. DTensor
+    layouts give one box; a flat range that starts in the middle of a row gives several.
+
+    Attributes:
+        name: Name of the whole tensor.
+        shape: Shape of the whole tensor.
+        boxes: The parts; empty where this rank holds nothing of the tensor.
+        counted: False where another rank of the same group holds the same elements and counts
+            them, so that sums over ranks count every element once.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    counted: bool = True
+
+    @property
+    def numel(self) -> int:
+        """Number of elements that this rank holds."""
+        return sum(box.numel for box in self.boxes)
+
+    @property
+    def is_whole(self) -> bool:
+        """True where this rank holds every element."""
+        return self.numel == math.prod(self.shape)
+
+    @classmethod
+    def whole(cls, name: str, shape: Sequence[int]) -> Self:
+        """Describe a tensor that this rank holds completely."""
+        return cls(name, tuple(shape), (Box((0,) * len(shape), tuple(shape)),))
+
+    @classmethod
+    def slice_of(cls, name: str, shape: Sequence[int], dim: int, start: int, stop: int) -> Self:
+        """Describe a slice along one dim, as DTensor's `Shard(dim)` holds it."""
+        offsets, sizes = [0] * len(shape), list(shape)
+        offsets[dim], sizes[dim] = start, stop - start
+        boxes = (Box(tuple(offsets), tuple(sizes)),) if math.prod(sizes) else ()
+        return cls(name, tuple(shape), boxes)
+
+    @classmethod
+    def flat_range(cls, name: str, shape: Sequence[int], start: int, numel: int) -> Self:
+        """Describe a range of the flattened tensor, as ZeRO's partitions hold it.
+
+        Args:
+            name: Name of the whole tensor.
+            shape: Its shape.
+            start: First element of the range.
+            numel: Length of the range.
+        """
+        return cls(name, tuple(shape), tuple(_boxes(tuple(shape), start, numel)))
+
+
+@dataclass(frozen=True, slots=True)
+class LocalShard:
+    """A live local tensor with the description of what it holds.
+
+    Attributes:
+        tensor: The elements of `shard.boxes`, in order; any shape.
+        shard: What they are.
+    """
+
+    tensor: Tensor
+    shard: Shard
+
+
+class Sharding(Protocol):
+    """How the tensors that an optimizer holds relate to the whole ones."""
+
+    def shard_of(self, param: Tensor) -> Shard:
+        """Return what a parameter of the optimizer holds."""
+
+    def add_up(self, sums: Mapping[str, Tensor]) -> None:
+        """Add the sums of all ranks that share the tensors, in place, in one collective.
+
+        Every rank must give tensors of the same names, shapes and dtypes in the same order.
+        """
+
+
+def _boxes(shape: tuple[int, ...], start: int, numel: int) -> list[Box]:
+    """Cut a flat range into at most 2 × dims - 1 boxes: head, whole rows, tail, recursively."""
+    if numel <= 0:
+        return []
+    if len(shape) <= 1:
+        return [Box((start,) * len(shape), (numel,) * len(shape))]
+    row = math.prod(shape[1:])
+    boxes: list[Box] = []
+    first, offset = divmod(start, row)
+    if offset:
+        head = min(numel, row - offset)
+        boxes += [_in_row(first, box) for box in _boxes(shape[1:], offset, head)]
+        first, numel = first + 1, numel - head
+    rows, tail = divmod(numel, row)
+    if rows:
+        zeros = (0,) * (len(shape) - 1)
+        boxes.append(Box((first, *zeros), (rows, *shape[1:])))
+    boxes += [_in_row(first + rows, box) for box in _boxes(shape[1:], 0, tail)]
+    return boxes
+
+
+def _in_row(row: int, box: Box) -> Box:
+    return Box((row, *box.offsets), (1, *box.sizes))
