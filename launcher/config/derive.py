@@ -22,7 +22,8 @@ def batch_plan(config: RunConfig) -> BatchPlan:
     Raises:
         ValueError: Its numbers contradict each other; `rules` says so before a run starts.
     """
-    return config.accumulation.plan(seq_len=config.task.seq_len, ranks=config.launch.ranks)
+    layout = config.parallelism.layout(config.launch.ranks)
+    return config.accumulation.plan(seq_len=config.task.seq_len, ranks=layout.data_ranks)
 
 
 def peak_lr(config: RunConfig) -> float | None:

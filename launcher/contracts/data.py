@@ -57,7 +57,7 @@ class BatchPlan:
     Attributes:
         micro_batch_size: Samples that pass through one device at once.
         micro_batches: Micro-batches per rank in one optimizer step.
-        ranks: Processes that each take their own samples.
+        ranks: Ranks that read different data.
         seq_len: Tokens in one sample.
     """
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import Flag, auto
 from typing import TYPE_CHECKING, Protocol
+
+from launcher.contracts.layout import Layout
+from launcher.contracts.sharding import LocalShard
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from launcher.contracts.data import MicroBatch, Window
+    from launcher.contracts.data import BatchPlan, MicroBatch, Window
     from launcher.contracts.optimizer import OptimizerOption
     from launcher.contracts.options import PrecisionOption
 
@@ -23,12 +28,38 @@ class World:
         size: Number of ranks.
         local_rank: Rank on this machine.
         device: What torch calls the device: `cpu`, `cuda:0`, `mps`.
+        layout: The mesh that the ranks form.
     """
 
     rank: int
     size: int
     local_rank: int
     device: str
+    layout: Layout = field(default_factory=Layout)
+
+    @property
+    def data_rank(self) -> int:
+        """Share of the data that this rank reads."""
+        return self.layout.data_rank(self.rank)
+
+    @property
+    def data_ranks(self) -> int:
+        """Number of ranks that read different data."""
+        return self.layout.data_ranks
+
+
+class Request(Flag):
+    """What one rank asks all ranks to do after a step.
+
+    A rank never acts on its own clock or signal: engines add the requests of all ranks in the small
+    collective that each step needs anyway, and all ranks act on the union in the same step.
+    """
+
+    NONE = 0
+    SAVE = auto()
+    STOP_SIGTERM = auto()
+    STOP_SIGUSR1 = auto()
+    STOP_SIGINT = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +92,8 @@ class EngineParts:
     clipping: Clipping
     skip_nonfinite: bool
     world: World
+    plan: BatchPlan
+    requests: Callable[[], Request]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +104,21 @@ class UpdateStats:
         grad_norm: 2-norm of all gradients before clipping. Shape (), float32, on the device.
         applied: False when a non-finite loss or norm made the engine leave the weights alone.
         loss_scale: The factor that the loss was scaled with; None where it is not scaled.
+        requests: The union of all ranks' requests; the same on every rank.
     """
 
     grad_norm: Tensor
     applied: bool
     loss_scale: float | None = None
+    requests: Request = Request.NONE
 
 
-EngineState = dict[str, "Tensor"]
-"""Model and optimizer state, flat: `model.<parameter>` and `optimizer.<parameter>.<key>`; tensors
-only, so that nothing needs pickle; named by parameter, so that any engine can load what another
-saved. A parameter that no update has reached yet has no optimizer entries."""
+EngineState = dict[str, "Tensor | LocalShard"]
+"""Model and optimizer state, flat: `model.<parameter>`, `optimizer.<parameter>.<key>`,
+`optimizer_group.<group>.<key>` and `precision.<key>`; tensors only, so that nothing needs pickle;
+named by parameter, so that any engine can load what another saved. Plain tensors are equal on all
+ranks; a LocalShard is this rank's part. A parameter that no update has reached yet has no optimizer
+entries."""
 
 
 def param_of(entry: str, params: Collection[str]) -> str | None:
@@ -117,10 +154,14 @@ class Engine(Protocol):
         """
 
     def evaluate(self, micro_batches: Iterable[MicroBatch]) -> float:
-        """Summed loss of this rank's micro-batches over all ranks, without gradient."""
+        """Return the summed loss of all ranks' micro-batches, without gradient."""
 
-    def module(self) -> nn.Module:
-        """The plain module with whole weights, in evaluation mode; gathered where it is sharded."""
+    def full_module(self) -> AbstractContextManager[nn.Module | None]:
+        """Give the plain module with whole weights, in evaluation mode, on rank 0; None elsewhere.
+
+        Every rank must enter it, because whole weights may have to be gathered. Training mode is
+        restored on exit.
+        """
 
     def state(self) -> EngineState:
         """The live tensors; they change with the next update.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from launcher.contracts.checkpoints import CheckpointStore
     from launcher.contracts.data import BatchPlan, DataSplits, Task, Tokenizer
     from launcher.contracts.engine import Engine, EngineParts, World
+    from launcher.contracts.layout import Layout
     from launcher.contracts.observers import LogContext, Sink
     from launcher.contracts.precision import Precision
     from launcher.contracts.schedule import Horizon, Schedule
@@ -174,7 +175,11 @@ class AccumulationOption(Option):
 
     @abstractmethod
     def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
-        """The one truth about batch sizes.
+        """Return the batch equation.
+
+        Args:
+            seq_len: Tokens in one sample.
+            ranks: Ranks that read different data.
 
         Raises:
             ValueError: The numbers contradict each other; the message gives the nearest that do
@@ -184,6 +189,14 @@ class AccumulationOption(Option):
 
 class ParallelismOption(Option):
     """Which engine runs the model, over how many ranks."""
+
+    @abstractmethod
+    def layout(self, ranks: int) -> Layout:
+        """Return the mesh that a number of ranks form; must not import torch.
+
+        Raises:
+            ValueError: This number of ranks forms no such mesh; the message says which would.
+        """
 
     @abstractmethod
     def build(self, parts: EngineParts) -> Engine:

@@ -16,7 +16,7 @@ import torch
 from launcher.accumulation.auto import Auto
 from launcher.config import derive
 from launcher.config.schema import RunConfig
-from launcher.contracts import MicroBatch, Samples, Window, World
+from launcher.contracts import LocalShard, MicroBatch, Request, Samples, Window, World
 from launcher.errors import OutOfMemory
 from launcher.launch._memory import Memory, memory_of
 from launcher.run_dir import RunDir, write_atomically
@@ -86,7 +86,7 @@ def try_out(
 def _rehearse(
     config: RunConfig, world: World, memory: Memory, stop: Callable[[], Signals | None]
 ) -> None:
-    parts = build(config, world)
+    parts = build(config, world, lambda: Request.NONE)
     try:
         schedule = derive.schedule(config, derive.horizon(config, len(parts.train)))
         window = _longest_window(parts, config.task.seq_len)
@@ -100,13 +100,17 @@ def _rehearse(
             parts.engine.evaluate(scored)
             if saves and not held and torch.device(world.device).type == "cpu":
                 # A store that saves in the background keeps a copy of the state in this memory.
-                held = {name: value.clone() for name, value in parts.engine.state().items()}
+                held = {name: _copy(value) for name, value in parts.engine.state().items()}
             quiet = quiet + 1 if step > 0 and memory.peak() <= before * _GROWTH else 0
             if quiet == _QUIET_STEPS:
                 break
         del held
     finally:
         parts.engine.close()
+
+
+def _copy(value: torch.Tensor | LocalShard) -> torch.Tensor:
+    return (value.tensor if isinstance(value, LocalShard) else value).clone()
 
 
 def _train_step(

@@ -71,7 +71,7 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
         config = RunConfig.from_json(run_dir.config.read_text(encoding="utf-8"))
     except OSError as error:
         raise LaunchError(f"cannot read {run_dir.config}: {error.strerror}") from error
-    world = read_world(config.launch.device)
+    world = read_world(config.launch.device, config.parallelism.layout)
     if problems := list(misfits(config, world.device.partition(":")[0])):
         raise ConfigError(problems)
     # The launcher decides before a run, so that only its trials still say `auto`.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
-from launcher.contracts import World
+from launcher.contracts import Layout, World
 from launcher.errors import LaunchError
 
 
-def read_world(device: str) -> World:
-    """The world as the launcher of the ranks describes it.
+def read_world(device: str, layout: Callable[[int], Layout]) -> World:
+    """Return the world as the launcher of the ranks describes it.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `mps`.
+        layout: Gives the mesh of a number of ranks.
 
     Raises:
         LaunchError: The device is not there.
@@ -20,7 +22,7 @@ def read_world(device: str) -> World:
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    return World(rank, size, local_rank, _device(device, local_rank))
+    return World(rank, size, local_rank, _device(device, local_rank), layout(size))
 
 
 def _device(wanted: str, local_rank: int) -> str:

@@ -8,7 +8,7 @@ of the same global batch, on any number of ranks, sees the same samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
@@ -25,7 +25,7 @@ class Windows(Iterator[Window]):
         samples: The training set.
         plan: How a window is cut.
         seed: Seed of the order; the global generators are not touched.
-        rank: Which share of each window is ours.
+        data_rank: Which share of each window this rank reads.
         start: Samples of the stream that are already seen.
         stop: Length of the stream in samples; the last window may be short. None for no end.
     """
@@ -36,14 +36,14 @@ class Windows(Iterator[Window]):
         plan: BatchPlan,
         *,
         seed: int,
-        rank: int,
+        data_rank: int,
         start: int,
         stop: int | None,
     ) -> None:
         self._samples = samples
         self._plan = plan
         self._seed = seed
-        self._rank = rank
+        self._data_rank = data_rank
         self._position = start
         self._stop = stop
         self._epoch = -1
@@ -62,11 +62,14 @@ class Windows(Iterator[Window]):
             raise StopIteration
         indices = self._stream(self._position, end)
         self._position = end
-        size, ranks = self._plan.micro_batch_size, self._plan.ranks
-        # Micro-batches go round the ranks, so that a window of any cut holds the same samples.
-        ours = [indices[i : i + size] for i in range(self._rank * size, len(indices), ranks * size)]
+        dealt = deal(
+            indices,
+            size=self._plan.micro_batch_size,
+            data_ranks=self._plan.ranks,
+            data_rank=self._data_rank,
+        )
         return Window(
-            micro_batches=[self._samples.micro_batch(piece) for piece in ours],
+            micro_batches=[self._samples.micro_batch(each) for each in dealt],
             num_samples=len(indices),
             num_targets=self._samples.num_targets(indices),
         )
@@ -83,6 +86,26 @@ class Windows(Iterator[Window]):
             indices += piece
             start += len(piece)
         return indices
+
+
+def deal(
+    indices: Sequence[int], *, size: int, data_ranks: int, data_rank: int
+) -> list[Sequence[int]]:
+    """Return one data rank's micro-batches.
+
+    They go round the ranks, so that a window of any cut holds the same samples. Every rank gets the
+    same number of micro-batches, because each forward and backward pass may hold collectives; where
+    samples run out the last ones are empty.
+
+    Args:
+        indices: Samples of the window, or of an evaluation.
+        size: Samples in one micro-batch.
+        data_ranks: Ranks that read different data.
+        data_rank: The rank whose micro-batches are returned.
+    """
+    count = -(-len(indices) // (size * data_ranks))
+    starts = ((turn * data_ranks + data_rank) * size for turn in range(count))
+    return [indices[start : start + size] for start in starts]
 
 
 def permutation(seed: int, epoch: int, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training loop. It knows no engine, precision or rank, and never waits for the device."""
+"""The training loop. It knows no engine, precision or rank."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def train(
     state: TrainState,
     *,
     max_steps: int,
+    seed_step: Callable[[int], None],
     evaluate: Callable[[TrainState], Mapping[str, float]],
     observers: Sequence[Observer],
 ) -> TrainState:
@@ -26,6 +27,7 @@ def train(
         schedule: The learning rate of every step.
         state: Where the run stands; step 0 for a new run.
         max_steps: Optimizer steps of the whole run, those before `state` included.
+        seed_step: Seeds what a step draws (dropout), given the number of steps done.
         evaluate: Validation scores after a step; empty when none is due.
         observers: Called in order after each step. One that raises ends the run.
 
@@ -34,6 +36,7 @@ def train(
     """
     while state.step < max_steps:
         window = next(windows)
+        seed_step(state.step)
         lr = schedule.lr(state.step, state.memory)
         loss = engine.forward_backward(window)
         update = engine.update(lr)

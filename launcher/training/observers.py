@@ -12,8 +12,9 @@ from signal import Signals
 
 import torch
 
-from launcher.contracts import CheckpointOption, CheckpointStore, Row, Sink, Snapshot, StepReport
+from launcher.contracts import CheckpointStore, Request, Row, Sink, Snapshot, StepReport
 from launcher.errors import Interrupted, Preempted
+from launcher.training.requests import RankRequests, stop_signal
 from launcher.training.state import TrainState
 
 
@@ -87,42 +88,41 @@ class Recorder:
 
 
 class Saver:
-    """Saves the run when a cadence is due, when a signal asks for the end, and after the last step.
+    """Saves the run when a cadence is due, when a rank asked for it, and after the last step.
+
+    Every decision follows from the report, which is the same on all ranks: saving is collective.
 
     Args:
         store: Where checkpoints go.
-        policy: The cadences.
+        every_steps: Cadence in optimizer steps, or None.
         snapshot: Makes the snapshot of a state.
-        stop: The signal that asked the run to end, or None.
-        start: The state that the run starts from.
+        requests: This rank's requests, whose clock starts again with each save.
         max_steps: The last step.
     """
 
     def __init__(
         self,
         store: CheckpointStore,
-        policy: CheckpointOption,
+        every_steps: int | None,
         snapshot: Callable[[TrainState], Snapshot],
         *,
-        stop: Callable[[], Signals | None],
-        start: TrainState,
+        requests: RankRequests,
         max_steps: int,
     ) -> None:
         self._store = store
-        self._policy = policy
+        self._every_steps = every_steps
         self._snapshot = snapshot
-        self._stop = stop
-        self._saved_step = start.step
+        self._requests = requests
         self._max_steps = max_steps
-        self._time = time.monotonic()
 
     def __call__(self, report: StepReport) -> None:
         """Save if it is due; end the run if a signal asked for it."""
         self._store.poll()
-        state, signal = report.state, self._stop()
-        if signal is not None or state.step == self._max_steps or self._due(state.step):
+        state, requests = report.state, report.update.requests
+        signal = stop_signal(requests)
+        if signal is not None or state.step == self._max_steps or self._due(state.step, requests):
             self._store.save(self._snapshot(state))
-            self._saved_step, self._time = state.step, time.monotonic()
+            self._requests.saved()
         if signal is not None:
             self._store.wait()
             raise stopped(signal, state.step)
@@ -131,11 +131,9 @@ class Saver:
         """Wait until what was saved is published."""
         self._store.close()
 
-    def _due(self, step: int) -> bool:
-        steps, minutes = self._policy.every_steps, self._policy.every_minutes
-        if steps is not None and step % steps == 0:
-            return True
-        return minutes is not None and time.monotonic() - self._time >= minutes * 60
+    def _due(self, step: int, requests: Request) -> bool:
+        on_cadence = self._every_steps is not None and step % self._every_steps == 0
+        return on_cadence or bool(requests & Request.SAVE)
 
 
 @dataclass(slots=True)

@@ -6,8 +6,10 @@ pickle.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import struct
 from collections.abc import Mapping
 
 import numpy as np
@@ -58,6 +60,25 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from NumPy's global generator
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, data_rank: int, step: int) -> None:
+    """Seed torch's generators, from which dropout is drawn, for one optimizer step.
+
+    Data ranks draw different numbers, ranks that share the same data (tensor parallel ones) equal
+    numbers, and a run that is resumed on another number of ranks needs no saved generator.
+
+    Args:
+        seed: The run's seed.
+        data_rank: Which share of the data this rank reads.
+        step: Optimizer steps done.
+    """
+    # Neighbouring triples must not give neighbouring seeds: a hash keeps the streams apart.
+    mixed = hashlib.blake2b(struct.pack("<QQQ", seed, data_rank, step), digest_size=8).digest()
+    number = int.from_bytes(mixed, "little") >> 1
+    torch.default_generator.manual_seed(number)
+    for kind in _devices():
+        torch.get_device_module(kind).manual_seed(number)
 
 
 def _text(value: object) -> Tensor:

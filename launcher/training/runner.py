@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from signal import Signals
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from launcher.contracts import (
     EngineParts,
     LogContext,
     Observer,
+    Request,
     Samples,
     Sink,
     Snapshot,
@@ -34,6 +36,7 @@ from launcher.training.fitting import check_schedule
 from launcher.training.loop import train
 from launcher.training.observers import Progress, Recorder, Saver, stopped
 from launcher.training.out_of_memory import refusals_explained
+from launcher.training.requests import RankRequests
 from launcher.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -98,7 +101,8 @@ def run(
     rng.seed_everything(config.seed)
     with contextlib.ExitStack() as stack:
         with refusals_explained(lambda: "before the first step", _SMALLER_PARTS):
-            parts = build(config, world)
+            requests = RankRequests(stop, config.checkpoint.every_minutes)
+            parts = build(config, world, requests)
             stack.callback(parts.engine.close)
             store = config.checkpoint.build(run_dir, world)
             stack.callback(store.close)
@@ -125,27 +129,30 @@ def run(
         stack.callback(recorder.close)
         saver = Saver(
             store,
-            config.checkpoint,
+            config.checkpoint.every_steps,
             lambda state: _snapshot(config, parts, state),
-            stop=stop,
-            start=state,
+            requests=requests,
             max_steps=parts.max_steps,
         )
         state = _train(config, parts, world, state, evaluate=evaluate, observers=[recorder, saver])
         saver.close()
         recorder.close()
-        module = parts.engine.module()
-        if config.checkpoint.export:
-            parts.task.export(module, run_dir.export)
-        return Outcome(state, evaluate.last, parts.references, parts.task.sample(module))
+        with parts.engine.full_module() as module:
+            sample = None
+            if module is not None:
+                if config.checkpoint.export:
+                    parts.task.export(module, run_dir.export)
+                sample = parts.task.sample(module)
+        return Outcome(state, evaluate.last, parts.references, sample)
 
 
-def build(config: RunConfig, world: World) -> Parts:
+def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> Parts:
     """Data, task, model and engine, in the order in which mistakes are cheapest to find.
 
     Args:
         config: The resolved config.
         world: This process's place among the ranks.
+        requests: What this rank asks of all ranks, asked once per step.
 
     Raises:
         TrainctlError: One of them cannot be built.
@@ -176,6 +183,8 @@ def build(config: RunConfig, world: World) -> Parts:
             ),
             skip_nonfinite=config.on_nonfinite == "skip",
             world=world,
+            plan=plan,
+            requests=requests,
         )
     )
     max_steps = derive.max_steps(config, len(train_samples))
@@ -271,7 +280,7 @@ def _train(
         parts.train,
         parts.plan,
         seed=config.seed,
-        rank=world.rank,
+        data_rank=world.data_rank,
         start=state.samples,
         stop=derive.max_samples(config, len(parts.train)),
     )
@@ -285,6 +294,7 @@ def _train(
             schedule,
             state,
             max_steps=parts.max_steps,
+            seed_step=partial(rng.seed_step, config.seed, world.data_rank),
             evaluate=evaluate,
             observers=[progress, *observers],
         )

@@ -13,11 +13,13 @@ from typing_extensions import override
 
 from launcher.config.registry import option_class
 from launcher.contracts import (
+    BatchPlan,
     Clipping,
     EngineParts,
     MicroBatch,
     OptimizerOption,
     PrecisionOption,
+    Request,
     Window,
     World,
 )
@@ -117,6 +119,8 @@ def engine(
             clipping=clipping or Clipping(1.0, None),
             skip_nonfinite=skip,
             world=World(0, 1, 0, "cpu"),
+            plan=BatchPlan(1, 1, 1, 1),
+            requests=lambda: Request.NONE,
         )
     )
 
@@ -156,7 +160,7 @@ def trajectory(micro_batch_size: int, clipping: Clipping) -> tuple[list[float], 
     for ids, labels in ragged(12, 8):
         losses.append(under_test.forward_backward(window(ids, labels, micro_batch_size)).item())
         under_test.update(1e-2)
-    return losses, [p.detach().clone() for p in under_test.module().parameters()]
+    return losses, [p.detach().clone() for p in under_test._module.parameters()]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ def test_a_non_finite_loss_leaves_everything_alone(skip: bool) -> None:
     under_test.forward_backward(window(ids, labels, 4))
     under_test.update(1e-2)
     with torch.no_grad():
-        under_test.module().get_parameter("embed.weight")[3] = float("nan")
+        under_test._module.get_parameter("embed.weight")[3] = float("nan")
     before = {k: v.clone() for k, v in under_test.state().items()}
     ids[:4] = 1
     ids[6] = 3  # only the second micro-batch meets the poisoned row
@@ -222,7 +226,7 @@ def test_a_non_finite_loss_leaves_everything_alone(skip: bool) -> None:
         assert caught.value.indices == (4, 5, 6, 7)
     for key, tensor in under_test.state().items():
         torch.testing.assert_close(tensor, before[key], atol=0, rtol=0, equal_nan=True)
-    assert all(p.grad is None for p in under_test.module().parameters())
+    assert all(p.grad is None for p in under_test._module.parameters())
 
 
 def test_a_non_finite_gradient_is_named() -> None:

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.config import door
-from launcher.contracts import Clipping, EngineParts, MicroBatch, PrecisionOption, Window, World
+from launcher.contracts import (
+    BatchPlan,
+    Clipping,
+    EngineParts,
+    MicroBatch,
+    PrecisionOption,
+    Request,
+    Window,
+    World,
+)
 from launcher.parallelism._single_engine import SingleEngine
 from tests.parallelism.test_single import Toy, optimizer_option, ragged, summed_loss, window
 
@@ -62,6 +71,8 @@ def engine(precision: PrecisionOption, seed: int = 0) -> SingleEngine:
             clipping=Clipping(1.0, None),
             skip_nonfinite=True,
             world=World(0, 1, 0, "cpu"),
+            plan=BatchPlan(1, 1, 1, 1),
+            requests=lambda: Request.NONE,
         )
     )
 
@@ -71,7 +82,7 @@ def batches() -> list[Window]:
 
 
 def train(live: SingleEngine, windows: list[Window], *, late: bool) -> list[float]:
-    module = live.module()
+    module = live._module
     assert isinstance(module, Branching)
     module.train()
     module.uses_late = late

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from launcher.config import door
 from launcher.contracts import (
+    BatchPlan,
     Clipping,
     EngineParts,
     MicroBatch,
     OptimizerOption,
     PrecisionOption,
+    Request,
     Window,
     World,
 )
@@ -44,6 +46,8 @@ def engine(precision: PrecisionOption, optimizer: OptimizerOption) -> SingleEngi
             clipping=Clipping(1.0, None),
             skip_nonfinite=False,
             world=World(0, 1, 0, "cpu"),
+            plan=BatchPlan(1, 1, 1, 1),
+            requests=lambda: Request.NONE,
         )
     )
 

@@ -37,7 +37,7 @@ def windows(
     start: int = 0, stop: int | None = None, seed: int = 0,
 ) -> Windows:  # fmt: skip
     plan = BatchPlan(micro_batch_size=micro, micro_batches=count, ranks=ranks, seq_len=1)
-    return Windows(Numbers(length), plan, seed=seed, rank=rank, start=start, stop=stop)
+    return Windows(Numbers(length), plan, seed=seed, data_rank=rank, start=start, stop=stop)
 
 
 def seen(source: Windows, steps: int) -> list[list[int]]:

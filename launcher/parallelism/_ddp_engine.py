@@ -1,0 +1,149 @@
+"""Data-parallel training with whole weights on every rank, through DistributedDataParallel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined] # missing in its __all__
+from torch.distributed.device_mesh import init_device_mesh
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
+
+from launcher.contracts import Request
+from launcher.errors import NonFinite
+from launcher.parallelism._torch_engine import TorchEngine
+
+if TYPE_CHECKING:
+    from launcher.contracts import EngineParts
+    from launcher.parallelism.ddp import DDP
+
+_COMPRESSED = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DDPEngine(TorchEngine):
+    """Train on several ranks that each hold the whole model.
+
+    Gradients are summed over ranks, not averaged: every loss is divided by the window's number of
+    targets over all ranks, so that ragged ranks weigh as much as their targets.
+    """
+
+    def __init__(self, parts: EngineParts, option: DDP) -> None:
+        world = parts.world
+        device = torch.device(world.device)
+        mesh = init_device_mesh(device.type, (world.size,), mesh_dim_names=("dp_replicate",))
+        self._mesh = mesh
+        self._group = mesh.get_group()
+        self._option = option
+        # The first window with a static graph must not use no_sync (torch's reducer asserts), so
+        # that its earlier micro-batches are kept local by the communication hook instead.
+        self._hook_is_local = False
+        self._shared = torch.zeros(1 + len(Request))
+        self._pending: dist.Work | None = None
+        super().__init__(parts)
+
+    @override
+    def close(self) -> None:
+        """Drop the wrapper, whose hooks hold the process group."""
+        self._trained = self._module
+
+    @override
+    def _wrap(self, module: nn.Module) -> nn.Module:
+        wrapped = DistributedDataParallel(
+            module,
+            device_ids=[self._device] if self._device.type == "cuda" else None,
+            device_mesh=self._mesh,
+            bucket_cap_mb=self._option.bucket_mb,
+            gradient_as_bucket_view=self._option.gradient_as_bucket_view,
+            static_graph=self._option.static_graph,
+            find_unused_parameters=self._option.find_unused_parameters,
+            # Running statistics differ by rank unless rank 0's are broadcast; a module without
+            # persistent buffers is spared the collective.
+            broadcast_buffers=bool(module.state_dict().keys() - dict(module.named_parameters())),
+        )
+        wrapped.register_comm_hook(None, self._sum_hook())
+        return wrapped
+
+    @override
+    def _accumulation(self, *, last: bool) -> AbstractContextManager[object]:
+        if last:
+            return contextlib.nullcontext()
+        if self._option.static_graph and not self._has_stepped:
+            return self._local_hook()
+        assert isinstance(self._trained, DistributedDataParallel)  # noqa: S101 - made by _wrap
+        return self._trained.no_sync()
+
+    @override
+    def _share(self, loss: Tensor) -> None:
+        asked = self._requests()
+        flags = [float(bool(request & asked)) for request in Request]
+        dtype = torch.promote_types(loss.dtype, torch.float32)
+        self._shared = torch.tensor([0.0, *flags], dtype=dtype).to(self._device, non_blocking=True)
+        self._shared[0] = loss
+        # It travels while the last backward pass computes.
+        self._pending = dist.all_reduce(self._shared, group=self._group, async_op=True)
+        self._mean_loss = self._shared[0]
+
+    @override
+    def forward_backward(self, window: Any) -> Tensor:
+        loss = super().forward_backward(window)
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+        return loss
+
+    @override
+    def _read(self, norm: Tensor) -> tuple[bool, Request]:
+        # Both numbers and the flags in one read from the device.
+        checked = torch.cat([(norm + self._shared[0]).view(1), self._shared[1:]])
+        total, *flags = checked.tolist()
+        requests = Request.NONE
+        for request, count in zip(Request, flags, strict=True):
+            if count:
+                requests |= request
+        return abs(total) < float("inf"), requests
+
+    @override
+    def _same_error(self, error: NonFinite, *, bad_loss: bool) -> NonFinite:
+        mine = (self._world.rank, bad_loss, str(error), error.indices)
+        found: list[Any] = [None] * self._world.size
+        dist.all_gather_object(found, mine, group=self._group)
+        for rank, bad, message, indices in found:
+            if bad:
+                return NonFinite(f"rank {rank}: {message}", indices)
+        return NonFinite(str(error), [index for *_, indices in found for index in indices])
+
+    def _sum_hook(self) -> Callable[[object, GradBucket], Future[Tensor]]:
+        dtype = _COMPRESSED[self._option.gradient_compression]
+
+        def hook(_state: object, bucket: GradBucket) -> Future[Tensor]:
+            whole = bucket.buffer()
+            if self._hook_is_local:
+                kept: Future[Tensor] = Future()
+                kept.set_result(whole)
+                return kept
+            sent = whole if dtype is None else whole.to(dtype)
+            work = dist.all_reduce(sent, group=self._group, async_op=True)
+            future: Future[list[Tensor]] = work.get_future()
+
+            def received(done: Future[list[Tensor]]) -> Tensor:
+                [total] = done.value()
+                return total if dtype is None else whole.copy_(total)
+
+            return future.then(received)
+
+        return hook
+
+    @contextlib.contextmanager
+    def _local_hook(self) -> Any:
+        self._hook_is_local = True
+        try:
+            yield
+        finally:
+            self._hook_is_local = False

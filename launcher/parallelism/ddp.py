@@ -1,0 +1,41 @@
+"""Data parallelism: every rank holds the whole model and its own share of each window."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Engine, EngineParts, Layout, ParallelismOption
+
+
+class DDP(ParallelismOption):
+    """Data parallelism with whole weights on every rank (DistributedDataParallel).
+
+    Source: Li et al. 2020, arXiv:2006.15704.
+    """
+
+    kind: Literal["ddp"]
+    bucket_mb: int = Field(gt=0, le=4096)
+    """Gradients that travel in one collective, in MiB."""
+    gradient_as_bucket_view: bool
+    """Let gradients be views of the communication buffers, which saves a copy of all gradients."""
+    static_graph: bool
+    """The graph is the same in every step and every micro-batch: fewer checks, and activation
+    checkpointing of any kind works."""
+    find_unused_parameters: bool
+    """Look in every step for parameters that take no part in the loss; costs a pass over the
+    graph."""
+    gradient_compression: Literal["none", "bf16", "fp16"]
+    """Number format in which gradients travel; smaller formats halve the traffic and round."""
+
+    @override
+    def layout(self, ranks: int) -> Layout:
+        return Layout(dp_replicate=ranks)
+
+    @override
+    def build(self, parts: EngineParts) -> Engine:
+        from launcher.parallelism._ddp_engine import DDPEngine
+
+        return DDPEngine(parts, self)

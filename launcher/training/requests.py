@@ -1,0 +1,53 @@
+"""What this rank asks of all ranks: its signals and its clock, never acted on alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from signal import Signals
+
+from launcher.contracts import Request
+
+_STOPS = {
+    Signals.SIGTERM: Request.STOP_SIGTERM,
+    Signals.SIGUSR1: Request.STOP_SIGUSR1,
+    Signals.SIGINT: Request.STOP_SIGINT,
+}
+
+
+class RankRequests:
+    """This rank's requests, asked for once per step by the engine.
+
+    Args:
+        stop: The signal that asked this rank to end the run, or None.
+        save_every_minutes: Minutes between two saves; None for no such cadence.
+    """
+
+    def __init__(
+        self, stop: Callable[[], Signals | None], save_every_minutes: float | None
+    ) -> None:
+        self._stop = stop
+        self._interval_s = None if save_every_minutes is None else save_every_minutes * 60
+        self._last_save = time.monotonic()
+
+    def __call__(self) -> Request:
+        """Return what this rank asks for now."""
+        request = Request.NONE
+        if (signal := self._stop()) is not None:
+            # An unknown signal that asks for the end is treated as the usual one.
+            request |= _STOPS.get(signal, Request.STOP_SIGTERM)
+        if self._interval_s is not None and self._due():
+            request |= Request.SAVE
+        return request
+
+    def saved(self) -> None:
+        """Start the clock again, on all ranks in the same step."""
+        self._last_save = time.monotonic()
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._last_save >= (self._interval_s or 0)
+
+
+def stop_signal(requests: Request) -> Signals | None:
+    """Return the signal by which some rank was asked to end the run, or None."""
+    return next((signal for signal, request in _STOPS.items() if request & requests), None)
