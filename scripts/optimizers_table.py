@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError
 from scripts.bench.optimizers import M_MMAP_THRESHOLD, processor, state_bytes
 from scripts.docstrings import source
@@ -105,7 +105,7 @@ def bytes_per_parameter(
 ) -> float:
     """What an optimizer keeps after a step, all tensors of its state over all parameters."""
     module, elements = with_gradients(dtype, **sizes)
-    optimizer = option.build(module, "cpu")
+    optimizer = option.build(OptimizerTarget(module, "cpu"))
     optimizer.step()
     return state_bytes(optimizer) / elements
 
@@ -139,7 +139,7 @@ def time_ratio(option: OptimizerOption) -> float:
     module, _ = with_gradients(torch.float32)
     base_module, _ = with_gradients(torch.float32)
     base = torch.optim.AdamW(base_module.parameters(), fused=True)
-    optimizer = option.build(module, "cpu")
+    optimizer = option.build(OptimizerTarget(module, "cpu"))
     base.step()
     first = seconds(optimizer)
     steps = getattr(option, "precondition_frequency", 1)
@@ -188,7 +188,7 @@ class Golden:
         problem = Problem(case["dtype"], case["params"])
         groups = {"no_decay_types": []} | changes.get("groups", {})
         option = option_of(preset, **{**changes, "groups": groups})
-        optimizer = option.build(problem.module, "cpu")
+        optimizer = option.build(OptimizerTarget(problem.module, "cpu"))
         self.prepare(optimizer)
         ends = problem.run(optimizer)["50"]
         apart = [ends[name] - np.asarray(values) for name, values in case["at"]["50"].items()]
@@ -295,7 +295,7 @@ def computed_by(option: OptimizerOption) -> str:
     Where it cannot be built it is what the module says after `from`.
     """
     try:
-        optimizer = option.build(GPT2(), "cpu")
+        optimizer = option.build(OptimizerTarget(GPT2(), "cpu"))
     except ConfigError:
         module = inspect.getmodule(type(option))
         named = re.search(r"\bfrom ([\w.-]+\w)", (module and module.__doc__) or "")

@@ -43,12 +43,14 @@ def measured(config: RunConfig) -> dict[str, Any]:
         ConfigError: The optimizer cannot be built.
     """
     from launcher.cli._skeleton import skeleton
+    from launcher.contracts import OptimizerTarget
     from launcher.optimizer._param_groups import assign
     from launcher.optimizer._state_size import state_bytes
 
     module = skeleton(config.model)
     elements = sum(param.numel() for param in module.parameters())
-    trained = sum(assigned.param.numel() for assigned in assign(module, config.optimizer))
+    target = OptimizerTarget(module, "meta")
+    trained = sum(assigned.param.numel() for assigned in assign(target, config.optimizer))
     dtype = config.precision.build("meta").param_dtype
     optimizer = state_bytes(config.optimizer, module)
     if getattr(config.precision, "rounding", None) == "kahan":

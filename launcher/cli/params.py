@@ -44,17 +44,17 @@ def described(module: nn.Module, option: OptimizerOption) -> list[dict[str, Any]
     Raises:
         ConfigError: A pattern matches nothing, or the optimizer cannot be built.
     """
+    from launcher.contracts import OptimizerTarget
     from launcher.optimizer._param_groups import assign, parameters
 
-    why = {assigned.param: assigned.why for assigned in assign(module, option)}
+    target = OptimizerTarget(module, "meta")
+    why = {assigned.param: assigned.why for assigned in assign(target, option)}
     # The built optimizer, not the rules alone: it may split groups further.
     groups = {
-        param: group
-        for group in option.build(module, "meta").param_groups
-        for param in group["params"]
+        param: group for group in option.build(target).param_groups for param in group["params"]
     }
     rows = []
-    for parameter in parameters(module):
+    for parameter in parameters(target):
         group = groups.get(parameter.param)
         rows.append(
             {

@@ -28,8 +28,15 @@ from launcher.contracts.engine import (
     param_of,
 )
 from launcher.contracts.layout import AXES, Layout
+from launcher.contracts.names import canonical_name
 from launcher.contracts.observers import LogContext, Observer, Row, Sink, StepReport
-from launcher.contracts.optimizer import GroupOverride, OptimizerOption, ParamGroups, Pattern
+from launcher.contracts.optimizer import (
+    GroupOverride,
+    OptimizerOption,
+    OptimizerTarget,
+    ParamGroups,
+    Pattern,
+)
 from launcher.contracts.options import (
     GROUPS,
     AccumulationOption,
@@ -48,11 +55,12 @@ from launcher.contracts.options import (
 )
 from launcher.contracts.precision import LossScale, Precision
 from launcher.contracts.schedule import Horizon, Misfit, Schedule
-from launcher.contracts.sharding import Box, LocalShard, Shard, Sharding
+from launcher.contracts.sharding import UNSHARDED, Box, LocalShard, Shard, Sharding, Unsharded
 
 __all__ = [
     "AXES",
     "GROUPS",
+    "UNSHARDED",
     "AccumulationOption",
     "BatchPlan",
     "Box",
@@ -79,6 +87,7 @@ __all__ = [
     "ModelOption",
     "Observer",
     "OptimizerOption",
+    "OptimizerTarget",
     "Option",
     "ParallelismOption",
     "ParamGroups",
@@ -99,8 +108,10 @@ __all__ = [
     "Task",
     "TaskOption",
     "Tokenizer",
+    "Unsharded",
     "UpdateStats",
     "Window",
     "World",
+    "canonical_name",
     "param_of",
 ]

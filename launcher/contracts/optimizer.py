@@ -6,15 +6,18 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from launcher.contracts.names import canonical_name
 from launcher.contracts.options import DeviceOption, Settings
+from launcher.contracts.sharding import UNSHARDED, Sharding
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def _compiles(pattern: str) -> str:
@@ -77,8 +80,33 @@ class ParamGroups(Settings):
         To be called before the module is wrapped or sharded: wrappers look at `requires_grad` once.
         """
         for name, param in module.named_parameters(remove_duplicate=False):
-            if any(re.search(pattern, name) for pattern in self.frozen):
+            if any(re.search(pattern, canonical_name(name)) for pattern in self.frozen):
                 param.requires_grad_(False)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerTarget:
+    """What an optimizer is built for.
+
+    Attributes:
+        module: The network. Its parameters are the tensors that the optimizer steps: where an
+            engine shards them, the local tensors, of any shape, in the place of the whole ones.
+        device_type: Kind of device that the parameters are on.
+        sharding: Which whole tensors the parameters are shards of, and sums over all shards.
+    """
+
+    module: nn.Module
+    device_type: str
+    sharding: Sharding = UNSHARDED
+
+    @property
+    def is_sharded(self) -> bool:
+        """True where a parameter may be a part of a tensor."""
+        return self.sharding.ranks > 1
+
+    def shape_of(self, param: Tensor) -> tuple[int, ...]:
+        """Return the shape of the whole tensor that a parameter is or is a shard of."""
+        return self.sharding.shard_of(param).shape if self.is_sharded else tuple(param.shape)
 
 
 class OptimizerOption(DeviceOption):
@@ -167,11 +195,12 @@ class OptimizerOption(DeviceOption):
             raise ValueError("; ".join(reasons)) from None
 
     @abstractmethod
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
-        """The optimizer over the module's trainable parameters.
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
+        """Build the optimizer over the target's trainable parameters.
 
-        Each of its `param_groups` carries `lr_scale`: the group's learning rate over the peak. The
-        engine sets `lr = schedule.lr(step) * lr_scale` before each step.
+        Each of its `param_groups` carries a unique `name`, by which its state is saved, and
+        `lr_scale`: the group's learning rate over the peak. The engine sets
+        `lr = schedule.lr(step) * lr_scale` before each step.
 
         An optimizer whose groups hold state of their own names the keys in an attribute
         `group_state`; one whose weights differ between training and evaluation has `train()` and

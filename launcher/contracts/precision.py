@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from launcher.contracts.optimizer import OptimizerOption
+    from launcher.contracts.optimizer import OptimizerOption, OptimizerTarget
 
 
 class LossScale(Protocol):
@@ -75,10 +75,10 @@ class Precision(ABC):
         return self.autocast()
 
     def build_optimizer(
-        self, option: OptimizerOption, module: nn.Module, device_type: str
+        self, option: OptimizerOption, target: OptimizerTarget
     ) -> torch.optim.Optimizer:
         """The optimizer over the module's parameters, stepping them as the format demands."""
-        return option.build(module, device_type)
+        return option.build(target)
 
     def state(self) -> Mapping[str, Tensor]:
         """What a resumed run needs to go on bit for bit; tensors on the CPU, by name."""

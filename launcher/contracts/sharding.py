@@ -101,6 +101,14 @@ class LocalShard:
 class Sharding(Protocol):
     """How the tensors that an optimizer holds relate to the whole ones."""
 
+    @property
+    def rank(self) -> int:
+        """Place of this rank among those that share the tensors, from 0."""
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that share the tensors; 1 where every tensor is whole."""
+
     def shard_of(self, param: Tensor) -> Shard:
         """Return what a parameter of the optimizer holds."""
 
@@ -109,6 +117,23 @@ class Sharding(Protocol):
 
         Every rank must give tensors of the same names, shapes and dtypes in the same order.
         """
+
+
+class Unsharded:
+    """A sharding in which every tensor is whole."""
+
+    rank = 0
+    ranks = 1
+
+    def shard_of(self, param: Tensor) -> Shard:
+        """Return the parameter itself as a shard; its name is not known here."""
+        return Shard.whole("", param.shape)
+
+    def add_up(self, sums: Mapping[str, Tensor]) -> None:
+        """Leave the sums as they are: nothing is missing."""
+
+
+UNSHARDED = Unsharded()
 
 
 def _boxes(shape: tuple[int, ...], start: int, numel: int) -> list[Box]:

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from launcher.contracts import OptimizerTarget
 from launcher.errors import ConfigError, Problem
 from launcher.optimizer._param_groups import parameters
 
 
 def block_rows(
-    module: nn.Module, *, query_key: Sequence[str], head_dim: int | None
+    target: OptimizerTarget, *, query_key: Sequence[str], head_dim: int | None
 ) -> dict[nn.Parameter, int]:
     """How each parameter is cut into blocks of whole rows.
 
     Args:
-        module: The network.
+        target: The network.
         query_key: Patterns of query and key matrices.
         head_dim: Rows in one head; None to read it from `module.config`, as transformers' models
             have it.
@@ -33,34 +34,34 @@ def block_rows(
             rows.
     """
     rows: dict[nn.Parameter, int] = {}
-    for parameter in parameters(module):
+    for parameter in parameters(target):
         last = parameter.names[0].rpartition(".")[2]
         if last == "bias" or last.endswith("_bias"):
             rows[parameter.param] = 0
-        elif parameter.param.ndim < 2:
+        elif len(parameter.shape) < 2:
             rows[parameter.param] = -1
         elif any(parameter.matched_by(pattern) for pattern in query_key):
             rows[parameter.param] = _head_rows(
-                module, parameter.names[0], parameter.param, head_dim
+                target.module, parameter.names[0], parameter.shape[0], head_dim
             )
         else:
             rows[parameter.param] = 1
     return rows
 
 
-def _head_rows(module: nn.Module, name: str, param: Tensor, head_dim: int | None) -> int:
+def _head_rows(module: nn.Module, name: str, rows: int, head_dim: int | None) -> int:
     config: Any = getattr(module, "config", None)
     heads = getattr(config, "num_attention_heads", None)
     found = head_dim or getattr(config, "head_dim", None)
     if found is None and heads:
         found = config.hidden_size // heads
-    if not found or param.shape[0] % found:
+    if not found or rows % found:
         size = (
             f"{found}-row heads do not fit"
             if found
             else "the model's config tells no head size for"
         )
-        message = f"{size} {name} of {param.shape[0]} rows; set it"
+        message = f"{size} {name} of {rows} rows; set it"
         raise ConfigError([Problem("optimizer.head_dim", message)])
     return int(found)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from launcher.contracts import OptimizerTarget
 from launcher.errors import ConfigError, Problem
 from launcher.optimizer._param_groups import is_norm, nearest, parameters
 
@@ -24,12 +25,12 @@ _HEADS = re.compile(r"(^|\.)\w*heads?\.\d+\.")
 
 
 def hidden_matrices(
-    module: nn.Module, *, matrices: Sequence[str], not_matrices: Sequence[str]
+    target: OptimizerTarget, *, matrices: Sequence[str], not_matrices: Sequence[str]
 ) -> set[nn.Parameter]:
     """The module's hidden matrices, by the rule above.
 
     Args:
-        module: The network.
+        target: The network.
         matrices: Patterns of two-dimensional parameters to treat as hidden though the rule would
             not.
         not_matrices: Patterns of parameters not to treat as hidden; they win over `matrices`.
@@ -37,7 +38,7 @@ def hidden_matrices(
     Raises:
         ConfigError: A pattern matches nothing, or there is no hidden matrix at all.
     """
-    found = list(parameters(module))
+    found = list(parameters(target))
     names = [name for parameter in found for name in parameter.names]
     problems = [
         Problem(f"optimizer.{key}", f"{pattern!r} matches no parameter; nearest: {near}")
@@ -51,7 +52,7 @@ def hidden_matrices(
     hidden = {
         parameter.param
         for parameter in found
-        if parameter.param.ndim == 2
+        if len(parameter.shape) == 2
         and not any(parameter.matched_by(pattern) for pattern in not_matrices)
         and (
             any(parameter.matched_by(pattern) for pattern in matrices)

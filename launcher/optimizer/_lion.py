@@ -10,14 +10,14 @@ from launcher.optimizer._param_groups import param_groups
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
+    from launcher.contracts import OptimizerTarget
     from launcher.optimizer.lion import Lion as LionOption
 
 
-def lion(module: nn.Module, option: LionOption) -> torch.optim.Optimizer:
-    """Optimi's Lion over a module's groups; weight decay is scaled by lr as in AdamW."""
-    groups = param_groups(module, option)
+def lion(target: OptimizerTarget, option: LionOption) -> torch.optim.Optimizer:
+    """Optimi's Lion over the module's groups; weight decay is scaled by lr as in AdamW."""
+    groups = param_groups(target, option)
     for group in groups:
         if "betas" in group:
             group["beta1"], group["beta2"] = group.pop("betas")

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, Pattern
+from launcher.contracts import OptimizerOption, OptimizerTarget, Pattern
 from launcher.errors import ConfigError, Problem
 from launcher.optimizer._extras import require
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 BITSANDBYTES_BLOCK = 256
 """Elements that share one scale in bitsandbytes: its kernels are compiled for it."""
@@ -66,16 +66,16 @@ class LowBit(OptimizerOption):
             require(self.libraries[0], extra="8bit", kind=self.kind)
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """The library's optimizer; says in the log which library and why."""
         import logging
 
         from launcher.optimizer._param_groups import param_groups, parameters
 
-        library = self._library(device_type)
-        self._check(library, device_type)
-        groups = param_groups(module, self)
-        found = list(parameters(module))
+        library = self._library(target.device_type)
+        self._check(library, target.device_type)
+        groups = param_groups(target, self)
+        found = list(parameters(target))
         if missing := [
             Problem("optimizer.keep_32bit", f"{pattern!r} matches no parameter")
             for pattern in self.keep_32bit
@@ -87,7 +87,7 @@ class LowBit(OptimizerOption):
             "%s: %s (%s); %d of %d parameters keep 32-bit moments",
             self.kind,
             library,
-            self._reason(device_type),
+            self._reason(target.device_type),
             len(kept),
             len(found),
         )

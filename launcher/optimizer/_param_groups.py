@@ -31,14 +31,12 @@ from typing import Any
 
 from torch import nn
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget, canonical_name
 from launcher.errors import ConfigError, Problem
 
 _RATES = frozenset({"lr", "lr_scale", "weight_decay"})
 _NORM = re.compile(r"Norm([123]d|Gated)?$")
 _BLOCK = re.compile(r"^(?:(.*?)\.)?(\d+)\.")
-# What torch.compile, activation checkpointing and FSDP put into the names of what they wrap.
-_WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,9 +61,17 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Named:
-    """A parameter under all of its names, each with the type of the module that holds it."""
+    """A parameter under all of its names, each with the type of the module that holds it.
+
+    Attributes:
+        param: The parameter.
+        shape: Shape of the whole tensor.
+        names: Canonical names.
+        owners: Types of the modules, in the order of the names.
+    """
 
     param: nn.Parameter
+    shape: tuple[int, ...]
     names: list[str]
     owners: list[type[nn.Module]]
 
@@ -73,7 +79,7 @@ class Named:
         return any(re.search(pattern, name) for name in self.names)
 
 
-def param_groups(module: nn.Module, option: OptimizerOption) -> list[dict[str, Any]]:
+def param_groups(target: OptimizerTarget, option: OptimizerOption) -> list[dict[str, Any]]:
     """The groups a torch optimizer is constructed from.
 
     Returns:
@@ -85,7 +91,7 @@ def param_groups(module: nn.Module, option: OptimizerOption) -> list[dict[str, A
             train.
     """
     groups: dict[str, dict[str, Any]] = {}
-    for assigned in assign(module, option):
+    for assigned in assign(target, option):
         group = groups.setdefault(
             assigned.group, {"params": [], "name": assigned.group, **assigned.options}
         )
@@ -93,13 +99,13 @@ def param_groups(module: nn.Module, option: OptimizerOption) -> list[dict[str, A
     return list(groups.values())
 
 
-def assign(module: nn.Module, option: OptimizerOption) -> list[Assignment]:
+def assign(target: OptimizerTarget, option: OptimizerOption) -> list[Assignment]:
     """Every parameter that is trained, in the module's order, with its options.
 
     Raises:
         ConfigError: As `param_groups` does.
     """
-    named = list(parameters(module))
+    named = list(parameters(target))
     _check_patterns(named, option)
     for parameter in named:
         if any(parameter.matched_by(pattern) for pattern in option.groups.frozen):
@@ -117,12 +123,13 @@ def assign(module: nn.Module, option: OptimizerOption) -> list[Assignment]:
     return assignments
 
 
-def parameters(module: nn.Module) -> Iterator[Named]:
+def parameters(target: OptimizerTarget) -> Iterator[Named]:
+    """Yield each of the module's parameters once, in order, under all of its canonical names."""
     found: dict[nn.Parameter, Named] = {}
-    for path, owner in module.named_modules(remove_duplicate=False):
+    for path, owner in target.module.named_modules(remove_duplicate=False):
         for last, param in owner.named_parameters(recurse=False, remove_duplicate=False):
-            name = _WRAPPERS.sub("", f"{path}.{last}" if path else last)
-            entry = found.setdefault(param, Named(param, [], []))
+            name = canonical_name(f"{path}.{last}" if path else last)
+            entry = found.setdefault(param, Named(param, target.shape_of(param), [], []))
             entry.names.append(name)
             entry.owners.append(type(owner))
     yield from found.values()
@@ -180,7 +187,7 @@ def _is_of_type(parameter: Named, kind: str) -> bool:
         case "embedding":
             return any(issubclass(o, nn.Embedding | nn.EmbeddingBag) for o in parameter.owners)
         case _:
-            return parameter.param.ndim < 2
+            return len(parameter.shape) < 2
 
 
 def is_norm(owner: type[nn.Module]) -> bool:

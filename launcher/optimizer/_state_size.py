@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer._low_bit import LowBit
 from launcher.optimizer._param_groups import assign
 
@@ -27,9 +27,10 @@ def state_bytes(option: OptimizerOption, module: nn.Module) -> dict[str, int]:
     Raises:
         ConfigError: As the optimizer's `build`.
     """
+    target = OptimizerTarget(module, "meta")
     if isinstance(option, LowBit):
-        return option.state_bytes({a.name: a.param for a in assign(module, option)})
-    optimizer = option.build(module, "meta")
+        return option.state_bytes({a.name: a.param for a in assign(target, option)})
+    optimizer = option.build(target)
     try:
         return _after_a_step(optimizer)
     except (RuntimeError, NotImplementedError):
@@ -60,7 +61,9 @@ def _by_element(option: OptimizerOption, elements: int) -> dict[str, int]:
     )
     proxy = nn.Module()
     proxy.register_parameter("weight", nn.Parameter(torch.ones(_PROXY)))
-    sizes = _after_a_step(option.model_copy(update={"groups": plain}).build(proxy, "cpu"))
+    sizes = _after_a_step(
+        option.model_copy(update={"groups": plain}).build(OptimizerTarget(proxy, "cpu"))
+    )
     return {key: size * elements // _PROXY for key, size in sizes.items() if size >= _PROXY}
 
 

@@ -14,7 +14,8 @@ from launcher.optimizer._implementation import InTorch
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class TorchAdam(InTorch):
@@ -56,15 +57,15 @@ class TorchAdam(InTorch):
         return {**found, "capturable": "nothing captures steps on the CPU; set it false"}
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's Adam or AdamW; ours over its kernels where bias correction is off."""
         import torch
 
         from launcher.optimizer._param_groups import param_groups
         from launcher.optimizer._uncorrected_adam import UncorrectedAdam
 
-        groups = param_groups(module, self)
-        walk = self.walk(groups, device_type)
+        groups = param_groups(target, self)
+        walk = self.walk(groups, target.device_type)
         if not self.bias_correction:
             return UncorrectedAdam(
                 groups,

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer._relative_step import LARGEST_RELATIVE_STEP, relative_step
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -104,13 +103,13 @@ class Adafactor(OptimizerOption):
         )
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Our Adafactor; it walks in blocks that fit the device's cache."""
         from launcher.optimizer._factored import AdafactorOptimizer
         from launcher.optimizer._param_groups import param_groups
 
         return AdafactorOptimizer(
-            param_groups(module, self),
+            param_groups(target, self),
             lr=self.lr,
             eps=self.eps,
             clip_threshold=self.clip_threshold,

@@ -11,7 +11,8 @@ from launcher.optimizer._implementation import InTorch
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class Adagrad(InTorch):
@@ -36,13 +37,13 @@ class Adagrad(InTorch):
     """Added to the root of the sum."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's Adagrad."""
         import torch
 
         from launcher.optimizer._param_groups import param_groups
 
-        groups = param_groups(module, self)
+        groups = param_groups(target, self)
         return torch.optim.Adagrad(
             groups,
             lr=self.lr,
@@ -50,5 +51,5 @@ class Adagrad(InTorch):
             weight_decay=self.weight_decay,
             initial_accumulator_value=self.initial_accumulator_value,
             eps=self.eps,
-            **self.walk(groups, device_type),
+            **self.walk(groups, target.device_type),
         )

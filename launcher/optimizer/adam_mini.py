@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, Pattern
+from launcher.contracts import OptimizerOption, OptimizerTarget, Pattern
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class AdamMini(OptimizerOption):
@@ -45,14 +44,14 @@ class AdamMini(OptimizerOption):
     """Rows of a query or key matrix that make a head; null to ask the model's config."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Adam-mini over the module's groups."""
         from launcher.optimizer._adam_mini import BlockwiseAdamW, block_rows
         from launcher.optimizer._param_groups import param_groups
 
         return BlockwiseAdamW(
-            param_groups(module, self),
-            block_rows(module, query_key=self.query_key, head_dim=self.head_dim),
+            param_groups(target, self),
+            block_rows(target, query_key=self.query_key, head_dim=self.head_dim),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class AdamWeightDecay(OptimizerOption):
@@ -55,13 +54,13 @@ class AdamWeightDecay(OptimizerOption):
         return self
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """AdamWeightDecay over the module's groups."""
         from launcher.optimizer._adam_weight_decay import TensorFlowAdamW
         from launcher.optimizer._implementation import choose
         from launcher.optimizer._param_groups import param_groups
 
-        groups = param_groups(module, self)
+        groups = param_groups(target, self)
         return TensorFlowAdamW(
             groups,
             lr=self.lr,
@@ -72,5 +71,5 @@ class AdamWeightDecay(OptimizerOption):
             clip_value=self.clip_value,
             clip_norm=self.clip_norm,
             global_clip_norm=self.global_clip_norm,
-            walk=choose("auto", groups, device_type, kind=self.kind),
+            walk=choose("auto", groups, target.device_type, kind=self.kind),
         )

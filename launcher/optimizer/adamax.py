@@ -12,7 +12,8 @@ from launcher.optimizer._implementation import Unfused
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class Adamax(Unfused):
@@ -32,18 +33,18 @@ class Adamax(Unfused):
     """Added to the gradient's magnitude."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's Adamax."""
         import torch
 
         from launcher.optimizer._param_groups import param_groups
 
-        groups = param_groups(module, self)
+        groups = param_groups(target, self)
         return torch.optim.Adamax(
             groups,
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            foreach=self.in_lists(groups, device_type),
+            foreach=self.in_lists(groups, target.device_type),
         )

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer._extras import require
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class Adan(OptimizerOption):
@@ -46,14 +45,14 @@ class Adan(OptimizerOption):
         require("optimi", extra="adan", kind=self.kind)
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Optimi's Adan; weight decay is scaled by lr and, as in the paper, implicit."""
         self.preflight()
         from launcher.optimizer._adan import PortableAdan
         from launcher.optimizer._param_groups import param_groups
 
         return PortableAdan(
-            param_groups(module, self),
+            param_groups(target, self),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,

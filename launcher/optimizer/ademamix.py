@@ -17,7 +17,8 @@ from launcher.optimizer._mixed_moments import MixedMoments
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class AdEMAMix(MixedMoments, Unfused):
@@ -36,13 +37,13 @@ class AdEMAMix(MixedMoments, Unfused):
         require("pytorch_optimizer", extra="ademamix", kind=self.kind)
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """AdEMAMix of pytorch-optimizer, with the decay of AdamW."""
         self.preflight()
         from launcher.optimizer._ademamix import PortableAdEMAMix
         from launcher.optimizer._param_groups import param_groups
 
-        groups = param_groups(module, self)
+        groups = param_groups(target, self)
         return PortableAdEMAMix(
             groups,
             lr=self.lr,
@@ -52,5 +53,5 @@ class AdEMAMix(MixedMoments, Unfused):
             t_alpha_beta3=self.t_alpha_beta3,
             weight_decay=self.weight_decay,
             weight_decouple=True,
-            foreach=self.in_lists(groups, device_type),
+            foreach=self.in_lists(groups, target.device_type),
         )

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, Pattern
+from launcher.contracts import OptimizerOption, OptimizerTarget, Pattern
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class APOLLO(OptimizerOption):
@@ -58,17 +57,17 @@ class APOLLO(OptimizerOption):
     """Patterns of parameters that are not projected."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """APOLLO over the module's groups."""
         from launcher.optimizer._hidden import hidden_matrices
         from launcher.optimizer._low_rank import APOLLOAdamW
         from launcher.optimizer._param_groups import param_groups, parameters
 
-        hidden = hidden_matrices(module, matrices=self.matrices, not_matrices=self.not_matrices)
+        hidden = hidden_matrices(target, matrices=self.matrices, not_matrices=self.not_matrices)
         return APOLLOAdamW(
-            param_groups(module, self),
+            param_groups(target, self),
             hidden,
-            names={p.param: p.names[0] for p in parameters(module) if p.param in hidden},
+            names={p.param: p.names[0] for p in parameters(target) if p.param in hidden},
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,

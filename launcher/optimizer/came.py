@@ -16,7 +16,8 @@ from launcher.optimizer._implementation import Unfused
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -49,14 +50,14 @@ class CAME(Unfused):
         require("pytorch_optimizer", extra="came", kind=self.kind)
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """CAME of pytorch-optimizer, with the decay of AdamW."""
         self.preflight()
         import pytorch_optimizer
 
         from launcher.optimizer._param_groups import param_groups
 
-        groups = param_groups(module, self)
+        groups = param_groups(target, self)
         optimizer: torch.optim.Optimizer = pytorch_optimizer.CAME(
             groups,
             lr=self.lr,
@@ -66,6 +67,6 @@ class CAME(Unfused):
             clip_threshold=self.clip_threshold,
             eps1=self.eps[0],
             eps2=self.eps[1],
-            foreach=self.in_lists(groups, device_type),
+            foreach=self.in_lists(groups, target.device_type),
         )
         return optimizer

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, Pattern
+from launcher.contracts import OptimizerOption, OptimizerTarget, Pattern
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class GaLore(OptimizerOption):
@@ -51,15 +50,15 @@ class GaLore(OptimizerOption):
     """Patterns of parameters that are not projected."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """GaLore over the module's groups."""
         from launcher.optimizer._hidden import hidden_matrices
         from launcher.optimizer._low_rank import GaLoreAdamW
         from launcher.optimizer._param_groups import param_groups
 
         return GaLoreAdamW(
-            param_groups(module, self),
-            hidden_matrices(module, matrices=self.matrices, not_matrices=self.not_matrices),
+            param_groups(target, self),
+            hidden_matrices(target, matrices=self.matrices, not_matrices=self.not_matrices),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,

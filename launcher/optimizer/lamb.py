@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """How much of a running mean is kept each step."""
@@ -52,13 +51,13 @@ class Lamb(OptimizerOption):
     """Scale the updates of groups without weight decay too."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Our LAMB."""
         from launcher.optimizer._lamb import LambOptimizer
         from launcher.optimizer._param_groups import param_groups
 
         return LambOptimizer(
-            param_groups(module, self),
+            param_groups(target, self),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer._extras import require
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class Lion(OptimizerOption):
@@ -42,9 +41,9 @@ class Lion(OptimizerOption):
         require("optimi", extra="lion", kind=self.kind)
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Optimi's Lion."""
         self.preflight()
         from launcher.optimizer._lion import lion
 
-        return lion(module, self)
+        return lion(target, self)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, Pattern
+from launcher.contracts import OptimizerOption, OptimizerTarget, Pattern
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class Muon(OptimizerOption):
@@ -57,7 +56,7 @@ class Muon(OptimizerOption):
     """Patterns of parameters that do not."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's Muon and AdamW as one optimizer."""
         import torch
 
@@ -66,10 +65,10 @@ class Muon(OptimizerOption):
         from launcher.optimizer._pair import Pair
         from launcher.optimizer._param_groups import param_groups
 
-        hidden = hidden_matrices(module, matrices=self.matrices, not_matrices=self.not_matrices)
-        matrices = split(param_groups(module, self), hidden.__contains__, "muon")
+        hidden = hidden_matrices(target, matrices=self.matrices, not_matrices=self.not_matrices)
+        matrices = split(param_groups(target, self), hidden.__contains__, "muon")
         others = split(
-            param_groups(module, self.model_copy(update={"lr": self.adamw_lr})),
+            param_groups(target, self.model_copy(update={"lr": self.adamw_lr})),
             lambda param: param not in hidden,
             "adamw",
         )
@@ -96,7 +95,7 @@ class Muon(OptimizerOption):
                 betas=self.betas,
                 eps=self.eps,
                 weight_decay=self.weight_decay,
-                **choose("auto", others, device_type, kind="muon's AdamW"),
+                **choose("auto", others, target.device_type, kind="muon's AdamW"),
             )
             built.append(adamw)
         return Pair(*built) if len(built) > 1 else built[0]

@@ -12,7 +12,8 @@ from launcher.optimizer._implementation import Unfused
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class NAdam(Unfused):
@@ -42,13 +43,13 @@ class NAdam(Unfused):
     """Decay the weights themselves, as AdamW, rather than add to the gradient."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's NAdam."""
         import torch
 
         from launcher.optimizer._param_groups import param_groups
 
-        groups = param_groups(module, self)
+        groups = param_groups(target, self)
         return torch.optim.NAdam(
             groups,
             lr=self.lr,
@@ -57,5 +58,5 @@ class NAdam(Unfused):
             weight_decay=self.weight_decay,
             momentum_decay=self.momentum_decay,
             decoupled_weight_decay=self.decouple,
-            foreach=self.in_lists(groups, device_type),
+            foreach=self.in_lists(groups, target.device_type),
         )

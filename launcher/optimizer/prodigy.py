@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer._extras import require
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class Prodigy(OptimizerOption):
@@ -56,14 +55,14 @@ class Prodigy(OptimizerOption):
         require("prodigyopt", extra="prodigy", kind=self.kind)
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Prodigyopt's Prodigy."""
         self.preflight()
         from launcher.optimizer._param_groups import param_groups
         from launcher.optimizer._prodigy import PortableProdigy
 
         return PortableProdigy(
-            param_groups(module, self),
+            param_groups(target, self),
             lr=self.lr,
             betas=self.betas,
             beta3=self.beta3,

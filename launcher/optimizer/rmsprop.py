@@ -12,7 +12,8 @@ from launcher.optimizer._implementation import Unfused
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class RMSprop(Unfused):
@@ -37,13 +38,13 @@ class RMSprop(Unfused):
     """Divide by the gradient's standard deviation rather than its root mean square."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's RMSprop."""
         import torch
 
         from launcher.optimizer._param_groups import param_groups
 
-        groups = param_groups(module, self)
+        groups = param_groups(target, self)
         return torch.optim.RMSprop(
             groups,
             lr=self.lr,
@@ -52,5 +53,5 @@ class RMSprop(Unfused):
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             centered=self.centered,
-            foreach=self.in_lists(groups, device_type),
+            foreach=self.in_lists(groups, target.device_type),
         )

@@ -12,7 +12,8 @@ from launcher.optimizer._schedule_free import Interpolation, ScheduleFree
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class ScheduleFreeAdamW(ScheduleFree):
@@ -32,14 +33,14 @@ class ScheduleFreeAdamW(ScheduleFree):
     """Optimizer steps of linear warm-up, by the optimizer itself."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Schedulefree's AdamW, in training mode."""
         self.preflight()
         from launcher.optimizer._param_groups import param_groups
         from launcher.optimizer._portable_schedule_free import PortableScheduleFreeAdamW
 
         return PortableScheduleFreeAdamW(
-            param_groups(module, self),
+            param_groups(target, self),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,

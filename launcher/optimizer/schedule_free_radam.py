@@ -11,7 +11,8 @@ from launcher.optimizer._schedule_free import Interpolation, ScheduleFree
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class ScheduleFreeRAdam(ScheduleFree):
@@ -34,14 +35,14 @@ class ScheduleFreeRAdam(ScheduleFree):
     those are steps of SGD."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Schedulefree's RAdam, in training mode."""
         self.preflight()
         from launcher.optimizer._param_groups import param_groups
         from launcher.optimizer._portable_schedule_free import PortableScheduleFreeRAdam
 
         return PortableScheduleFreeRAdam(
-            param_groups(module, self),
+            param_groups(target, self),
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,

@@ -11,7 +11,8 @@ from launcher.optimizer._schedule_free import Interpolation, ScheduleFree
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class ScheduleFreeSGD(ScheduleFree):
@@ -29,14 +30,14 @@ class ScheduleFreeSGD(ScheduleFree):
     """Optimizer steps of linear warm-up, by the optimizer itself."""
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Schedulefree's SGD, in training mode."""
         self.preflight()
         from launcher.optimizer._param_groups import param_groups
         from launcher.optimizer._portable_schedule_free import PortableScheduleFreeSGD
 
         return PortableScheduleFreeSGD(
-            param_groups(module, self),
+            param_groups(target, self),
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,

@@ -11,7 +11,8 @@ from launcher.optimizer._implementation import InTorch
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from launcher.contracts import OptimizerTarget
 
 
 class SGD(InTorch):
@@ -47,15 +48,15 @@ class SGD(InTorch):
         return self
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's SGD."""
         import torch
 
         from launcher.optimizer._late_momentum import give_late_momentum
         from launcher.optimizer._param_groups import param_groups
 
-        groups = param_groups(module, self)
-        walk = self.walk(groups, device_type)
+        groups = param_groups(target, self)
+        walk = self.walk(groups, target.device_type)
         optimizer = torch.optim.SGD(
             groups,
             lr=self.lr,

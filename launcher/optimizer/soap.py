@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer._extras import require
 from launcher.optimizer._fields import Beta
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 class SOAP(OptimizerOption):
@@ -58,14 +57,14 @@ class SOAP(OptimizerOption):
         require("pytorch_optimizer", extra="soap", kind=self.kind)
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """SOAP of pytorch-optimizer."""
         self.preflight()
         from launcher.optimizer._param_groups import param_groups
         from launcher.optimizer._soap import PortableSOAP
 
         return PortableSOAP(
-            param_groups(module, self),
+            param_groups(target, self),
             lr=self.lr,
             betas=self.betas,
             shampoo_beta=self.shampoo_beta,

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """How much of a running mean is kept each step."""
@@ -56,12 +55,12 @@ class StableAdamW(OptimizerOption):
         return self
 
     @override
-    def build(self, module: nn.Module, device_type: str) -> torch.optim.Optimizer:
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Our StableAdamW, around torch's fused AdamW where the device has it."""
         from launcher.optimizer._param_groups import param_groups
         from launcher.optimizer._stable_adamw import StableAdamWOptimizer
 
-        groups = param_groups(module, self)
+        groups = param_groups(target, self)
         for group in groups:
             # Every group's own peak: what scales its learning rate must not scale its decay.
             group["max_lr"] = None if self.max_lr is None else self.max_lr * group["lr_scale"]

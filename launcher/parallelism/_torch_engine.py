@@ -27,7 +27,7 @@ from launcher.parallelism._optimizer_state import (
 if TYPE_CHECKING:
     from launcher.contracts import EngineParts, EngineState, MicroBatch, Request, Window
 
-from launcher.contracts import LocalShard, UpdateStats
+from launcher.contracts import LocalShard, OptimizerTarget, UpdateStats
 
 _log = logging.getLogger("trainctl.engine")
 _NAMED = 5
@@ -55,7 +55,7 @@ class TorchEngine:
         self._skip_nonfinite = parts.skip_nonfinite
         self._requests = parts.requests
         self._optimizer = self._precision.build_optimizer(
-            parts.optimizer, self._module, self._device.type
+            parts.optimizer, OptimizerTarget(self._module, self._device.type)
         )
         self._params = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._window: Window | None = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, Precision
+from launcher.contracts import OptimizerOption, OptimizerTarget, Precision, Shard, Sharding
 from launcher.precision._rounding import Rounding, resize
 from launcher.precision._stand_in import stand_ins
 
@@ -41,11 +42,11 @@ class Pure(Precision):
 
     @override
     def build_optimizer(
-        self, option: OptimizerOption, module: nn.Module, device_type: str
+        self, option: OptimizerOption, target: OptimizerTarget
     ) -> torch.optim.Optimizer:
-        with stand_ins(module, _wide_like) as copies:
-            inner = option.build(module, device_type)
-        weights: dict[Tensor, Tensor] = {copy: param for param, copy in copies.items()}
+        with stand_ins(target.module, _wide_like) as copies:
+            weights: dict[Tensor, Tensor] = {copy: param for param, copy in copies.items()}
+            inner = option.build(replace(target, sharding=_OfCopies(target.sharding, weights)))
         return Float32Steps(inner, weights, self._rounding, chunk_bytes=self._chunk_bytes)
 
     @override
@@ -67,6 +68,22 @@ def _wide_like(param: nn.Parameter) -> nn.Parameter:
     copy = nn.Parameter(wide, requires_grad=param.requires_grad)
     resize(copy, 0)
     return copy
+
+
+class _OfCopies:
+    """The sharding of some weights, asked for their float32 copies."""
+
+    def __init__(self, sharding: Sharding, weights: Mapping[Tensor, Tensor]) -> None:
+        self._sharding = sharding
+        self._weights = weights
+        self.rank = sharding.rank
+        self.ranks = sharding.ranks
+
+    def shard_of(self, param: Tensor) -> Shard:
+        return self._sharding.shard_of(self._weights[param])
+
+    def add_up(self, sums: Mapping[str, Tensor]) -> None:
+        self._sharding.add_up(sums)
 
 
 class Float32Steps(torch.optim.Optimizer):

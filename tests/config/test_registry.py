@@ -24,7 +24,7 @@ class Lion(OptimizerOption):
     beta: float = Field(ge=0, lt=1)
     """Momentum."""
 
-    def build(self, module, device_type):
+    def build(self, target):
         raise NotImplementedError
 
 NOT_AN_OPTION = int

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.config import door, registry
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError
 from launcher.parallelism._optimizer_state import (
     load_optimizer,
@@ -68,7 +68,7 @@ def build(option: OptimizerOption, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer on the CPU; skips where it needs what this machine has not."""
     try:
         option.preflight()
-        return option.build(module, "cpu")
+        return option.build(OptimizerTarget(module, "cpu"))
     except ConfigError as error:
         if "needs the package" in str(error) or "on CUDA only" in str(error):
             pytest.skip(str(error.problems[0]))

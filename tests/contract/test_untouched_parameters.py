@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from launcher.config import door
-from launcher.contracts import OptimizerOption, Precision
+from launcher.contracts import OptimizerOption, OptimizerTarget, Precision
 from launcher.errors import CheckpointError
 from launcher.parallelism._optimizer_state import (
     load_optimizer,
@@ -113,7 +113,7 @@ def test_weights_in_sixteen_bits_go_on_as_well(preset: str, rounding: str) -> No
         module, precision = network(seed), formats.build("cpu")
         precision.prepare(module)
         build(option, network())  # skips what this machine has not
-        return module, precision, precision.build_optimizer(option, module, "cpu")
+        return module, precision, precision.build_optimizer(option, OptimizerTarget(module, "cpu"))
 
     def resumed() -> tuple[Network, torch.optim.Optimizer]:
         other, its_precision, fresh = live(1)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from launcher.config import door
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -148,7 +148,7 @@ def assert_golden(
         option = build_option(preset, **changes)
         dtype = case["dtype"]
         solved = Problem(dtype, case["params"])
-        optimizer = option.build(solved.module, "cpu")
+        optimizer = option.build(OptimizerTarget(solved.module, "cpu"))
         marks = solved.run(optimizer, schedule)
         tolerance = {"float64": 1e-12, "float32": 1e-6}.get(dtype, case["tol"])
         if case["tol"] > 2e-6:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from tests.optimizer.conftest import Problem
 
 Build = Callable[..., OptimizerOption]
@@ -39,7 +39,7 @@ def ademamix_and_bitsandbytes(
         "t_alpha": option.t_alpha_beta3,
         "t_beta3": option.t_alpha_beta3,
     }
-    ours.run(option.build(ours.module, "cpu"))
+    ours.run(option.build(OptimizerTarget(ours.module, "cpu")))
     # Each alone: within a group the reference lets every parameter shrink the next one's alpha.
     groups = [{"params": [param]} for param in theirs.module.parameters()]
     theirs.run(library._ReferenceAdEMAMix(groups, **values))
@@ -64,7 +64,9 @@ def test_the_mixture_is_full_after_its_last_step(build_option: Build) -> None:
     for steps in (None, 1):
         problem = Problem("float64")
         problem.run(
-            build_option("ademamix", **OPTIONS, t_alpha_beta3=steps).build(problem.module, "cpu")
+            build_option("ademamix", **OPTIONS, t_alpha_beta3=steps).build(
+                OptimizerTarget(problem.module, "cpu")
+            )
         )
         ends.append(problem.values())
     assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])

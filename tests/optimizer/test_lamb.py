@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer import _per_tensor
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "optim_golden.json"
@@ -33,7 +33,7 @@ def test_golden(
     [case] = [c for c in json.loads(GOLDEN.read_text())["cases"] if c["id"] == f"timm_lamb/{dtype}"]
     solved = problem(dtype)
     option = build_option("lamb", lr=1e-2, groups={"no_decay_types": []})
-    optimizer = option.build(solved.module, "cpu")
+    optimizer = option.build(OptimizerTarget(solved.module, "cpu"))
     # timm's clips the global norm to 1 itself; here that is the engine's.
     optimizer.register_step_pre_hook(clip)
     for mark, params in solved.run(optimizer).items():
@@ -55,7 +55,9 @@ def step(
     """What one step at learning rate 0.1 takes from a tensor of equal weights."""
     module = nn.Module()
     module.register_parameter("weight", nn.Parameter(torch.full((4, 4), weight)))
-    optimizer = build_option("lamb", lr=0.1, eps=1e-12, **changes).build(module, "cpu")
+    optimizer = build_option("lamb", lr=0.1, eps=1e-12, **changes).build(
+        OptimizerTarget(module, "cpu")
+    )
     [param] = module.parameters()
     param.grad = torch.full_like(param, grad)
     optimizer.step()

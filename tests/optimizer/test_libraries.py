@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError
 from launcher.optimizer._extras import require
 from launcher.optimizer._implementation import choose
@@ -104,7 +104,7 @@ def test_evaluating_does_not_change_what_schedule_free_trains(
     pytest.importorskip("schedulefree")
     torch.manual_seed(0)
     module = nn.Linear(8, 8)
-    optimizer: Any = build_option(preset, lr=1e-2).build(module, "cpu")
+    optimizer: Any = build_option(preset, lr=1e-2).build(OptimizerTarget(module, "cpu"))
     for _ in range(8):
         module(torch.randn(4, 8)).square().sum().backward()
         optimizer.step()
@@ -120,7 +120,7 @@ def test_evaluating_does_not_change_what_schedule_free_trains(
 @pytest.mark.parametrize("preset", SCHEDULE_FREE)
 def test_schedule_free_has_no_state_before_the_first_step(build_option: Build, preset: str) -> None:
     pytest.importorskip("schedulefree")
-    optimizer: Any = build_option(preset).build(nn.Linear(2, 2), "cpu")
+    optimizer: Any = build_option(preset).build(OptimizerTarget(nn.Linear(2, 2), "cpu"))
     optimizer.eval()
     optimizer.train()
     assert not optimizer.state
@@ -146,7 +146,7 @@ def test_8bit_state_by_size_and_pattern(
     module = Tables()
     option = build_option("adamw_8bit", library="bitsandbytes", keep_32bit=["embed"])
     with caplog.at_level(logging.INFO, logger="trainctl.optimizer"):
-        optimizer = option.build(module, "cpu")
+        optimizer = option.build(OptimizerTarget(module, "cpu"))
     assert "bitsandbytes (as configured); 2 of 3 parameters keep 32-bit moments" in caplog.text
     step(module, optimizer)
     dtypes = {
@@ -194,7 +194,10 @@ def low_bit_and_its_library(
     ours, theirs = Tables(), Tables()
     theirs.load_state_dict(ours.state_dict())
     own = getattr(classes, LOW_BIT[preset])
-    pair = [(ours, option.build(ours, "cpu")), (theirs, own(theirs.parameters(), **values))]
+    pair = [
+        (ours, option.build(OptimizerTarget(ours, "cpu"))),
+        (theirs, own(theirs.parameters(), **values)),
+    ]
     for seed in range(8):
         for module, optimizer in pair:
             torch.manual_seed(seed)
@@ -238,7 +241,7 @@ def test_low_bit_state_is_counted_to_the_byte(
     chosen = {"library": library} if hasattr(build_option(preset), "library") else {}
     option: Any = build_option(preset, **chosen)
     module = Odd()
-    optimizer = option.build(module, "cpu")
+    optimizer = option.build(OptimizerTarget(module, "cpu"))
     step(module, optimizer)
     counted = option.state_bytes(dict(module.named_parameters()))
     assert sum(counted.values()) == kept_bytes(optimizer)
@@ -249,7 +252,7 @@ def test_torchao_state_is_plain_and_takes_the_same_choices(build_option: Build) 
     pytest.importorskip("torchao")
     module = Tables()
     option = build_option("adamw_8bit", library="torchao", keep_32bit=["embed"], block_size=128)
-    optimizer = option.build(module, "cpu")
+    optimizer = option.build(OptimizerTarget(module, "cpu"))
     step(module, optimizer)
     step(module, optimizer)
     state = optimizer.state
@@ -276,7 +279,7 @@ def test_8bit_says_what_does_not_fit(
 ) -> None:
     pytest.importorskip("bitsandbytes")
     with pytest.raises(ConfigError, match=message):
-        build_option(preset, **changes).build(Tables(), "cpu")
+        build_option(preset, **changes).build(OptimizerTarget(Tables(), "cpu"))
 
 
 @pytest.mark.parametrize("dampening", [0.0, 0.25])
@@ -288,7 +291,7 @@ def test_fused_momentum_of_a_late_parameter_is_that_of_a_loop(
         torch.manual_seed(0)
         module = nn.Linear(8, 8)
         changes = {"dampening": dampening, "weight_decay": 0.1, "implementation": implementation}
-        optimizer = build_option("sgd", **changes).build(module, "cpu")
+        optimizer = build_option("sgd", **changes).build(OptimizerTarget(module, "cpu"))
         for number in range(4):
             for param in module.parameters():
                 late = param is module.bias and number < 2

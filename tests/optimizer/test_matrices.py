@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError
 
 Build = Callable[..., OptimizerOption]
@@ -77,7 +77,7 @@ def names_in(optimizer: torch.optim.Optimizer, module: nn.Module, group: str) ->
 
 def test_muon_takes_the_matrices_of_numbered_blocks(build_option: Build) -> None:
     module = network()
-    optimizer = build_option("muon").build(module, "cpu")
+    optimizer = build_option("muon").build(OptimizerTarget(module, "cpu"))
     assert names_in(optimizer, module, "muon") == {
         f"layers.{i}.{name}.weight"
         for i in (0, 1)
@@ -90,7 +90,7 @@ def test_muon_takes_the_matrices_of_numbered_blocks(build_option: Build) -> None
 def test_patterns_overrule_what_is_a_hidden_matrix(build_option: Build) -> None:
     module = network()
     option = build_option("muon", matrices=["lm_head"], not_matrices=[r"\.1\.", "mlp"])
-    names = names_in(option.build(module, "cpu"), module, "muon")
+    names = names_in(option.build(OptimizerTarget(module, "cpu")), module, "muon")
     assert "lm_head.weight" in names
     assert "layers.0.attention.q_proj.weight" in names
     assert not any(name.startswith("layers.1") or "mlp" in name for name in names)
@@ -118,7 +118,7 @@ def test_norms_heads_and_tables_in_numbered_blocks_are_no_hidden_matrices(
             "lm_heads": nn.ModuleList([nn.Linear(8, 16, bias=False)]),
         }
     )
-    assert names_in(build_option("muon").build(module, "cpu"), module, "muon") == {
+    assert names_in(build_option("muon").build(OptimizerTarget(module, "cpu")), module, "muon") == {
         "layers.0.mlp.weight",
         "layers.0.attention.in_proj_weight",
         "layers.0.attention.out_proj.weight",
@@ -128,7 +128,7 @@ def test_norms_heads_and_tables_in_numbered_blocks_are_no_hidden_matrices(
 @pytest.mark.parametrize("key", ["matrices", "not_matrices"])
 def test_a_pattern_of_matrices_must_match(build_option: Build, key: str) -> None:
     with pytest.raises(ConfigError, match="'lm_haed' matches no parameter; nearest: lm_head"):
-        build_option("muon", **{key: ["lm_haed"]}).build(network(), "cpu")
+        build_option("muon", **{key: ["lm_haed"]}).build(OptimizerTarget(network(), "cpu"))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_pattern_of_matrices_must_match(build_option: Build, key: str) -> None
 def test_muon_may_be_left_with_one_half(build_option: Build, frozen: str, trained: str) -> None:
     module = network()
     option = build_option("muon", groups={"frozen": [frozen]})
-    optimizer = option.build(module, "cpu")
+    optimizer = option.build(OptimizerTarget(module, "cpu"))
     names = {name for name, p in module.named_parameters() if re.search(frozen, name) is None}
     assert names_in(optimizer, module, trained) == names
     before = [param.detach().clone() for param in module.parameters()]
@@ -147,7 +147,7 @@ def test_muon_may_be_left_with_one_half(build_option: Build, frozen: str, traine
 
 def test_a_model_without_blocks_has_no_hidden_matrices(build_option: Build) -> None:
     with pytest.raises(ConfigError, match="no numbered blocks"):
-        build_option("muon").build(nn.Linear(2, 2), "cpu")
+        build_option("muon").build(OptimizerTarget(nn.Linear(2, 2), "cpu"))
 
 
 def test_the_rest_of_muon_follows_the_schedule_at_its_own_rate(build_option: Build) -> None:
@@ -155,7 +155,7 @@ def test_the_rest_of_muon_follows_the_schedule_at_its_own_rate(build_option: Bui
     option = build_option("muon", lr=0.02, adamw_lr=0.003, groups={"overrides": overrides})
     scales = {
         group["name"].partition(",")[0] if "embed" not in group["name"] else "embed": group
-        for group in option.build(network(), "cpu").param_groups
+        for group in option.build(OptimizerTarget(network(), "cpu")).param_groups
     }
     assert scales["muon"]["lr_scale"] == 1
     assert scales["adamw"]["lr_scale"] == pytest.approx(0.15)
@@ -165,7 +165,10 @@ def test_the_rest_of_muon_follows_the_schedule_at_its_own_rate(build_option: Bui
 def test_muon_survives_its_own_state_dict(build_option: Build) -> None:
     option = build_option("muon")
     one, other = network(), network()
-    first, second = option.build(one, "cpu"), option.build(other, "cpu")
+    first, second = (
+        option.build(OptimizerTarget(one, "cpu")),
+        option.build(OptimizerTarget(other, "cpu")),
+    )
     walk(one, first, 3)
     # torch hands the tensors on without copying them.
     second.load_state_dict(copy.deepcopy(first.state_dict()))
@@ -216,7 +219,7 @@ def galore_and_its_authors(
         weight_decay=0.1,
         groups={"no_decay_types": []},
     )
-    return walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+    return walk(ours, option.build(OptimizerTarget(ours, "cpu")), 8), walk(theirs, expected, 8)
 
 
 @pytest.mark.parametrize("side", ["std", "reverse_std", "left", "right"])
@@ -259,7 +262,7 @@ def apollo_and_its_authors(
         weight_decay=0.1,
         groups={"no_decay_types": []},
     )
-    return walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+    return walk(ours, option.build(OptimizerTarget(ours, "cpu")), 8), walk(theirs, expected, 8)
 
 
 @pytest.mark.parametrize("scaling", ["channel", "tensor"])
@@ -276,7 +279,7 @@ def test_apollo_scales_the_channels_that_its_side_leaves(build_option: Build, si
         linear = nn.Linear(*shape, bias=False)
         module = nn.ModuleList([linear])
         option = build_option("apollo", side=side, rank=4, growth_limit=None)
-        optimizer = option.build(module, "cpu")
+        optimizer = option.build(OptimizerTarget(module, "cpu"))
         before = linear.weight.detach().clone()
         grad = linear.weight.grad = torch.randn_like(before)
         optimizer.step()
@@ -295,9 +298,11 @@ def test_apollos_random_projection_needs_neither_order_nor_global_seed(
     option = build_option("apollo", rank=2, update_every=2)
     one, other = network(), network()
     torch.manual_seed(1)
-    first = walk(one, option.build(one, "cpu"), 5)
+    first = walk(one, option.build(OptimizerTarget(one, "cpu")), 5)
     torch.manual_seed(2)
-    for a, b in zip(first, walk(other, option.build(other, "cpu"), 5), strict=True):
+    for a, b in zip(
+        first, walk(other, option.build(OptimizerTarget(other, "cpu")), 5), strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -323,7 +328,7 @@ def adam_mini_and_its_authors(
         ),
     )
     option = build_option("adam_mini", lr=1e-2, weight_decay=weight_decay, head_dim=DIM // HEADS)
-    return walk(ours, option.build(ours, "cpu"), 8), walk(theirs, expected, 8)
+    return walk(ours, option.build(OptimizerTarget(ours, "cpu")), 8), walk(theirs, expected, 8)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -336,13 +341,13 @@ def test_adam_mini_is_its_authors(build_option: Build, weight_decay: float) -> N
 def test_adam_mini_asks_the_models_config_for_its_heads(build_option: Build) -> None:
     module = network()
     with pytest.raises(ConfigError, match="tells no head size"):
-        build_option("adam_mini").build(module, "cpu")
+        build_option("adam_mini").build(OptimizerTarget(module, "cpu"))
 
     class Config:
         hidden_size, num_attention_heads = DIM, HEADS
 
     module.config = Config()  # type: ignore[assignment]
-    optimizer = build_option("adam_mini").build(module, "cpu")
+    optimizer = build_option("adam_mini").build(OptimizerTarget(module, "cpu"))
     walk(module, optimizer, 1)
     queries = optimizer.state[module.layers[0].attention.q_proj.weight]  # type: ignore[union-attr,index]
     assert queries["exp_avg_sq"].shape == (HEADS,)
@@ -350,4 +355,4 @@ def test_adam_mini_asks_the_models_config_for_its_heads(build_option: Build) -> 
 
 def test_adam_mini_refuses_heads_that_do_not_fit(build_option: Build) -> None:
     with pytest.raises(ConfigError, match="3-row heads do not fit"):
-        build_option("adam_mini", head_dim=3).build(network(), "cpu")
+        build_option("adam_mini", head_dim=3).build(OptimizerTarget(network(), "cpu"))

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError
 from launcher.optimizer._param_groups import assign, param_groups
 
@@ -46,7 +46,11 @@ class Network(nn.Module):
 
 
 def decaying(module: nn.Module, option: OptimizerOption) -> set[str]:
-    return {a.name for a in assign(module, option) if a.options["weight_decay"] > 0}
+    return {
+        a.name
+        for a in assign(OptimizerTarget(module, "cpu"), option)
+        if a.options["weight_decay"] > 0
+    }
 
 
 def test_norms_and_biases_do_not_decay_by_type(build_option: Build) -> None:
@@ -111,7 +115,9 @@ def test_a_shared_parameter_is_taken_once_and_answers_to_all_its_names(
     build_option: Build,
 ) -> None:
     module = Network()
-    groups = param_groups(module, build_option("adamw", groups={"no_decay": [r"^head\."]}))
+    groups = param_groups(
+        OptimizerTarget(module, "cpu"), build_option("adamw", groups={"no_decay": [r"^head\."]})
+    )
     taken = [param for group in groups for param in group["params"]]
     assert sum(param is module.embed.weight for param in taken) == 1
     spared = next(group for group in groups if group["name"] == "no_decay")
@@ -120,9 +126,15 @@ def test_a_shared_parameter_is_taken_once_and_answers_to_all_its_names(
 
 def test_order_is_the_modules_and_the_same_every_time(build_option: Build) -> None:
     module, option = Network(), build_option("adamw")
-    first = [[id(p) for p in group["params"]] for group in param_groups(module, option)]
-    assert first == [[id(p) for p in group["params"]] for group in param_groups(module, option)]
-    names = [a.name for a in assign(module, option)]
+    first = [
+        [id(p) for p in group["params"]]
+        for group in param_groups(OptimizerTarget(module, "cpu"), option)
+    ]
+    assert first == [
+        [id(p) for p in group["params"]]
+        for group in param_groups(OptimizerTarget(module, "cpu"), option)
+    ]
+    names = [a.name for a in assign(OptimizerTarget(module, "cpu"), option)]
     assert names == [name for name, _ in module.named_parameters()]
 
 
@@ -130,7 +142,7 @@ def test_frozen_parameters_lose_their_gradient_and_are_left_out(build_option: Bu
     module = Network()
     module.final.bias.requires_grad_(False)
     option = build_option("adamw", groups={"frozen": ["embed", "blocks.0"]})
-    names = {a.name for a in assign(module, option)}
+    names = {a.name for a in assign(OptimizerTarget(module, "cpu"), option)}
     assert not names & {"embed.weight", "final.bias", "blocks.0.mlp.weight"}
     assert "blocks.1.mlp.weight" in names
     assert not module.embed.weight.requires_grad
@@ -138,7 +150,7 @@ def test_frozen_parameters_lose_their_gradient_and_are_left_out(build_option: Bu
 
 def test_freezing_everything_is_an_error(build_option: Build) -> None:
     with pytest.raises(ConfigError, match="no parameter to train"):
-        assign(Network(), build_option("adamw", groups={"frozen": [""]}))
+        assign(OptimizerTarget(Network(), "cpu"), build_option("adamw", groups={"frozen": [""]}))
 
 
 def test_overrides_change_any_option_and_the_last_wins(build_option: Build) -> None:
@@ -147,7 +159,7 @@ def test_overrides_change_any_option_and_the_last_wins(build_option: Build) -> N
         {"pattern": "blocks.1", "lr_scale": 0.5, "weight_decay": 0.3},
     ]
     option = build_option("adamw", lr=1e-2, groups={"overrides": overrides})
-    found = {a.name: a.options for a in assign(Network(), option)}
+    found = {a.name: a.options for a in assign(OptimizerTarget(Network(), "cpu"), option)}
     assert found["embed.weight"]["lr_scale"] == 1
     assert "betas" not in found["embed.weight"]
     first = found["blocks.0.mlp.weight"]
@@ -161,14 +173,16 @@ def test_overrides_change_any_option_and_the_last_wins(build_option: Build) -> N
 def test_overrides_reach_the_built_optimizer(build_option: Build) -> None:
     overrides = [{"pattern": "embed", "lr": 1e-4, "eps": 1e-3}]
     option = build_option("adamw", lr=1e-2, groups={"overrides": overrides})
-    optimizer = option.build(Network(), "cpu")
+    optimizer = option.build(OptimizerTarget(Network(), "cpu"))
     assert sorted(group["eps"] for group in optimizer.param_groups) == [1e-8, 1e-8, 1e-3]
     assert all(group["lr"] == 1e-2 * group["lr_scale"] for group in optimizer.param_groups)
 
 
 def test_layer_decay_counts_blocks_from_the_output(build_option: Build) -> None:
     option = build_option("adamw", groups={"layer_decay": 0.5})
-    scales = {a.name: a.options["lr_scale"] for a in assign(Network(), option)}
+    scales = {
+        a.name: a.options["lr_scale"] for a in assign(OptimizerTarget(Network(), "cpu"), option)
+    }
     assert scales["embed.weight"] == 0.125
     assert scales["blocks.0.mlp.weight"] == 0.25
     assert scales["blocks.1.norm.weight"] == 0.5
@@ -183,7 +197,7 @@ def test_layer_decay_counts_a_decoders_blocks_after_its_encoders(build_option: B
         }
     )
     option = build_option("adamw", groups={"layer_decay": 0.5})
-    scales = {a.name: a.options["lr_scale"] for a in assign(module, option)}
+    scales = {a.name: a.options["lr_scale"] for a in assign(OptimizerTarget(module, "cpu"), option)}
     assert [scales[f"{name}.weight"] for name in ("encoder.0", "encoder.1", "decoder.0")] == [
         0.125,
         0.25,
@@ -193,20 +207,23 @@ def test_layer_decay_counts_a_decoders_blocks_after_its_encoders(build_option: B
 
 def test_layer_decay_needs_blocks(build_option: Build) -> None:
     with pytest.raises(ConfigError, match="no numbered blocks"):
-        assign(nn.Linear(2, 2), build_option("adamw", groups={"layer_decay": 0.5}))
+        assign(
+            OptimizerTarget(nn.Linear(2, 2), "cpu"),
+            build_option("adamw", groups={"layer_decay": 0.5}),
+        )
 
 
 def test_names_are_the_same_under_wrappers(build_option: Build) -> None:
     module = nn.ModuleDict({"_orig_mod": Network()})
     option = build_option("adamw", groups={"no_decay": ["^embed"]})
-    assert assign(module, option)[0].name == "embed.weight"
+    assert assign(OptimizerTarget(module, "cpu"), option)[0].name == "embed.weight"
 
 
 @pytest.mark.parametrize("key", ["decay", "no_decay", "frozen", "overrides"])
 def test_a_pattern_that_matches_nothing_names_the_nearest(build_option: Build, key: str) -> None:
     pattern: Any = {"pattern": "finel", "lr": 1.0} if key == "overrides" else "finel"
     with pytest.raises(ConfigError) as caught:
-        assign(Network(), build_option("adamw", groups={key: [pattern]}))
+        assign(OptimizerTarget(Network(), "cpu"), build_option("adamw", groups={key: [pattern]}))
     (problem,) = caught.value.problems
     assert problem.key.startswith(f"optimizer.groups.{key}")
     assert "'finel' matches no parameter; nearest: final.weight" in problem.message

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from launcher.contracts import OptimizerOption
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer import _per_tensor
 from launcher.optimizer._stable_adamw import StableAdamWOptimizer
 
@@ -70,7 +70,7 @@ def test_small_updates_of_bfloat16_weights_add_up(elements: int, *, kahan: bool)
 
 def test_gradients_are_left_as_they_are(build_option: Callable[..., OptimizerOption]) -> None:
     module = nn.Sequential(nn.Linear(8, 8), nn.Linear(300, 300))
-    optimizer = build_option("stable_adamw").build(module, "cpu")
+    optimizer = build_option("stable_adamw").build(OptimizerTarget(module, "cpu"))
     grads = []
     for param in module.parameters():
         param.grad = torch.randn_like(param)
@@ -88,7 +88,7 @@ def test_a_group_decays_by_its_own_peak(build_option: Callable[..., OptimizerOpt
     option = build_option(
         "stable_adamw", decouple_lr=True, weight_decay=1e-3, lr=1e-2, groups=groups
     )
-    optimizer = option.build(module, "cpu")
+    optimizer = option.build(OptimizerTarget(module, "cpu"))
     before = [param.detach().clone() for param in module.parameters()]
     for param in module.parameters():
         param.grad = torch.zeros_like(param)

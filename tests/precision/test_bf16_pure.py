@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.config import door
-from launcher.contracts import OptimizerOption, Precision, PrecisionOption
+from launcher.contracts import OptimizerOption, OptimizerTarget, Precision, PrecisionOption
 from launcher.errors import ConfigError
 from launcher.precision._pure import Pure
 from launcher.precision._rounding import Compensated
@@ -47,9 +47,9 @@ def built(
 ) -> torch.optim.Optimizer:
     try:
         if precision is None:
-            optimizer = option.build(module, "cpu")
+            optimizer = option.build(OptimizerTarget(module, "cpu"))
         else:
-            optimizer = precision.build_optimizer(option, module, "cpu")
+            optimizer = precision.build_optimizer(option, OptimizerTarget(module, "cpu"))
     except ConfigError as error:
         pytest.skip(str(error).splitlines()[-1].strip())
     for group in optimizer.param_groups:
@@ -96,12 +96,12 @@ def stepping(
 ) -> Any:
     """An optimizer of torch's, as a precision has it built."""
 
-    def build(module: nn.Module, device_type: str) -> torch.optim.Optimizer:
-        return make(module.parameters(), **options)
+    def build(target: OptimizerTarget) -> torch.optim.Optimizer:
+        return make(target.module.parameters(), **options)
 
     option = cast("OptimizerOption", SimpleNamespace(build=build))
     precision = precision or Pure(Compensated(), chunk_bytes=2**20)
-    return precision.build_optimizer(option, module, "cpu")
+    return precision.build_optimizer(option, OptimizerTarget(module, "cpu"))
 
 
 @pytest.mark.parametrize("preset", ["bf16_pure", "bf16_pure_stochastic"])
