@@ -9,4 +9,5 @@ class GivenMicroBatch(AccumulationOption):
     """The micro-batch is given, and not found."""
 
     micro_batch_size: int = Field(gt=0)
-    """Samples that pass through one device at once."""
+    """Samples that pass through one device at once; fewer where a rank's share of the global batch
+    is smaller."""

@@ -6,19 +6,25 @@ from launcher.contracts import BatchPlan
 def plan_for(
     target: int, *, name: str, micro_batch_size: int, ranks: int, seq_len: int, unit: int
 ) -> BatchPlan:
-    """The plan whose step is exactly the target.
+    """Return the plan whose step is exactly the target.
+
+    A rank whose share of the step is smaller than a micro-batch takes its share at once, so that
+    the same setting serves any number of ranks.
 
     Args:
         target: Wanted global batch, in samples or tokens.
         name: The setting that holds the target, for the message.
         micro_batch_size: Samples that pass through one device at once.
-        ranks: Processes that each take their own samples.
+        ranks: Ranks that read different data.
         seq_len: Tokens in one sample.
         unit: Units of `target` in one sample: 1 for samples, `seq_len` for tokens.
 
     Raises:
         ValueError: No whole number of micro-batches makes the target.
     """
+    share, rest = divmod(target, ranks * unit)
+    if rest == 0 and 0 < share < micro_batch_size:
+        micro_batch_size = share
     smallest = micro_batch_size * ranks * unit
     if target % smallest == 0:
         return BatchPlan(micro_batch_size, target // smallest, ranks, seq_len)

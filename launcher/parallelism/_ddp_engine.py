@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -63,9 +64,7 @@ class DDPEngine(TorchEngine):
             gradient_as_bucket_view=self._option.gradient_as_bucket_view,
             static_graph=self._option.static_graph,
             find_unused_parameters=self._option.find_unused_parameters,
-            # Running statistics differ by rank unless rank 0's are broadcast; a module without
-            # persistent buffers is spared the collective.
-            broadcast_buffers=bool(module.state_dict().keys() - dict(module.named_parameters())),
+            **_buffer_option(module),
         )
         wrapped.register_comm_hook(None, self._sum_hook())
         return wrapped
@@ -138,6 +137,8 @@ class DDPEngine(TorchEngine):
 
             return future.then(received)
 
+        # torch compares the annotations themselves, which are text in this module.
+        hook.__annotations__ = {"bucket": GradBucket, "return": Future[Tensor]}
         return hook
 
     @contextlib.contextmanager
@@ -147,3 +148,19 @@ class DDPEngine(TorchEngine):
             yield
         finally:
             self._hook_is_local = False
+
+
+def _buffer_option(module: nn.Module) -> dict[str, bool]:
+    """Return the option that broadcasts rank 0's buffers before each forward pass.
+
+    Running statistics would differ by rank without it; a module without persistent buffers is
+    spared the collective.
+    """
+    needed = bool(
+        module.state_dict().keys() - dict(module.named_parameters(remove_duplicate=False))
+    )
+    known = inspect.signature(DistributedDataParallel).parameters
+    # Renamed in torch 2.13, where the old name warns.
+    return {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": needed
+    }

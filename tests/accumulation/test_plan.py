@@ -47,6 +47,12 @@ def test_the_equation_holds(
     assert plan.samples_per_step == option.micro_batch_size * micro_batches * ranks
 
 
+@pytest.mark.parametrize(("ranks", "micro_batch_size"), [(1, 8), (2, 4), (4, 2), (8, 1)])
+def test_a_rank_takes_no_more_at_once_than_its_share(ranks: int, micro_batch_size: int) -> None:
+    option = Samples(kind="samples", micro_batch_size=8, samples_per_step=8)
+    assert option.plan(seq_len=128, ranks=ranks) == BatchPlan(micro_batch_size, 1, ranks, 128)
+
+
 @pytest.mark.parametrize(
     ("option", "seq_len", "ranks", "says"),
     [
@@ -60,13 +66,10 @@ def test_the_equation_holds(
             ),
         ),
         (
-            Samples(kind="samples", micro_batch_size=16, samples_per_step=16),
+            Samples(kind="samples", micro_batch_size=16, samples_per_step=18),
             128,
             4,
-            (
-                "must be a multiple of 64 (micro_batch_size 16 × ranks 4), but is 16; "
-                "the nearest that fits: 64; or set micro_batch_size to 4"
-            ),
+            "must be a multiple of 64 (micro_batch_size 16 × ranks 4), but is 18",
         ),
         (
             Tokens(kind="tokens", micro_batch_size=12, tokens_per_step=524288),
