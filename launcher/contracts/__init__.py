@@ -29,7 +29,15 @@ from launcher.contracts.engine import (
 )
 from launcher.contracts.layout import AXES, Layout
 from launcher.contracts.names import canonical_name
-from launcher.contracts.observers import LogContext, Observer, Row, Sink, StepReport
+from launcher.contracts.observers import (
+    LogContext,
+    Observer,
+    Row,
+    RunContext,
+    Sink,
+    StepReport,
+    Stop,
+)
 from launcher.contracts.optimizer import (
     GroupOverride,
     OptimizerOption,
@@ -56,6 +64,7 @@ from launcher.contracts.options import (
 from launcher.contracts.precision import LossScale, Precision
 from launcher.contracts.schedule import Horizon, Misfit, Schedule
 from launcher.contracts.sharding import UNSHARDED, Box, LocalShard, Shard, Sharding, Unsharded
+from launcher.contracts.state import TrainState
 
 __all__ = [
     "AXES",
@@ -96,6 +105,7 @@ __all__ = [
     "PrecisionOption",
     "Request",
     "Row",
+    "RunContext",
     "Samples",
     "Schedule",
     "SchedulerOption",
@@ -105,9 +115,11 @@ __all__ = [
     "Sink",
     "Snapshot",
     "StepReport",
+    "Stop",
     "Task",
     "TaskOption",
     "Tokenizer",
+    "TrainState",
     "Unsharded",
     "UpdateStats",
     "Window",

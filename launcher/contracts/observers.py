@@ -1,18 +1,20 @@
-"""Who watches the steps of a run, and where the numbers go."""
+"""Observers of the steps of a run, and the sinks that metrics go to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from launcher.contracts.state import TrainState
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from launcher.contracts.data import Window
-    from launcher.contracts.engine import UpdateStats
+    from launcher.contracts.engine import UpdateStats, World
     from launcher.run_dir import RunDir
-    from launcher.training.state import TrainState
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,12 @@ class StepReport:
     Attributes:
         state: The run after the step.
         window: What the step learned from.
-        loss: Mean loss of the window. Shape (), on the device.
+        loss: Mean loss of the window over all ranks. Shape (), on the device.
         update: What the update did.
         lr: Learning rate of the step.
-        scores: Validation scores, when this step was evaluated.
+        scores: Validation scores over all ranks, when this step was evaluated.
+        last: The run ends normally with this step: at its full length, or because an observer that
+            was called before returned a `Stop`. The scores are then those of all held-out samples.
     """
 
     state: TrainState
@@ -34,16 +38,72 @@ class StepReport:
     update: UpdateStats
     lr: float | None
     scores: Mapping[str, float] = field(default_factory=dict)
+    last: bool = False
 
 
-class Observer(Protocol):
-    """Sees every step; raises to end the run."""
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """An observer's request to end the run normally after the current step.
 
-    def __call__(self, report: StepReport) -> None:
-        """One step is done."""
+    The other observers still see the step, as the last one; the state is evaluated, saved and
+    exported as at the full length.
 
-    def close(self) -> None:
-        """The run has ended, well or badly."""
+    Attributes:
+        reason: Shown and recorded after "stopped after step N: ".
+    """
+
+    reason: str
+
+
+class Observer(ABC):
+    """Sees every step of the run on every rank.
+
+    Observers are called in the order of `GROUPS`; those of `logging` and `checkpoint` come last, so
+    that a row is on disk before the state that follows it, and a checkpoint holds what every other
+    observer remembers. An exception ends the run at once and as failed.
+
+    All ranks must return a `Stop` after the same step. They do if it follows from what is equal on
+    all ranks: the report's numbers, except those of `window`, and the config. A decision from a
+    clock, a file or a signal is one rank's own and must be agreed on first.
+    """
+
+    @abstractmethod
+    def __call__(self, report: StepReport) -> Stop | None:
+        """Take note of a step; return a `Stop` to end the run after it."""
+
+    def memory(self) -> Mapping[str, float]:
+        """Numbers that a resumed run needs, named `<observer>.<name>`; most need none.
+
+        A checkpoint holds them, and a resumed run gives them back as `RunContext.start.observers`.
+        """
+        return {}
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Release what is held; called once, however the run ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """What an option may use to make its observers.
+
+    Attributes:
+        run_dir: Where files go.
+        world: This process's place among the ranks.
+        start: The state that the run starts from, with what observers remembered.
+        max_steps: The step at which the run ends if no observer stops it before.
+        summary: The header: what is said once at the start, (label, text) in order.
+        recorder: Makes the observer that writes rows of metrics to sinks.
+        saver: Makes the observer that saves the state: after every so many steps (None: not by
+            steps), when a rank requests it, and after the last step.
+    """
+
+    run_dir: RunDir
+    world: World
+    start: TrainState
+    max_steps: int
+    summary: Sequence[tuple[str, str]]
+    recorder: Callable[[Sequence[Sink]], Observer]
+    saver: Callable[[int | None], Observer]
 
 
 Row = Mapping[str, float | int | None]

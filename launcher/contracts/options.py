@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import override
+
+from launcher.contracts.observers import LogContext
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from launcher.contracts.data import BatchPlan, DataSplits, Task, Tokenizer
     from launcher.contracts.engine import Engine, EngineParts, World
     from launcher.contracts.layout import Layout
-    from launcher.contracts.observers import LogContext, Sink
+    from launcher.contracts.observers import Observer, RunContext, Sink
     from launcher.contracts.precision import Precision
     from launcher.contracts.schedule import Horizon, Schedule
     from launcher.run_dir import RunDir
@@ -31,10 +34,11 @@ GROUPS = (
     "precision",
     "accumulation",
     "parallelism",
-    "checkpoint",
     "logging",
+    "checkpoint",
     "launch",
 )
+"""Names of the config groups, in the order in which their observers are called."""
 DEVICES = ("cpu", "cuda", "mps")
 """Kinds of device, as torch names them."""
 
@@ -69,6 +73,14 @@ class Option(Settings, ABC):
         Raises:
             TrainctlError: The run would fail; the message says why and what to do.
         """
+
+    def observers(self, context: RunContext) -> Sequence[Observer]:
+        """Make the observers that this option adds to the run; most options add none.
+
+        Called on every rank, after the engine was built and its state restored.
+        """
+        del context
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +229,10 @@ class CheckpointOption(Option):
     def build(self, run_dir: RunDir, world: World) -> CheckpointStore:
         """The store of this run's checkpoints."""
 
+    @override
+    def observers(self, context: RunContext) -> Sequence[Observer]:
+        return [context.saver(self.every_steps)]
+
 
 class LoggingOption(Option):
     """Where the numbers of a run go."""
@@ -227,6 +243,13 @@ class LoggingOption(Option):
     @abstractmethod
     def build(self, context: LogContext) -> Sequence[Sink]:
         """The sinks of rank 0."""
+
+    @override
+    def observers(self, context: RunContext) -> Sequence[Observer]:
+        if context.world.rank != 0:
+            return ()
+        log = LogContext(context.run_dir, context.start.step, context.max_steps, context.summary)
+        return [context.recorder(self.build(log))]
 
 
 class LaunchOption(Option):

@@ -16,7 +16,7 @@ import torch
 from launcher.accumulation.auto import Auto
 from launcher.config import derive
 from launcher.config.schema import RunConfig
-from launcher.contracts import LocalShard, MicroBatch, Request, Samples, Window, World
+from launcher.contracts import LocalShard, MicroBatch, Request, Samples, TrainState, Window, World
 from launcher.errors import OutOfMemory
 from launcher.launch._memory import Memory, memory_of
 from launcher.run_dir import RunDir, write_atomically
@@ -24,7 +24,6 @@ from launcher.training import rng
 from launcher.training.observers import stopped
 from launcher.training.out_of_memory import is_refusal
 from launcher.training.runner import Outcome, Parts, build
-from launcher.training.state import TrainState
 
 MAX_STEPS = 12
 """A trial ends when its memory has stopped growing, and with this step at the latest."""

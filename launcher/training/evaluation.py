@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from launcher.contracts import Engine, Samples, Task
-from launcher.training.state import TrainState
+from launcher.contracts import Engine, Samples, Task, TrainState
 
 _NOTHING: Mapping[str, float] = {}
 
@@ -23,7 +22,8 @@ class Evaluator:
         batch_size: Samples that pass through the device at once.
         every_steps: Cadence in optimizer steps; None evaluates after the last step only.
         max_samples: Limit for evaluations within the run, evenly spread over the set; None for all
-            of it. The evaluation after the last step sees all of it.
+            of it. The evaluation after the last step sees all of it, also if an observer stopped
+            the run there.
         max_steps: The last step.
         seconds: Time spent evaluating so far: what rates of training leave out.
         last: The newest scores.
@@ -42,7 +42,7 @@ class Evaluator:
     def __call__(self, state: TrainState) -> Mapping[str, float]:
         """The scores after a step; empty when none are due."""
         total = len(self.samples)
-        if state.step == self.max_steps:
+        if state.step == self.max_steps or state.stopped is not None:
             return self._scores(total) if total else _NOTHING
         if self.every_steps is not None and state.step % self.every_steps == 0 and total:
             return self._scores(min(self.max_samples or total, total))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from launcher.contracts import Engine, Observer, Schedule, StepReport, Window
-from launcher.training.state import TrainState
+from launcher.contracts import Engine, Observer, Schedule, StepReport, TrainState, Window
 
 
 def train(
@@ -29,12 +29,13 @@ def train(
         max_steps: Optimizer steps of the whole run, those before `state` included.
         seed_step: Seeds what a step draws (dropout), given the number of steps done.
         evaluate: Validation scores after a step; empty when none is due.
-        observers: Called in order after each step. One that raises ends the run.
+        observers: Called in order after each step. One that returns a `Stop` ends the run after
+            the step; those behind it, and an evaluation of all held-out samples, still see it.
 
     Returns:
         The state after the last step.
     """
-    while state.step < max_steps:
+    while state.step < max_steps and state.stopped is None:
         window = next(windows)
         seed_step(state.step)
         lr = schedule.lr(state.step, state.memory)
@@ -44,7 +45,10 @@ def train(
         scores = evaluate(state)
         if scores:
             state = state.remember(schedule.observe(state.memory, scores, state.step))
-        report = StepReport(state, window, loss, update, lr, scores)
+        report = StepReport(state, window, loss, update, lr, scores, state.step == max_steps)
         for observer in observers:
-            observer(report)
+            stop = observer(report)
+            if stop is not None and not report.last:
+                state = state.stop(stop.reason)
+                report = replace(report, state=state, scores=evaluate(state), last=True)
     return state

@@ -6,19 +6,29 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from signal import Signals
 
 import torch
+from typing_extensions import override
 
-from launcher.contracts import CheckpointStore, Request, Row, Sink, Snapshot, StepReport
+from launcher.contracts import (
+    CheckpointStore,
+    Observer,
+    Request,
+    Row,
+    Sink,
+    Snapshot,
+    StepReport,
+    TrainState,
+)
 from launcher.errors import Interrupted, Preempted
+from launcher.training.closing import close_all
 from launcher.training.requests import RankRequests, stop_signal
-from launcher.training.state import TrainState
 
 
-class Recorder:
+class Recorder(Observer):
     """Turns the reports that are due into rows: the only place that reads losses from the device.
 
     Args:
@@ -26,7 +36,6 @@ class Recorder:
         every_steps: Cadence in optimizer steps. Evaluated steps, skipped updates and the last step
             are logged as well.
         start: The state that the run starts from.
-        max_steps: The last step.
         evaluating: Seconds spent on evaluations so far; tokens_per_s leaves them out.
     """
 
@@ -36,23 +45,22 @@ class Recorder:
         *,
         every_steps: int,
         start: TrainState,
-        max_steps: int,
         evaluating: Callable[[], float],
     ) -> None:
         self._evaluating = evaluating
         self._evaluated = evaluating()
         self._sinks = sinks
         self._every_steps = every_steps
-        self._max_steps = max_steps
         self._tokens = start.tokens
         self._time = self._start = time.perf_counter()
 
+    @override
     def __call__(self, report: StepReport) -> None:
         """Log the step if it is due."""
         step = report.state.step
         if (
             step % self._every_steps == 0
-            or step == self._max_steps
+            or report.last
             or report.scores
             or not report.update.applied
         ):
@@ -60,10 +68,10 @@ class Recorder:
             for sink in self._sinks:
                 sink.write(row)
 
+    @override
     def close(self) -> None:
         """Close every sink, the console last, even if one fails."""
-        for sink in reversed(self._sinks):
-            sink.close()
+        close_all([sink.close for sink in reversed(self._sinks)])
 
     def _row(self, report: StepReport) -> Row:
         state, now = report.state, time.perf_counter()
@@ -87,7 +95,7 @@ class Recorder:
         }
 
 
-class Saver:
+class Saver(Observer):
     """Saves the run when a cadence is due, when a rank asked for it, and after the last step.
 
     Every decision follows from the report, which is the same on all ranks: saving is collective.
@@ -97,7 +105,6 @@ class Saver:
         every_steps: Cadence in optimizer steps, or None.
         snapshot: Makes the snapshot of a state.
         requests: This rank's requests, whose clock starts again with each save.
-        max_steps: The last step.
     """
 
     def __init__(
@@ -107,29 +114,29 @@ class Saver:
         snapshot: Callable[[TrainState], Snapshot],
         *,
         requests: RankRequests,
-        max_steps: int,
     ) -> None:
         self._store = store
         self._every_steps = every_steps
         self._snapshot = snapshot
         self._requests = requests
-        self._max_steps = max_steps
 
+    @override
     def __call__(self, report: StepReport) -> None:
         """Save if it is due; end the run if a signal asked for it."""
         self._store.poll()
         state, requests = report.state, report.update.requests
         signal = stop_signal(requests)
-        if signal is not None or state.step == self._max_steps or self._due(state.step, requests):
+        if signal is not None or report.last or self._due(state.step, requests):
             self._store.save(self._snapshot(state))
             self._requests.saved()
         if signal is not None:
             self._store.wait()
             raise stopped(signal, state.step)
 
+    @override
     def close(self) -> None:
         """Wait until what was saved is published."""
-        self._store.close()
+        self._store.wait()
 
     def _due(self, step: int, requests: Request) -> bool:
         on_cadence = self._every_steps is not None and step % self._every_steps == 0
@@ -137,17 +144,25 @@ class Saver:
 
 
 @dataclass(slots=True)
-class Progress:
+class Progress(Observer):
     """Remembers how far the run has come, for the message of an error that ends it."""
 
     state: TrainState
 
+    @override
     def __call__(self, report: StepReport) -> None:
-        """Take the new state."""
         self.state = report.state
 
-    def close(self) -> None:
-        """Nothing is held."""
+
+def with_memory(state: TrainState, observers: Iterable[Observer]) -> TrainState:
+    """The state with what every observer remembers after its step."""
+    memory: dict[str, float] = {}
+    for observer in observers:
+        new = observer.memory()
+        if taken := memory.keys() & new.keys():
+            raise ValueError(f"two observers remember {', '.join(sorted(taken))}; rename one")
+        memory |= new
+    return replace(state, observers=memory)
 
 
 def stopped(signal: Signals, step: int) -> Preempted | Interrupted:

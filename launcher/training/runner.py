@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from signal import Signals
 from typing import TYPE_CHECKING
@@ -13,31 +13,33 @@ from typing import TYPE_CHECKING
 from launcher.config import derive
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
+    GROUPS,
     BatchPlan,
     CheckpointStore,
     Clipping,
     Engine,
     EngineParts,
-    LogContext,
     Observer,
+    Option,
     Request,
+    RunContext,
     Samples,
-    Sink,
     Snapshot,
     Task,
+    TrainState,
     World,
 )
 from launcher.errors import CheckpointError, DataError, NonFinite
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.batches import Windows
+from launcher.training.closing import close_all, closing
 from launcher.training.evaluation import Evaluator
 from launcher.training.fitting import check_schedule
 from launcher.training.loop import train
-from launcher.training.observers import Progress, Recorder, Saver, stopped
+from launcher.training.observers import Progress, Recorder, Saver, stopped, with_memory
 from launcher.training.out_of_memory import refusals_explained
 from launcher.training.requests import RankRequests
-from launcher.training.state import TrainState
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,46 +105,49 @@ def run(
         with refusals_explained(lambda: "before the first step", _SMALLER_PARTS):
             requests = RankRequests(stop, config.checkpoint.every_minutes)
             parts = build(config, world, requests)
-            stack.callback(parts.engine.close)
+            stack.enter_context(closing(parts.engine.close))
             store = config.checkpoint.build(run_dir, world)
-            stack.callback(store.close)
+            stack.enter_context(closing(store.close))
             state = _restore(config, run_dir, parts, store)
         if (signal := stop()) is not None:
             raise stopped(signal, state.step)
-        sinks = _sinks(config, run_dir, world, parts, state)
-        evaluate = Evaluator(
-            engine=parts.engine,
-            task=parts.task,
-            samples=parts.validation,
-            batch_size=parts.plan.micro_batch_size,
-            every_steps=config.eval_every_steps,
-            max_samples=config.eval_max_samples,
-            max_steps=parts.max_steps,
-        )
-        recorder = Recorder(
-            sinks,
-            every_steps=config.log_every_steps,
+        evaluate = _evaluator(config, parts)
+        progress = Progress(state)
+        observers: list[Observer] = [progress]
+
+        def snapshot(state: TrainState) -> Snapshot:
+            return _snapshot(config, parts, with_memory(state, observers))
+
+        context = RunContext(
+            run_dir=run_dir,
+            world=world,
             start=state,
             max_steps=parts.max_steps,
-            evaluating=lambda: evaluate.seconds,
+            summary=_summary(config, run_dir, world, parts, state),
+            recorder=lambda sinks: Recorder(
+                sinks,
+                every_steps=config.log_every_steps,
+                start=state,
+                evaluating=lambda: evaluate.seconds,
+            ),
+            saver=lambda every_steps: Saver(store, every_steps, snapshot, requests=requests),
         )
-        stack.callback(recorder.close)
-        saver = Saver(
-            store,
-            config.checkpoint.every_steps,
-            lambda state: _snapshot(config, parts, state),
-            requests=requests,
-            max_steps=parts.max_steps,
-        )
-        state = _train(config, parts, world, state, evaluate=evaluate, observers=[recorder, saver])
-        saver.close()
-        recorder.close()
-        with parts.engine.full_module() as module:
-            sample = None
-            if module is not None:
-                if config.checkpoint.export:
-                    parts.task.export(module, run_dir.export)
-                sample = parts.task.sample(module)
+        with closing(lambda: close_all(observer.close for observer in reversed(observers))):
+            for group in GROUPS:
+                option: Option = getattr(config, group)
+                observers += option.observers(context)
+            state = _train(
+                config,
+                parts,
+                world,
+                state,
+                progress=progress,
+                evaluate=evaluate,
+                observers=observers,
+            )
+        if state.stopped is not None:
+            _log.info("stopped after step %d: %s", state.step, state.stopped)
+        sample = _export(config, run_dir, parts)
         return Outcome(state, evaluate.last, parts.references, sample)
 
 
@@ -211,8 +216,33 @@ def _restore(
     parts.engine.load_state(snapshot.engine)
     rng.restore(snapshot.rng)
     state = TrainState.from_json(snapshot.train_state)
+    if state.stopped is not None and snapshot.config != config.to_json():
+        # Under other settings the observer that stopped the run may decide otherwise.
+        state = replace(state, stopped=None)
     _log.info("resumed from step %d", state.step)
     return state
+
+
+def _evaluator(config: RunConfig, parts: Parts) -> Evaluator:
+    return Evaluator(
+        engine=parts.engine,
+        task=parts.task,
+        samples=parts.validation,
+        batch_size=parts.plan.micro_batch_size,
+        every_steps=config.eval_every_steps,
+        max_samples=config.eval_max_samples,
+        max_steps=parts.max_steps,
+    )
+
+
+def _export(config: RunConfig, run_dir: RunDir, parts: Parts) -> str | None:
+    """Export the trained model, and return a sample of its output if the task has one."""
+    with parts.engine.full_module() as module:
+        if module is None:
+            return None
+        if config.checkpoint.export:
+            parts.task.export(module, run_dir.export)
+        return parts.task.sample(module)
 
 
 def _snapshot(config: RunConfig, parts: Parts, state: TrainState) -> Snapshot:
@@ -224,20 +254,6 @@ def _snapshot(config: RunConfig, parts: Parts, state: TrainState) -> Snapshot:
         config=config.to_json(),
         data_fingerprint=parts.train.fingerprint,
     )
-
-
-def _sinks(
-    config: RunConfig, run_dir: RunDir, world: World, parts: Parts, state: TrainState
-) -> Sequence[Sink]:
-    if world.rank != 0:
-        return ()
-    context = LogContext(
-        run_dir=run_dir,
-        start_step=state.step,
-        max_steps=parts.max_steps,
-        summary=_summary(config, run_dir, world, parts, state),
-    )
-    return config.logging.build(context)
 
 
 def _summary(
@@ -273,6 +289,7 @@ def _train(
     world: World,
     state: TrainState,
     *,
+    progress: Progress,
     evaluate: Evaluator,
     observers: Sequence[Observer],
 ) -> TrainState:
@@ -285,7 +302,6 @@ def _train(
         stop=derive.max_samples(config, len(parts.train)),
     )
     schedule = derive.schedule(config, derive.horizon(config, len(parts.train)))
-    progress = Progress(state)
     here = refusals_explained(lambda: f"step {progress.state.step + 1}", _SMALLER_STEPS)
     with here, _explained(progress, parts.train):
         return train(
@@ -296,7 +312,7 @@ def _train(
             max_steps=parts.max_steps,
             seed_step=partial(rng.seed_step, config.seed, world.data_rank),
             evaluate=evaluate,
-            observers=[progress, *observers],
+            observers=observers,
         )
 
 

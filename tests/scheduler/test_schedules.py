@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from launcher.contracts import Horizon, Misfit, Schedule
+from launcher.contracts import Horizon, Misfit, Schedule, TrainState
 from launcher.errors import ConfigError
-from launcher.training.state import TrainState
 
 CONF = Path(__file__).parents[2] / "conf" / "scheduler"
 PRESETS = sorted(path.stem for path in CONF.glob("*.yaml"))
