@@ -26,7 +26,8 @@ class Console:
     def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
         """Start `trainctl WORDS`."""
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(TOY)]),
+            # The tree under test comes first, wherever another one is installed.
+            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(TOY), str(ROOT)]),
             "TRAINCTL_CONFIG_DIR": str(TOY / "conf"),
             "OMP_NUM_THREADS": "1",
             **variables,

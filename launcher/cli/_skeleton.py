@@ -7,17 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from launcher.contracts import ModelOption
+    from launcher.config.schema import RunConfig
 
 
-def skeleton(model: ModelOption) -> nn.Module:
-    """The network on the meta device: names and shapes, and not a byte of weights.
+def skeleton(config: RunConfig) -> nn.Module:
+    """Build the network of a config on the meta device: names and shapes, no weights."""
+    from launcher.contracts import Head
 
-    A model that would load its weights is built from its config instead: the shapes are the same.
-    """
-    import torch
-
-    if "init" in type(model).model_fields:
-        model = model.model_copy(update={"init": "random"})
-    with torch.device("meta"):
-        return model.build()
+    return config.model.build(Head(config.task.head), "meta")

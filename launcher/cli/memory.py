@@ -47,7 +47,7 @@ def measured(config: RunConfig) -> dict[str, Any]:
     from launcher.optimizer._param_groups import assign
     from launcher.optimizer._state_size import state_bytes
 
-    module = skeleton(config.model)
+    module = skeleton(config)
     elements = sum(param.numel() for param in module.parameters())
     target = OptimizerTarget(module, "meta")
     trained = sum(assigned.param.numel() for assigned in assign(target, config.optimizer))

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     config = composition(flags, overrides).checked().config
     from launcher.cli._skeleton import skeleton
 
-    rows = described(skeleton(config.model), config.optimizer)
+    rows = described(skeleton(config), config.optimizer)
     if flags.json:
         print_json({"params": rows})
     else:

@@ -10,10 +10,9 @@ from launcher.contracts.checkpoints import CheckpointStore, Snapshot
 from launcher.contracts.data import (
     BatchPlan,
     DataSplits,
-    Document,
     MicroBatch,
+    Records,
     Samples,
-    Task,
     Tokenizer,
     Window,
 )
@@ -65,6 +64,7 @@ from launcher.contracts.precision import LossScale, Precision
 from launcher.contracts.schedule import Horizon, Misfit, Schedule
 from launcher.contracts.sharding import UNSHARDED, Box, LocalShard, Shard, Sharding, Unsharded
 from launcher.contracts.state import TrainState
+from launcher.contracts.task import Head, HeadName, Metrics, Task
 
 __all__ = [
     "AXES",
@@ -78,11 +78,12 @@ __all__ = [
     "Clipping",
     "DataOption",
     "DataSplits",
-    "Document",
     "Engine",
     "EngineParts",
     "EngineState",
     "GroupOverride",
+    "Head",
+    "HeadName",
     "Horizon",
     "LaunchOption",
     "Layout",
@@ -90,6 +91,7 @@ __all__ = [
     "LogContext",
     "LoggingOption",
     "LossScale",
+    "Metrics",
     "MicroBatch",
     "Misfit",
     "ModelLimits",
@@ -103,6 +105,7 @@ __all__ = [
     "Pattern",
     "Precision",
     "PrecisionOption",
+    "Records",
     "Request",
     "Row",
     "RunContext",

@@ -1,4 +1,4 @@
-"""Documents, samples, micro-batches, windows, and the task that makes sense of them."""
+"""Records, samples, micro-batches and windows: the data on its way to the engine."""
 
 from __future__ import annotations
 
@@ -12,23 +12,37 @@ from typing_extensions import override
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One text, and the name by which an error calls it (a path, or `path:line`)."""
+class Records(Protocol):
+    """Raw examples by index, as a data source reads them."""
 
-    name: str
-    text: str
+    columns: Sequence[str]
+    """Names of the columns that every record has."""
+    fingerprint: str
+    """Hash of the content, in order."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+
+    def record(self, index: int) -> Mapping[str, Any]:
+        """One example: a value for each column. Read when asked for, and not kept."""
+
+    def describe(self, index: int) -> str:
+        """Where a record comes from, for messages: a file, or `file:line`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataSplits:
-    """Documents to train on, and documents held out; no document is in both."""
+    """Records to train on, records for validation during the run, records for a final test.
 
-    train: Sequence[Document]
-    validation: Sequence[Document]
+    No record is in two of them; `test` is None where the source has no such part.
+    """
+
+    train: Records
+    validation: Records
+    test: Records | None = None
 
 
 class Tokenizer(Protocol):
@@ -93,7 +107,7 @@ class MicroBatch:
         inputs: Tensors by name; the first dim of each is the batch. On the CPU until the engine
             moves them.
         num_targets: Target tokens (or samples) that the loss sums over.
-        indices: The samples' places in the training set, for messages.
+        indices: The samples' places in their set. Empty for padding: one row without any target.
     """
 
     inputs: Mapping[str, Tensor]
@@ -118,45 +132,29 @@ class Window:
 
 
 class Samples(Protocol):
-    """Examples by index; every method is a pure function of the indices."""
+    """Encoded examples by index."""
 
     fingerprint: str
     """Hash of the examples: a resumed run must see the same."""
+    lengths: npt.NDArray[np.int64]
+    """Tokens (or other elements along dim 1 of the inputs) of every example. Shape (N,)."""
 
     def __len__(self) -> int:
         """Number of examples."""
 
     def num_targets(self, indices: Sequence[int]) -> int:
-        """Target tokens of some examples, known without building them."""
+        """Number of targets of some examples, known without building them."""
 
-    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
-        """The examples as tensors."""
+    def micro_batch(self, indices: Sequence[int], draw: int) -> MicroBatch:
+        """Build some examples as tensors: a pure function of the arguments.
+
+        Args:
+            indices: The examples. None of them gives one row whose targets are all masked: its loss
+                and its gradient are 0. Ranks use it to make their numbers of micro-batches equal.
+            draw: What the random parts of an example (masks, noise) depend on, next to its index:
+                `numpy.random.default_rng([draw, index])` is a generator for it. Not negative;
+                derived from the seed and the position in the data.
+        """
 
     def describe(self, index: int) -> str:
         """Where an example comes from, for messages: file and place in it."""
-
-
-class Task(Protocol):
-    """The live task: its examples, its loss, its scores."""
-
-    def samples(self, documents: Sequence[Document]) -> Samples:
-        """The examples in some documents.
-
-        Raises:
-            DataError: There is not one example in them.
-        """
-
-    def loss(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Sum of the losses of all targets. Shape (), float32, on the module's device."""
-
-    def scores(self, loss_sum: float, num_targets: int, samples: Samples) -> dict[str, float]:
-        """Validation scores (`eval_loss`, …) from the summed loss over some held-out targets."""
-
-    def references(self, documents: Sequence[Document]) -> Mapping[str, float]:
-        """Named figures that put scores on held-out documents in perspective; may be empty."""
-
-    def sample(self, module: nn.Module) -> str | None:
-        """A taste of what the model has learned, for the console; None when the task has none."""
-
-    def export(self, module: nn.Module, folder: Path) -> None:
-        """Write model and tokenizer as transformers loads them."""

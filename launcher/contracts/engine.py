@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Flag, auto
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from launcher.contracts.layout import Layout
 from launcher.contracts.sharding import LocalShard
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from launcher.contracts.data import BatchPlan, MicroBatch, Window
     from launcher.contracts.optimizer import OptimizerOption
     from launcher.contracts.options import PrecisionOption
+    from launcher.contracts.task import Task
+
+    Predict = Callable[[Any, Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ class EngineParts:
     """What an engine is made from."""
 
     module: nn.Module
-    loss: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    task: Task
     optimizer: OptimizerOption
     precision: PrecisionOption
     clipping: Clipping
@@ -153,8 +156,19 @@ class Engine(Protocol):
                 are as before the window.
         """
 
-    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> float:
-        """Return the summed loss of all ranks' micro-batches, without gradient."""
+    def evaluate(
+        self, micro_batches: Iterable[MicroBatch], predict: Predict
+    ) -> Iterator[Mapping[str, Tensor]]:
+        """Predict without gradient, in evaluation mode.
+
+        Args:
+            micro_batches: This rank's share; as many on every rank (see `Samples.micro_batch`).
+            predict: Reduces the module's outputs (`Task.predict`).
+
+        Returns:
+            The predictions of the samples of all data ranks in sample order, padding left out. Take
+            all of them: every rank must reach the end.
+        """
 
     def full_module(self) -> AbstractContextManager[nn.Module | None]:
         """Give the plain module with whole weights, in evaluation mode, on rank 0; None elsewhere.

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from launcher.contracts.checkpoints import CheckpointStore
-    from launcher.contracts.data import BatchPlan, DataSplits, Task, Tokenizer
+    from launcher.contracts.data import BatchPlan, DataSplits, Tokenizer
     from launcher.contracts.engine import Engine, EngineParts, World
     from launcher.contracts.layout import Layout
     from launcher.contracts.observers import Observer, RunContext, Sink
     from launcher.contracts.precision import Precision
     from launcher.contracts.schedule import Horizon, Schedule
+    from launcher.contracts.task import Head, HeadName, Task
     from launcher.run_dir import RunDir
 
 
@@ -122,8 +123,17 @@ class ModelOption(Option):
         """
 
     @abstractmethod
-    def build(self) -> nn.Module:
-        """The network on the CPU in float32: loaded, or drawn from torch's global generator."""
+    def build(self, head: Head, device: str) -> nn.Module:
+        """Build the network in float32, in training mode.
+
+        Args:
+            head: Its output layer.
+            device: Where its tensors are, as torch names it. `meta`: names and shapes only, nothing
+                is loaded and no memory is taken.
+
+        Raises:
+            DataError: The files do not hold such a network.
+        """
 
     @abstractmethod
     def build_tokenizer(self) -> Tokenizer:
@@ -131,11 +141,11 @@ class ModelOption(Option):
 
 
 class DataOption(Option):
-    """Where the documents come from."""
+    """Where the raw examples come from."""
 
     @abstractmethod
     def build(self) -> DataSplits:
-        """Read the documents.
+        """Open the source and split it, the same way on every rank and every machine.
 
         Raises:
             DataError: A file is missing, empty or not what it should be.
@@ -143,8 +153,10 @@ class DataOption(Option):
 
 
 class TaskOption(Option):
-    """What is learned from the documents: examples, loss, scores."""
+    """What is learned from the records: samples, loss, metrics."""
 
+    head: ClassVar[HeadName]
+    """The output layer that the task needs."""
     seq_len: int = Field(gt=0)
     """Longest example, in tokens."""
 

@@ -6,9 +6,15 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.contracts import Document
-
 _BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text, and the name by which an error calls it (a path, or `path:line`)."""
+
+    name: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

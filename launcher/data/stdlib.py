@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import DataOption, DataSplits, Document
-from launcher.data._files import is_held_out, read_document
+from launcher.contracts import DataOption, DataSplits
+from launcher.data._files import Document, is_held_out, read_document
+from launcher.data._records import TextRecords
 from launcher.errors import DataError
 
 # Other people's code, tests, and tables that a program wrote.
@@ -50,7 +51,7 @@ class StandardLibrary(DataOption):
                 splits[held_out].append(Document(name, document.text))
         if not splits[False]:
             raise _no_source()
-        return DataSplits(train=splits[False], validation=splits[True])
+        return DataSplits(train=TextRecords(splits[False]), validation=TextRecords(splits[True]))
 
 
 def _root() -> Path:

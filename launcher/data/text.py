@@ -13,8 +13,9 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import DataOption, DataSplits, Document
-from launcher.data._files import Unreadable, is_held_out, read_document
+from launcher.contracts import DataOption, DataSplits
+from launcher.data._files import Document, Unreadable, is_held_out, read_document
+from launcher.data._records import TextRecords
 from launcher.errors import DataError
 
 _log = logging.getLogger("trainctl.data")
@@ -24,7 +25,7 @@ _SHOWN = 5
 
 
 class TextFiles(DataOption):
-    """Text files in UTF-8, one document each; a part is held out for validation.
+    """Text files in UTF-8, one record each (column `text`); a part is held out for validation.
 
     Held out are `validation_files`, or else whole files by a hash of their path below the folder of
     all files, or else, where that would hold out none or more than half of the text (as with a
@@ -54,7 +55,8 @@ class TextFiles(DataOption):
         train, validation = self._find()
         documents = self._read(train)
         if validation:
-            return DataSplits(train=documents, validation=self._read(validation))
+            held_out = TextRecords(self._read(validation))
+            return DataSplits(train=TextRecords(documents), validation=held_out)
         return _split(documents, self.validation_fraction)
 
     def _find(self) -> tuple[list[Path], list[Path]]:
@@ -135,11 +137,11 @@ def _split(documents: Sequence[Document], fraction: float) -> DataSplits:
         splits[is_held_out(name, fraction)].append(document)
     held_out, total = (sum(len(d.text) for d in part) for part in (splits[True], documents))
     if 0 < held_out <= total / 2:
-        return DataSplits(train=splits[False], validation=splits[True])
+        return DataSplits(train=TextRecords(splits[False]), validation=TextRecords(splits[True]))
     halves = [_cut(document, fraction) for document in documents]
     return DataSplits(
-        train=[head for head, _ in halves if head.text],
-        validation=[tail for _, tail in halves if tail.text],
+        train=TextRecords(head for head, _ in halves if head.text),
+        validation=TextRecords(tail for _, tail in halves if tail.text),
     )
 
 

@@ -32,7 +32,6 @@ _MIB = 2**20
 # pieces that do not fit; the C library takes some steps to come to rest.
 _QUIET_STEPS = 2
 _GROWTH = 1.005
-_SCANNED = 256
 # A dynamic loss scale may have to come down a long way before the first update is applied.
 _ATTEMPTS = 24
 
@@ -88,15 +87,16 @@ def _rehearse(
     parts = build(config, world, lambda: Request.NONE)
     try:
         schedule = derive.schedule(config, derive.horizon(config, len(parts.train)))
-        window = _longest_window(parts, config.task.seq_len)
+        window = _longest_window(parts)
         saves = config.checkpoint.kind != "none"
         held: Mapping[str, torch.Tensor] = {}
-        scored = _longest_scored(parts, config.task.seq_len)
+        scored = _longest_scored(parts)
         quiet = 0
         for step in range(MAX_STEPS):
             before = memory.peak()
             _train_step(parts, window, schedule.lr(step, {}), stop)
-            parts.engine.evaluate(scored)
+            for _ in parts.engine.evaluate(scored, parts.task.predict):
+                pass
             if saves and not held and torch.device(world.device).type == "cpu":
                 # A store that saves in the background keeps a copy of the state in this memory.
                 held = {name: _copy(value) for name, value in parts.engine.state().items()}
@@ -123,37 +123,21 @@ def _train_step(
             return
 
 
-def _longest_window(parts: Parts, seq_len: int) -> Window:
+def _longest_window(parts: Parts) -> Window:
     """A window of the longest samples; its second micro-batch meets gradients of the first."""
     plan = parts.plan
-    piece = _longest(parts.train, plan.micro_batch_size, seq_len)
+    piece = _longest(parts.train, plan.micro_batch_size)
     pieces = [piece] * min(2, plan.micro_batches)
     num_targets = sum(each.num_targets for each in pieces) * plan.ranks
     return Window(pieces, plan.micro_batch_size * len(pieces) * plan.ranks, num_targets)
 
 
-def _longest_scored(parts: Parts, seq_len: int) -> Sequence[MicroBatch]:
+def _longest_scored(parts: Parts) -> Sequence[MicroBatch]:
     if not len(parts.validation):
         return ()
-    return [_longest(parts.validation, parts.plan.micro_batch_size, seq_len)] * 2
+    return [_longest(parts.validation, parts.plan.micro_batch_size)] * 2
 
 
-def _longest(samples: Samples, size: int, seq_len: int) -> MicroBatch:
+def _longest(samples: Samples, size: int) -> MicroBatch:
     """A micro-batch that takes as much memory as any: the longest sample, `size` times."""
-    best: Sequence[int] = ()
-    most = -1.0
-    for start in range(0, len(samples), _SCANNED):
-        indices = range(start, min(start + _SCANNED, len(samples)))
-        inputs = samples.micro_batch(indices).inputs
-        # All are as long as the longest among them: one look tells of many.
-        if (elements := _elements(inputs) / len(indices)) > most:
-            best, most = indices, elements
-        if max((t.shape[1] for t in inputs.values() if t.dim() > 1), default=0) >= seq_len:
-            best = indices
-            break
-    longest = max(best, key=lambda index: _elements(samples.micro_batch([index]).inputs))
-    return samples.micro_batch([longest] * size)
-
-
-def _elements(inputs: Mapping[str, torch.Tensor]) -> int:
-    return sum(tensor.numel() for tensor in inputs.values())
+    return samples.micro_batch([int(samples.lengths.argmax())] * size, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import ModelLimits, ModelOption, Tokenizer
+from launcher.contracts import Head, ModelLimits, ModelOption, Tokenizer
 from launcher.errors import DataError
 from launcher.model._folder import check_tokenizer, check_weights, read_config, read_limits
 from launcher.model._tokenizer_name import BYT5, build_tokenizer
@@ -43,7 +43,7 @@ class HuggingFace(ModelOption):
         return read_limits(self._folder)
 
     @override
-    def build(self) -> nn.Module:
+    def build(self, head: Head, device: str) -> nn.Module:
         import torch
         from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -52,13 +52,14 @@ class HuggingFace(ModelOption):
         read_config(self._folder)
         logging.disable_progress_bar()
         try:
-            if self.init == "random":
+            if self.init == "random" or device == "meta":
                 config = AutoConfig.from_pretrained(
                     self._folder, local_files_only=True, trust_remote_code=False
                 )
-                fresh: nn.Module = AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32, trust_remote_code=False
-                )
+                with torch.device(device):
+                    fresh: nn.Module = AutoModelForCausalLM.from_config(
+                        config, dtype=torch.float32, trust_remote_code=False
+                    )
                 return fresh
             check_weights(self._folder)
             module, report = AutoModelForCausalLM.from_pretrained(
@@ -76,7 +77,7 @@ class HuggingFace(ModelOption):
         self._check_loaded(report)
         loaded: nn.Module = module
         # from_pretrained leaves a model in evaluation mode; a new one is in training mode.
-        return loaded.train()
+        return loaded.to(device).train()
 
     @override
     def build_tokenizer(self) -> Tokenizer:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import ModelLimits, ModelOption, Tokenizer
+from launcher.contracts import Head, ModelLimits, ModelOption, Tokenizer
 from launcher.model._folder import check_tokenizer
 from launcher.model._tokenizer_name import BYT5, BYT5_VOCAB_SIZE, build_tokenizer
 
@@ -80,7 +80,8 @@ class Llama(ModelOption):
         return ModelLimits(self.vocab_size, self.max_positions)
 
     @override
-    def build(self) -> nn.Module:
+    def build(self, head: Head, device: str) -> nn.Module:
+        import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
@@ -98,7 +99,8 @@ class Llama(ModelOption):
             bos_token_id=None,
             eos_token_id=self.build_tokenizer().eos_id,
         )
-        module: nn.Module = LlamaForCausalLM(config)
+        with torch.device(device):
+            module: nn.Module = LlamaForCausalLM(config)
         return module
 
     @override

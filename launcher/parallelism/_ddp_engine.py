@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,13 @@ class DDPEngine(TorchEngine):
             if bad:
                 return NonFinite(f"rank {rank}: {message}", indices)
         return NonFinite(str(error), [index for *_, indices in found for index in indices])
+
+    @override
+    def _gather(self, predictions: Mapping[str, Tensor]) -> Iterable[Mapping[str, Tensor]]:
+        mine = {name: value.cpu() for name, value in predictions.items()}
+        found: list[Any] = [None] * self._world.size
+        dist.all_gather_object(found, mine, group=self._group)
+        return found
 
     def _sum_hook(self) -> Callable[[object, GradBucket], Future[Tensor]]:
         dtype = _COMPRESSED[self._option.gradient_compression]

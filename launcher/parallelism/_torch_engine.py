@@ -26,6 +26,7 @@ from launcher.parallelism._optimizer_state import (
 
 if TYPE_CHECKING:
     from launcher.contracts import EngineParts, EngineState, MicroBatch, Request, Window
+    from launcher.contracts.engine import Predict
 
 from launcher.contracts import LocalShard, OptimizerTarget, UpdateStats
 
@@ -50,7 +51,7 @@ class TorchEngine:
         self._module = parts.module.to(self._device)
         self._module.train()
         self._trained = self._wrap(self._module)
-        self._loss = parts.loss
+        self._task = parts.task
         self._clipping = parts.clipping
         self._skip_nonfinite = parts.skip_nonfinite
         self._requests = parts.requests
@@ -74,7 +75,9 @@ class TorchEngine:
             last = place == len(window.micro_batches)
             with self._accumulation(last=last):
                 with self._precision.autocast():
-                    loss = self._loss(self._trained, self._on_device(micro_batch.inputs)) / divisor
+                    inputs = self._on_device(micro_batch.inputs)
+                    outputs = self._trained(**self._task.forward_inputs(inputs))
+                    loss = self._task.loss(outputs, inputs) / divisor
                 self._losses.append(loss.detach())
                 if last:
                     self._share(torch.stack(self._losses).sum() if place > 1 else self._losses[0])
@@ -108,16 +111,19 @@ class TorchEngine:
         self._optimizer.zero_grad(set_to_none=True)
         return UpdateStats(norm, finite, factor, requests)
 
-    def evaluate(self, micro_batches: Iterable[MicroBatch]) -> float:
-        """Summed loss without gradient, dropout off; see `Engine`."""
+    def evaluate(
+        self, micro_batches: Iterable[MicroBatch], predict: Predict
+    ) -> Iterator[Mapping[str, Tensor]]:
+        """Predict without gradient, dropout off; see `Engine`."""
         self._training(on=False)
         try:
             with torch.no_grad(), self._precision.evaluation(self._module):
-                losses = [
-                    self._loss(self._module, self._on_device(m.inputs)) for m in micro_batches
-                ]
-                # In float64 on the host, once: the device is not waited for between batches.
-                return math.fsum(torch.stack(losses).tolist()) if losses else 0.0
+                for micro_batch in micro_batches:
+                    inputs = self._on_device(micro_batch.inputs)
+                    outputs = self._module(**self._task.forward_inputs(inputs))
+                    count = len(micro_batch.indices)
+                    found = {name: v[:count] for name, v in predict(outputs, inputs).items()}
+                    yield from self._gather(found)
         finally:
             self._training(on=True)
 
@@ -175,6 +181,10 @@ class TorchEngine:
         """Return the error that all ranks report; a rank whose own loss is bad knows most."""
         del bad_loss
         return error
+
+    def _gather(self, predictions: Mapping[str, Tensor]) -> Iterable[Mapping[str, Tensor]]:
+        """Return the predictions of one micro-batch per data rank, in the order of the ranks."""
+        return (predictions,)
 
     # End of what ranks exchange.
 

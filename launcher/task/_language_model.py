@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from launcher.contracts import Document, Samples, Task, Tokenizer
+from launcher.contracts import Head, Metrics, Records, Samples, Task, Tokenizer
 from launcher.task._export import export
 from launcher.task._generation import Taste, generate
 from launcher.task._references import byte_references
@@ -33,6 +34,9 @@ class LanguageModel(Task):
         taste: What `sample` draws.
     """
 
+    head = Head("causal_lm")
+    columns = ("text",)
+
     def __init__(self, tokenizer: Tokenizer, *, seq_len: int, packing: bool, taste: Taste) -> None:
         self._tokenizer = tokenizer
         self._seq_len = seq_len
@@ -40,30 +44,34 @@ class LanguageModel(Task):
         self._taste = taste
 
     @override
-    def samples(self, documents: Sequence[Document]) -> Samples:
-        return self._layout(read_tokens(documents, self._tokenizer), self._seq_len)
+    def samples(self, records: Records) -> Samples:
+        return self._layout(read_tokens(records, self._tokenizer), self._seq_len)
 
     @override
-    def loss(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        logits = module(input_ids=inputs["input_ids"], use_cache=False).logits
-        return summed_cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+    def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        return {"input_ids": inputs["input_ids"], "use_cache": False}
 
     @override
-    def scores(self, loss_sum: float, num_targets: int, samples: Samples) -> dict[str, float]:
-        """`eval_loss` in nats per token, `eval_perplexity`, `eval_bits_per_byte`.
-
-        Bits per byte count the whole code: what the end tokens cost too, over the bytes of text
-        alone.
-        """
-        loss = loss_sum / num_targets
-        scores = {"eval_loss": loss, "eval_perplexity": _exp(loss)}
-        if isinstance(samples, TokenSamples) and samples.bytes_per_target:
-            scores["eval_bits_per_byte"] = loss / math.log(2) / samples.bytes_per_target
-        return scores
+    def loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        return summed_cross_entropy(outputs.logits.flatten(0, 1), inputs["labels"].flatten())
 
     @override
-    def references(self, documents: Sequence[Document]) -> Mapping[str, float]:
-        return byte_references(documents)
+    def predict(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        labels = inputs["labels"]
+        losses = token_cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+        return {
+            "loss": losses.view_as(labels).sum(dim=1),
+            "num_targets": (labels != NO_TARGET).sum(dim=1),
+        }
+
+    @override
+    def metrics(self, samples: Samples) -> Metrics:
+        known = samples.bytes_per_target if isinstance(samples, TokenSamples) else 0.0
+        return LanguageModelMetrics(known)
+
+    @override
+    def references(self, records: Records) -> Mapping[str, float]:
+        return byte_references(records)
 
     @override
     def sample(self, module: nn.Module) -> str | None:
@@ -74,6 +82,55 @@ class LanguageModel(Task):
     @override
     def export(self, module: nn.Module, folder: Path) -> None:
         export(module, self._tokenizer, folder)
+
+
+class LanguageModelMetrics(Metrics):
+    """`eval_loss` in nats per token, `eval_perplexity`, `eval_bits_per_byte`.
+
+    Bits per byte count the whole code: what the end tokens cost too, over the bytes of text alone.
+
+    Args:
+        bytes_per_target: Bytes of text per target; 0 where unknown, and then there are no bits per
+            byte.
+    """
+
+    def __init__(self, bytes_per_target: float) -> None:
+        self._bytes_per_target = bytes_per_target
+        self._losses: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self.names = ["eval_loss", "eval_perplexity"]
+        if bytes_per_target:
+            self.names.append("eval_bits_per_byte")
+
+    @override
+    def add(self, predictions: Mapping[str, Tensor]) -> None:
+        self._losses.append(predictions["loss"])
+        self._counts.append(predictions["num_targets"])
+
+    @override
+    def compute(self) -> dict[str, float]:
+        # In float64 on the host, once: the device is not waited for between batches.
+        num_targets = int(torch.cat(self._counts).sum())
+        loss = math.fsum(torch.cat(self._losses).tolist()) / num_targets
+        values = [loss, _exp(loss)]
+        if self._bytes_per_target:
+            values.append(loss / math.log(2) / self._bytes_per_target)
+        return dict(zip(self.names, values, strict=True))
+
+
+def token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of each token in float32, without gradient; 0 where there is no target.
+
+    Args:
+        logits: Shape (N, V), any floating format; widened a chunk at a time.
+        labels: Shape (N,), int64; `NO_TARGET` where there is none.
+
+    Returns:
+        Shape (N,), float32, nats.
+    """
+    rows = len(labels) if logits.dtype == torch.float32 else max(1, _CHUNK // logits.shape[-1])
+    parts = zip(torch.split(logits, rows), torch.split(labels, rows), strict=True)
+    return torch.cat([_float32_cross_entropy(part, own, "none") for part, own in parts])
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -101,8 +158,8 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total
 
 
-def _float32_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), labels, ignore_index=NO_TARGET, reduction="sum")
+def _float32_cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "sum") -> Tensor:
+    return F.cross_entropy(logits.float(), labels, ignore_index=NO_TARGET, reduction=reduction)
 
 
 def _exp(value: float) -> float:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import lzma
-from collections.abc import Sequence
 
 import numpy as np
 
-from launcher.contracts import Document
+from launcher.contracts import Records
 
 _XZ_LIMIT = 4 * 2**20
 """Bytes of text given to xz at most: it packs about 1.5 MB a second."""
 
 
-def byte_references(documents: Sequence[Document]) -> dict[str, float]:
-    """Bits per byte of two yardsticks on some documents; empty for no text.
+def byte_references(records: Records) -> dict[str, float]:
+    """Bits per byte of two baselines on the column `text` of records; empty for no text.
 
     `unigram_bits_per_byte` is the entropy of the bytes' own frequencies: what is learned without
     any context. `xz_bits_per_byte` is the size that `xz -9` packs the text to, or the first 4 MiB
     of it.
     """
-    content = "".join(document.text for document in documents).encode("utf-8")
+    content = "".join(records.record(index)["text"] for index in range(len(records))).encode(
+        "utf-8"
+    )
     if not content:
         return {}
     counts = np.bincount(np.frombuffer(content, dtype=np.uint8))

@@ -41,6 +41,11 @@ class TokenSamples(Samples, ABC):
     def describe(self, index: int) -> str:
         return self._stream.describe(self._first_target(index))
 
+    def _padding(self, width: int) -> MicroBatch:
+        """Build one row of end tokens without any target."""
+        row = torch.full((1, width), self._stream.tokenizer.eos_id)
+        return MicroBatch({"input_ids": row, "labels": torch.full_like(row, NO_TARGET)}, 0, ())
+
     @abstractmethod
     def _first_target(self, index: int) -> int:
         """Place of a sample's first target in the stream."""
@@ -66,6 +71,7 @@ class Blocks(TokenSamples):
                 f"task.seq_len={seq_len}: give more text, a smaller task.seq_len, or "
                 "task.packing=false"
             )
+        self.lengths = np.broadcast_to(np.int64(seq_len), self._len)
         end = self._len * seq_len
         ragged = stream.tokens[end + 1 :]
         num_bytes = stream.num_bytes - stream.tokenizer.num_bytes(ragged)
@@ -82,7 +88,10 @@ class Blocks(TokenSamples):
         return len(indices) * self._seq_len
 
     @override
-    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+    def micro_batch(self, indices: Sequence[int], draw: int) -> MicroBatch:
+        del draw
+        if not indices:
+            return self._padding(self._seq_len)
         blocks = torch.from_numpy(self._blocks[np.asarray(indices)].astype(np.int64))
         inputs = {"input_ids": blocks[:, :-1].contiguous(), "labels": blocks[:, 1:].contiguous()}
         return MicroBatch(inputs, self.num_targets(indices), indices)
@@ -113,9 +122,7 @@ class Pieces(TokenSamples):
         first = np.cumsum(counts) - counts
         offsets = (np.arange(counts.sum()) - np.repeat(first, counts)) * seq_len
         self._starts: npt.NDArray[np.int64] = np.repeat(stream.starts, counts) - 1 + offsets
-        self._lengths: npt.NDArray[np.int64] = np.minimum(
-            np.repeat(targets, counts) - offsets, seq_len
-        )
+        self.lengths = np.minimum(np.repeat(targets, counts) - offsets, seq_len)
         super().__init__(stream, f"pieces {seq_len}", int(targets.sum()), stream.num_bytes)
 
     @override
@@ -124,12 +131,15 @@ class Pieces(TokenSamples):
 
     @override
     def num_targets(self, indices: Sequence[int]) -> int:
-        return int(self._lengths[np.asarray(indices)].sum())
+        return int(self.lengths[np.asarray(indices, dtype=np.intp)].sum())
 
     @override
-    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+    def micro_batch(self, indices: Sequence[int], draw: int) -> MicroBatch:
+        del draw
+        if not indices:
+            return self._padding(1)
         chosen = np.asarray(indices)
-        lengths = self._lengths[chosen, None]
+        lengths = self.lengths[chosen, None]
         places = np.arange(lengths.max() + 1)
         # What is gathered past a piece's end, or past the stream's, is masked below.
         tokens = self._stream.tokens.take(self._starts[chosen, None] + places, mode="clip")

@@ -1,4 +1,4 @@
-"""All tokens of some documents in one compact array."""
+"""All tokens of some texts in one compact array."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from launcher.contracts import Document, Tokenizer
+from launcher.contracts import Records, Tokenizer
 
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -45,22 +45,23 @@ class TokenStream:
         return f"{self.names[document]}, line {line} (byte {byte})"
 
 
-def read_tokens(documents: Sequence[Document], tokenizer: Tokenizer) -> TokenStream:
-    """Encode documents; empty ones are left out."""
+def read_tokens(records: Records, tokenizer: Tokenizer) -> TokenStream:
+    """Encode the column `text` of records; empty texts are left out."""
     dtype: type[np.integer[Any]] = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     end: Tokens = np.array([tokenizer.eos_id], dtype=dtype)
     pieces: list[Tokens] = [end]
     names: list[str] = []
     lengths: list[int] = []
     num_bytes = 0
-    for document in documents:
-        ids = tokenizer.encode(document.text).astype(dtype)
+    for index in range(len(records)):
+        text = records.record(index)["text"]
+        ids = tokenizer.encode(text).astype(dtype)
         if len(ids) == 0:
             continue
         pieces += [ids, end]
-        names.append(document.name)
+        names.append(records.describe(index))
         lengths.append(len(ids))
-        num_bytes += _utf8_length(document.text)
+        num_bytes += _utf8_length(text)
     # Each document is one place further than the lengths before it say, for the end token before
     # it.
     starts = np.cumsum([1, *(length + 1 for length in lengths[:-1])], dtype=np.int64)[: len(names)]

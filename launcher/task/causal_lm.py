@@ -15,6 +15,8 @@ class CausalLM(TaskOption):
     target once an epoch, the first of a document too.
     """
 
+    head = "causal_lm"
+
     packing: bool
     """True: documents are joined and cut into blocks of `seq_len` tokens; only the last, ragged
     block of all is left out, and attention may look across the end of a document. False: each

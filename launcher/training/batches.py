@@ -61,6 +61,7 @@ class Windows(Iterator[Window]):
         if end <= self._position:
             raise StopIteration
         indices = self._stream(self._position, end)
+        draw = _mixed(self._seed, self._position)
         self._position = end
         dealt = deal(
             indices,
@@ -69,7 +70,7 @@ class Windows(Iterator[Window]):
             data_rank=self._data_rank,
         )
         return Window(
-            micro_batches=[self._samples.micro_batch(each) for each in dealt],
+            micro_batches=[self._samples.micro_batch(each, draw) for each in dealt],
             num_samples=len(indices),
             num_targets=self._samples.num_targets(indices),
         )
@@ -115,6 +116,11 @@ def permutation(seed: int, epoch: int, length: int) -> Tensor:
     epochs before move it.
     """
     generator = torch.Generator()
-    # An odd multiplier keeps (seed, epoch) pairs apart; torch takes seeds of 64 bits.
-    generator.manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+    generator.manual_seed(_mixed(seed, epoch))
     return torch.randperm(length, generator=generator)
+
+
+def _mixed(seed: int, number: int) -> int:
+    """Derive a seed from two numbers."""
+    # An odd multiplier keeps the pairs apart; torch takes seeds of 64 bits.
+    return (seed * 0x9E3779B97F4A7C15 + number) % 2**63

@@ -6,9 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from launcher.contracts import Engine, Samples, Task, TrainState
+from launcher.contracts import Engine, Samples, Task, TrainState, World
+from launcher.training.batches import deal
 
 _NOTHING: Mapping[str, float] = {}
+_DRAW = 0
+"""Every evaluation makes the same random choices."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,8 +19,9 @@ class Evaluator:
     """Evaluates when it is due: the callable that the loop takes.
 
     Attributes:
-        engine: Computes the losses.
-        task: Turns summed loss into scores.
+        world: Which share of the samples this rank reads.
+        engine: Computes the outputs.
+        task: Reduces outputs to predictions, and predictions to metrics.
         samples: The held-out samples.
         batch_size: Samples that pass through the device at once.
         every_steps: Cadence in optimizer steps; None evaluates after the last step only.
@@ -29,6 +33,7 @@ class Evaluator:
         last: The newest scores.
     """
 
+    world: World
     engine: Engine
     task: Task
     samples: Samples
@@ -52,9 +57,16 @@ class Evaluator:
         total = len(self.samples)
         start = time.perf_counter()
         indices = [i * total // count for i in range(count)]
-        pieces = [indices[i : i + self.batch_size] for i in range(0, count, self.batch_size)]
-        loss_sum = self.engine.evaluate(self.samples.micro_batch(piece) for piece in pieces)
+        dealt = deal(
+            indices,
+            size=self.batch_size,
+            data_ranks=self.world.data_ranks,
+            data_rank=self.world.data_rank,
+        )
+        metrics = self.task.metrics(self.samples)
+        batches = (self.samples.micro_batch(piece, _DRAW) for piece in dealt)
+        for predictions in self.engine.evaluate(batches, self.task.predict):
+            metrics.add(predictions)
+        self.last = metrics.compute()
         self.seconds += time.perf_counter() - start
-        num_targets = self.samples.num_targets(indices)
-        self.last = self.task.scores(loss_sum, num_targets, self.samples)
         return self.last

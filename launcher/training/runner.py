@@ -35,7 +35,7 @@ from launcher.training import rng
 from launcher.training.batches import Windows
 from launcher.training.closing import close_all, closing
 from launcher.training.evaluation import Evaluator
-from launcher.training.fitting import check_schedule
+from launcher.training.fitting import check_columns, check_schedule
 from launcher.training.loop import train
 from launcher.training.observers import Progress, Recorder, Saver, stopped, with_memory
 from launcher.training.out_of_memory import refusals_explained
@@ -111,7 +111,7 @@ def run(
             state = _restore(config, run_dir, parts, store)
         if (signal := stop()) is not None:
             raise stopped(signal, state.step)
-        evaluate = _evaluator(config, parts)
+        evaluate = _evaluator(config, parts, world)
         progress = Progress(state)
         observers: list[Observer] = [progress]
 
@@ -165,6 +165,7 @@ def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> P
     tokenizer = config.model.build_tokenizer()
     task = config.task.build(tokenizer)
     splits = config.data.build()
+    check_columns(config, splits, task)
     train_samples = task.samples(splits.train)
     validation = task.samples(splits.validation)
     plan = derive.batch_plan(config)
@@ -174,13 +175,13 @@ def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> P
             f"tokens, one step needs {plan.samples_per_step}: give more text, or a smaller "
             "accumulation or task.seq_len"
         )
-    check_schedule(config, len(train_samples), task.scores(0.0, 1, validation))
+    check_schedule(config, len(train_samples), task.metrics(validation).names)
     references = task.references(splits.validation)
-    module = config.model.build()
+    module = config.model.build(task.head, "cpu")
     engine = config.parallelism.build(
         EngineParts(
             module=module,
-            loss=task.loss,
+            task=task,
             optimizer=config.optimizer,
             precision=config.precision,
             clipping=Clipping(
@@ -223,8 +224,9 @@ def _restore(
     return state
 
 
-def _evaluator(config: RunConfig, parts: Parts) -> Evaluator:
+def _evaluator(config: RunConfig, parts: Parts, world: World) -> Evaluator:
     return Evaluator(
+        world=world,
         engine=parts.engine,
         task=parts.task,
         samples=parts.validation,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from launcher.contracts import DataSplits
+from launcher.contracts import DataSplits, Records
 from launcher.data.text import TextFiles
 from launcher.errors import DataError
 
@@ -41,8 +41,16 @@ def corpus(here: Path, count: int = 200) -> None:
         write(here / "corpus" / str(i % 7) / f"{i}.txt", f"file {i}\n" * (i % 5 + 1))
 
 
+def places(records: Records) -> list[str]:
+    return [records.describe(i) for i in range(len(records))]
+
+
+def texts(records: Records) -> list[str]:
+    return [records.record(i)["text"] for i in range(len(records))]
+
+
 def names(splits: DataSplits) -> tuple[list[str], list[str]]:
-    return [d.name for d in splits.train], [d.name for d in splits.validation]
+    return places(splits.train), places(splits.validation)
 
 
 def test_whole_files_are_held_out_by_their_path(here: Path) -> None:
@@ -52,7 +60,9 @@ def test_whole_files_are_held_out_by_their_path(here: Path) -> None:
     assert 2 <= len(validation) <= 25
     assert train == sorted(train)
     assert not set(train) & set(validation)
-    assert text("corpus/**/*.txt").build() == text(["corpus/*/1*.txt", "corpus/**/*.txt"]).build()
+    other = text(["corpus/*/1*.txt", "corpus/**/*.txt"]).build()
+    assert names(other) == (train, validation)
+    assert texts(other.train) == texts(text("corpus/**/*.txt").build().train)
 
 
 def test_the_split_is_the_same_from_any_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,11 +81,13 @@ def test_where_no_whole_file_can_be_held_out_the_end_of_each_is(here: Path, coun
         write(here / f"{i}.txt", content)
     splits = text("*.txt", validation_fraction=0.1).build()
     assert len(splits.train) == len(splits.validation) == count
-    for head, tail in zip(splits.train, splits.validation, strict=True):
-        assert head.text + tail.text == content
-        first = tail.text.splitlines()[0]
-        assert tail.name == f"{head.name}:{first.removeprefix('line ')}"
-        assert 0.08 < len(tail.text) / len(content) <= 0.1
+    for head, tail in zip(texts(splits.train), texts(splits.validation), strict=True):
+        assert head + tail == content
+        assert 0.08 < len(tail) / len(content) <= 0.1
+    for place, head_place, tail in zip(
+        places(splits.validation), places(splits.train), texts(splits.validation), strict=True
+    ):
+        assert place == f"{head_place}:{tail.splitlines()[0].removeprefix('line ')}"
 
 
 def test_a_file_that_is_most_of_the_text_is_not_held_out_whole(here: Path) -> None:
@@ -83,7 +95,7 @@ def test_a_file_that_is_most_of_the_text_is_not_held_out_whole(here: Path) -> No
     held_out = names(text("corpus/**/*.txt").build())[1][0]
     write(here / held_out, "much text\n" * 10_000)
     splits = text("corpus/**/*.txt").build()
-    sizes = [sum(len(d.text) for d in part) for part in (splits.train, splits.validation)]
+    sizes = [sum(map(len, texts(part))) for part in (splits.train, splits.validation)]
     assert sizes[1] < 0.1 * sizes[0]
 
 
@@ -102,8 +114,8 @@ def test_a_file_that_is_most_of_the_text_is_not_held_out_whole(here: Path) -> No
 def test_a_single_file_is_cut_at_a_line(here: Path, content: str, head: str, tail: str) -> None:
     write(here / "one.txt", content)
     splits = text("one.txt", validation_fraction=0.25).build()
-    assert [d.text for d in splits.train] == [head]
-    assert [d.text for d in splits.validation] == [tail]
+    assert texts(splits.train) == [head]
+    assert texts(splits.validation) == [tail]
 
 
 def test_given_validation_files_are_never_trained_on(here: Path) -> None:
@@ -131,7 +143,7 @@ def test_text_is_kept_to_the_character(here: Path, content: str | bytes, expecte
     write(here / "a.txt", content)
     write(here / "held_out.txt", "x")
     splits = text("a.txt", validation_files="held_out.txt").build()
-    assert splits.train[0].text == expected
+    assert texts(splits.train)[0] == expected
 
 
 BAD_BYTES = [

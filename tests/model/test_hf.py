@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from launcher.contracts import ModelLimits
+from launcher.contracts import Head, ModelLimits
 from launcher.errors import DataError
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.model.hf import HuggingFace
+
+CAUSAL_LM = Head("causal_lm")
 
 
 def hf(folder: Path, **changes: Any) -> HuggingFace:
@@ -56,7 +58,7 @@ def test_pretrained_weights_are_loaded_in_float32(tmp_path: Path, make: Callable
     ByteTokenizer().save(tmp_path)
     option = hf(tmp_path)
     option.preflight()
-    loaded = option.build()
+    loaded = option.build(CAUSAL_LM, "cpu")
     assert loaded.training
     theirs = saved.float().state_dict()
     for name, value in loaded.state_dict().items():
@@ -76,7 +78,7 @@ def test_embeddings_saved_tied_are_loaded_tied(tmp_path: Path) -> None:
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    loaded: Any = hf(tmp_path, tokenizer="byt5").build()
+    loaded: Any = hf(tmp_path, tokenizer="byt5").build(CAUSAL_LM, "cpu")
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
@@ -88,9 +90,9 @@ def test_random_weights_come_from_torchs_generator(folder: Path) -> None:
     option = hf(folder, init="random")
     option.preflight()
     torch.manual_seed(3)
-    first = option.build()
+    first = option.build(CAUSAL_LM, "cpu")
     torch.manual_seed(3)
-    second = option.build()
+    second = option.build(CAUSAL_LM, "cpu")
     assert first.training
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert a.dtype == torch.float32
@@ -138,7 +140,7 @@ def test_weights_that_do_not_fit_are_an_error(
 ) -> None:
     damage(folder)
     with pytest.raises(DataError, match=message):
-        hf(folder).build()
+        hf(folder).build(CAUSAL_LM, "cpu")
 
 
 def pickle_weights(folder: Path) -> None:
@@ -179,7 +181,7 @@ def test_no_code_of_the_folder_is_run(folder: Path) -> None:
     remote_code(folder)
     for init in ("random", "pretrained"):
         with pytest.raises(DataError, match="no model can be built"):
-            hf(folder, init=init).build()
+            hf(folder, init=init).build(CAUSAL_LM, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from launcher.contracts import ModelLimits
+from launcher.contracts import Head, ModelLimits
 from launcher.errors import DataError
 from launcher.model.llama import Llama
 
+CAUSAL_LM = Head("causal_lm")
 CONF = Path(__file__).parents[2] / "conf" / "model"
 
 
@@ -36,8 +37,7 @@ def llama(preset: str = "llama", **changes: Any) -> Llama:
     ],
 )
 def test_presets_are_as_large_as_they_say(preset: str, parameters: int) -> None:
-    with torch.device("meta"):
-        module = llama(preset).build()
+    module = llama(preset).build(CAUSAL_LM, "meta")
     assert sum(p.numel() for p in module.parameters()) == parameters
 
 
@@ -53,7 +53,7 @@ def test_weights_come_from_torchs_generator_in_float32() -> None:
     weights = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        module = llama().build()
+        module = llama().build(CAUSAL_LM, "cpu")
         assert module.training
         assert {p.dtype for p in module.parameters()} == {torch.float32}
         weights.append(torch.cat([p.flatten() for p in module.parameters()]))
@@ -75,7 +75,7 @@ def test_every_field_reaches_transformers() -> None:
         init_std=0.5,
         tie_embeddings=True,
     )
-    module: Any = option.build()
+    module: Any = option.build(CAUSAL_LM, "cpu")
     config = module.config
     assert config.eos_token_id == option.build_tokenizer().eos_id
     assert config.rope_parameters["rope_theta"] == 123.0
@@ -116,8 +116,9 @@ def test_preflight_looks_at_the_tokenizer(tmp_path: Path, bpe_folder: Path) -> N
 
 def test_building_prints_nothing() -> None:
     code = (
-        "import json, sys; from launcher.model.llama import Llama;"
-        "Llama.model_validate_json(sys.argv[1]).build(); print('deepspeed' in sys.modules)"
+        "import sys; from launcher.contracts import Head; from launcher.model.llama import Llama;"
+        "Llama.model_validate_json(sys.argv[1]).build(Head('causal_lm'), 'cpu');"
+        "print('deepspeed' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, llama().model_dump_json()],

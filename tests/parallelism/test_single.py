@@ -25,6 +25,7 @@ from launcher.contracts import (
 )
 from launcher.errors import CheckpointError, NonFinite
 from launcher.parallelism._single_engine import SingleEngine
+from tests.tasks import LogitsTask, mean_loss
 
 VOCABULARY, LENGTH = 17, 12
 
@@ -113,7 +114,7 @@ def engine(
     return SingleEngine(
         EngineParts(
             module=module,
-            loss=summed_loss,
+            task=LogitsTask("ids", "input_ids"),
             optimizer=optimizer or optimizer_option(),
             precision=precision or precision_option("fp32"),
             clipping=clipping or Clipping(1.0, None),
@@ -285,9 +286,9 @@ def test_evaluation_is_the_loss_without_traces() -> None:
     batch = window(ids, labels, 8)
     mean = under_test.forward_backward(batch)
     halves = window(ids, labels, 4).micro_batches
-    assert under_test.evaluate(halves) / batch.num_targets == pytest.approx(mean.item(), rel=1e-6)
+    assert mean_loss(under_test, halves) == pytest.approx(mean.item(), rel=1e-6)
     assert under_test.update(0.0).applied
-    assert under_test.evaluate([]) == 0.0
+    assert list(under_test.evaluate([], LogitsTask("ids", "input_ids").predict)) == []
 
 
 def test_lr_scale_moves_a_group() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import pytest
 import torch
@@ -22,7 +21,8 @@ from launcher.contracts import (
     World,
 )
 from launcher.parallelism._single_engine import SingleEngine
-from tests.parallelism.test_single import Toy, optimizer_option, ragged, summed_loss, window
+from tests.parallelism.test_single import Toy, optimizer_option, ragged, window
+from tests.tasks import LogitsTask
 
 PRECISIONS = ["fp32", "bf16_pure", "bf16_pure_stochastic", "fp16"]
 
@@ -47,10 +47,6 @@ def precision_option(preset: str) -> PrecisionOption:
     return door.checked([f"precision={preset}"]).config.precision
 
 
-def weighted_loss(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    return summed_loss(module, inputs) * inputs.get("weight", torch.ones(()))
-
-
 def poisoned(good: Window) -> Window:
     """The window, but its loss is not a number."""
     pieces = [
@@ -65,7 +61,7 @@ def engine(precision: PrecisionOption, seed: int = 0) -> SingleEngine:
     return SingleEngine(
         EngineParts(
             module=Branching(),
-            loss=weighted_loss,
+            task=LogitsTask("ids", "input_ids"),
             optimizer=optimizer_option(),
             precision=precision,
             clipping=Clipping(1.0, None),

@@ -1,10 +1,10 @@
 """Every format through the engine of one process: it learns, and goes on bit for bit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from launcher.config import door
 from launcher.contracts import (
@@ -20,13 +20,9 @@ from launcher.contracts import (
 )
 from launcher.errors import CheckpointError
 from launcher.parallelism._single_engine import SingleEngine
+from tests.tasks import LogitsTask, mean_loss
 
 Build = Callable[..., PrecisionOption]
-
-
-def loss(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    logits: Tensor = module(inputs["ids"])
-    return nn.functional.cross_entropy(logits.float(), inputs["labels"], reduction="sum")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +36,7 @@ def engine(precision: PrecisionOption, optimizer: OptimizerOption) -> SingleEngi
     return SingleEngine(
         EngineParts(
             module=module,
-            loss=loss,
+            task=LogitsTask("input", "ids"),
             optimizer=optimizer,
             precision=precision,
             clipping=Clipping(1.0, None),
@@ -85,8 +81,7 @@ def test_learns_and_goes_on_bit_for_bit(
     for name, tensor in first.state().items():
         assert torch.equal(tensor, second.state()[name]), name
     assert losses[-1] < 0.8 * losses[0]
-    evaluated = first.evaluate(window(30).micro_batches)
-    assert evaluated / 24 < losses[-1] + 0.1
+    assert mean_loss(first, window(30).micro_batches) < losses[-1] + 0.1
 
 
 @pytest.mark.parametrize(

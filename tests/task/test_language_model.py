@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 import torch.nn.functional as F
 import yaml
 from pydantic import ValidationError
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from launcher.contracts import Document, Task, Tokenizer
+from launcher.contracts import Records, Task, Tokenizer
+from launcher.data._files import Document
+from launcher.data._records import TextRecords
 from launcher.task import _language_model
 from launcher.task._language_model import summed_cross_entropy
 from launcher.task._token_samples import NO_TARGET
@@ -32,18 +36,26 @@ def task(tokenizer: Tokenizer, **changes: Any) -> Task:
     return option(**changes).build(tokenizer)
 
 
+def records(*texts: str) -> Records:
+    return TextRecords(Document(str(i), text) for i, text in enumerate(texts))
+
+
+def loss_of(live: Task, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    return live.loss(module(**live.forward_inputs(inputs)), inputs)
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_loss_is_the_plain_one_over_each_sample(
     letters: Tokenizer, small_llama: Any, packing: bool
 ) -> None:
     texts = ["the first", "b", "a third document", "x" * 30]
     live = task(letters, seq_len=7, packing=packing)
-    samples = live.samples([Document(str(i), t) for i, t in enumerate(texts)])
-    batch = samples.micro_batch(range(len(samples)))
-    loss = live.loss(small_llama, batch.inputs)
+    samples = live.samples(records(*texts))
+    batch = samples.micro_batch(range(len(samples)), 0)
+    loss = loss_of(live, small_llama, batch.inputs)
     expected = 0.0
     for i in range(len(samples)):
-        inputs = samples.micro_batch([i]).inputs
+        inputs = samples.micro_batch([i], 0).inputs
         log_p = small_llama(inputs["input_ids"]).logits[0].double().log_softmax(-1)
         for place, label in enumerate(inputs["labels"][0].tolist()):
             if label != NO_TARGET:
@@ -57,8 +69,8 @@ def test_the_gradient_is_that_of_transformers_own_loss(
     letters: Tokenizer, small_llama: Any
 ) -> None:
     live = task(letters, seq_len=9, packing=True)
-    batch = live.samples([Document("a", "some text to learn from " * 3)]).micro_batch([0, 2, 4])
-    torch.autograd.backward(live.loss(small_llama, batch.inputs) / batch.num_targets)
+    batch = live.samples(records("some text to learn from " * 3)).micro_batch([0, 2, 4], 0)
+    torch.autograd.backward(loss_of(live, small_llama, batch.inputs) / batch.num_targets)
     ours = [p.grad.clone() for p in small_llama.parameters()]
     small_llama.zero_grad()
     labels = F.pad(batch.inputs["labels"], (1, 0), value=NO_TARGET)
@@ -70,9 +82,9 @@ def test_the_gradient_is_that_of_transformers_own_loss(
 
 def test_padding_does_not_reach_a_target(letters: Tokenizer, small_llama: Any) -> None:
     live = task(letters, seq_len=20, packing=False)
-    samples = live.samples([Document("a", "abc"), Document("b", "x" * 19)])
-    alone = [live.loss(small_llama, samples.micro_batch([i]).inputs) for i in (0, 1)]
-    together = live.loss(small_llama, samples.micro_batch([0, 1]).inputs)
+    samples = live.samples(records("abc", "x" * 19))
+    alone = [loss_of(live, small_llama, samples.micro_batch([i], 0).inputs) for i in (0, 1)]
+    together = loss_of(live, small_llama, samples.micro_batch([0, 1], 0).inputs)
     torch.testing.assert_close(together, alone[0] + alone[1])
 
 
@@ -132,14 +144,14 @@ def test_no_float32_copy_of_all_logits_is_ever_made(
     vocabulary, rows = small_llama.config.vocab_size, 4
     monkeypatch.setattr(_language_model, "_CHUNK", rows * vocabulary)
     live = task(letters, seq_len=40, packing=True)
-    batch = live.samples([Document("a", "a text " * 60)]).micro_batch(range(8))
+    batch = live.samples(records("a text " * 60)).micro_batch(range(8), 0)
     weights = max(param.numel() for param in small_llama.parameters())
     with (
         WideTensors() as seen,
         torch.set_grad_enabled(learning),
         torch.autocast("cpu", dtype=dtype),
     ):
-        loss = live.loss(small_llama, batch.inputs)
+        loss = loss_of(live, small_llama, batch.inputs)
         if learning:
             torch.autograd.backward(loss)
     others = 8 * 40 * small_llama.config.intermediate_size
@@ -152,20 +164,65 @@ def test_without_a_target_the_loss_is_zero() -> None:
         assert summed_cross_entropy(torch.randn(4, 9, dtype=dtype), labels).item() == 0.0
 
 
-def test_scores_are_nats_a_token_and_bits_a_byte(letters: Tokenizer) -> None:
+def metrics_of(live: Task, texts: Records, losses: list[float], counts: list[int]) -> Any:
+    metrics = live.metrics(live.samples(texts))
+    metrics.add({"loss": torch.tensor(losses), "num_targets": torch.tensor(counts)})
+    return metrics.compute()
+
+
+def test_metrics_are_nats_per_token_and_bits_per_byte(letters: Tokenizer) -> None:
     live = task(letters, seq_len=5)
-    samples = live.samples([Document("a", "abcd"), Document("b", "efgh")])
     # Ten targets, of which eight are a byte each.
-    scores = live.scores(10 * math.log(2), 10, samples)
-    assert scores == pytest.approx(
+    found = metrics_of(live, records("abcd", "efgh"), [4 * math.log(2), 6 * math.log(2)], [5, 5])
+    assert found == pytest.approx(
         {"eval_loss": math.log(2), "eval_perplexity": 2.0, "eval_bits_per_byte": 10 / 8}
     )
+    assert list(found) == list(live.metrics(live.samples(records("abcd", "efgh"))).names)
 
 
-def test_a_hopeless_loss_has_no_perplexity_but_a_loss(letters: Tokenizer) -> None:
-    live = task(letters, seq_len=1)
-    samples = live.samples([Document("a", "a")])
-    assert live.scores(2e4, 2, samples)["eval_perplexity"] == math.inf
+def test_a_loss_beyond_the_range_of_exp_has_infinite_perplexity(letters: Tokenizer) -> None:
+    found = metrics_of(task(letters, seq_len=1), records("a"), [2e4], [2])
+    assert found["eval_perplexity"] == math.inf
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_predictions_are_the_loss_by_sample(
+    letters: Tokenizer,
+    small_llama: Any,
+    packing: bool,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_language_model, "_CHUNK", 5 * small_llama.config.vocab_size)
+    live = task(letters, seq_len=7, packing=packing)
+    samples = live.samples(records("the first", "b", "a third document", "x" * 30))
+    inputs = samples.micro_batch(range(len(samples)), 0).inputs
+    outputs = small_llama.to(dtype)(**live.forward_inputs(inputs))
+    found = live.predict(outputs, inputs)
+    assert found["loss"].dtype == torch.float32
+    assert found["num_targets"].tolist() == [samples.num_targets([i]) for i in range(len(samples))]
+    assert found["loss"].sum().item() == pytest.approx(live.loss(outputs, inputs).item(), rel=1e-6)
+    kept = inputs["labels"][3] != NO_TARGET
+    alone = F.cross_entropy(
+        outputs.logits[3][kept].double(), inputs["labels"][3][kept], reduction="sum"
+    )
+    assert found["loss"][3].item() == pytest.approx(alone.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_no_indices_give_a_row_without_loss_or_gradient(
+    letters: Tokenizer, small_llama: Any, packing: bool
+) -> None:
+    live = task(letters, seq_len=7, packing=packing)
+    batch = live.samples(records("some text", "and more")).micro_batch([], 0)
+    assert (batch.num_targets, list(batch.indices)) == (0, [])
+    assert {len(value) for value in batch.inputs.values()} == {1}
+    loss = loss_of(live, small_llama, batch.inputs)
+    torch.autograd.backward(loss)
+    assert loss.item() == 0.0
+    for parameter in small_llama.parameters():
+        assert not parameter.grad.any()
 
 
 def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary(
@@ -174,11 +231,11 @@ def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary(
     for parameter in small_llama.lm_head.parameters():
         torch.nn.init.zeros_(parameter)
     live = task(letters, seq_len=6, packing=False)
-    samples = live.samples([Document("a", "seven ages"), Document("b", "of man")])
-    indices = range(len(samples))
-    loss = live.loss(small_llama, samples.micro_batch(indices).inputs).item()
-    scores = live.scores(loss, samples.num_targets(indices), samples)
-    assert scores["eval_bits_per_byte"] == pytest.approx(7 * 18 / 16)
+    samples = live.samples(records("seven ages", "of man"))
+    inputs = samples.micro_batch(range(len(samples)), 0).inputs
+    metrics = live.metrics(samples)
+    metrics.add(live.predict(small_llama(**live.forward_inputs(inputs)), inputs))
+    assert metrics.compute()["eval_bits_per_byte"] == pytest.approx(7 * 18 / 16)
 
 
 @pytest.mark.parametrize(

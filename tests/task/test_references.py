@@ -6,13 +6,14 @@ import subprocess
 import numpy as np
 import pytest
 
-from launcher.contracts import Document
+from launcher.data._files import Document
+from launcher.data._records import TextRecords
 from launcher.task import _references
 from launcher.task._references import byte_references
 
 
 def figures(*texts: str) -> dict[str, float]:
-    return byte_references([Document("", text) for text in texts])
+    return byte_references(TextRecords(Document("", text) for text in texts))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.contracts import Document, Tokenizer
+from launcher.contracts import Records, Tokenizer
+from launcher.data._files import Document
+from launcher.data._records import TextRecords
 from launcher.errors import DataError
 from launcher.task._token_samples import NO_TARGET, Blocks, Pieces, TokenSamples
 from launcher.task._token_stream import TokenStream, read_tokens
@@ -15,8 +17,8 @@ Layout = Callable[[TokenStream, int], TokenSamples]
 LAYOUTS: tuple[Layout, ...] = (Blocks, Pieces)
 
 
-def documents(*texts: str) -> list[Document]:
-    return [Document(f"{i}.txt", text) for i, text in enumerate(texts)]
+def documents(*texts: str) -> Records:
+    return TextRecords(Document(f"{i}.txt", text) for i, text in enumerate(texts))
 
 
 def texts_of(count: int, seed: int = 0) -> list[str]:
@@ -35,7 +37,7 @@ def pieces(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> Pieces:
 
 def targets(samples: TokenSamples) -> list[int]:
     """All targets in order."""
-    labels = [samples.micro_batch([i]).inputs["labels"].flatten() for i in range(len(samples))]
+    labels = [samples.micro_batch([i], 0).inputs["labels"].flatten() for i in range(len(samples))]
     joined = torch.cat(labels)
     kept: list[int] = joined[joined != NO_TARGET].tolist()
     return kept
@@ -65,7 +67,7 @@ def test_pieces_lose_no_token_at_all(letters: Tokenizer, seq_len: int) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_label_is_the_input_one_place_on(letters: Tokenizer, layout: Layout) -> None:
     samples = layout(read_tokens(documents(*texts_of(9)), letters), 8)
-    inputs = samples.micro_batch(range(len(samples))).inputs
+    inputs = samples.micro_batch(range(len(samples)), 0).inputs
     ids, labels = inputs["input_ids"], inputs["labels"]
     assert ids.dtype == labels.dtype == torch.int64
     assert ids.shape == labels.shape == (len(samples), 8)
@@ -81,7 +83,7 @@ def test_counts_are_known_without_building(letters: Tokenizer, layout: Layout) -
     generator = np.random.default_rng(1)
     for size in (1, 2, 5, 40):
         indices = generator.integers(0, len(samples), size).tolist()
-        batch = samples.micro_batch(indices)
+        batch = samples.micro_batch(indices, 0)
         real = int((batch.inputs["labels"] != NO_TARGET).sum())
         assert samples.num_targets(indices) == batch.num_targets == real
         assert batch.indices == indices
@@ -89,10 +91,10 @@ def test_counts_are_known_without_building(letters: Tokenizer, layout: Layout) -
 
 def test_a_piece_is_as_long_as_the_longest_beside_it(letters: Tokenizer) -> None:
     samples = pieces(letters, ["abcdefg", "xy"], 5)
-    batch = samples.micro_batch([1, 2])
+    batch = samples.micro_batch([1, 2], 0)
     assert batch.inputs["input_ids"].tolist() == [list(b"efg"), [0, *b"xy"]]
     assert batch.inputs["labels"].tolist() == [[*b"fg", 0], [*b"xy", 0]]
-    ragged = samples.micro_batch([0, 1])
+    ragged = samples.micro_batch([0, 1], 0)
     assert ragged.inputs["labels"][1].tolist() == [*b"fg", 0, NO_TARGET, NO_TARGET]
     assert ragged.inputs["input_ids"][1].tolist() == [*b"efg", 0, 0]
     assert ragged.num_targets == 8
@@ -101,16 +103,16 @@ def test_a_piece_is_as_long_as_the_longest_beside_it(letters: Tokenizer) -> None
 def test_documents_do_not_mix_in_pieces(letters: Tokenizer) -> None:
     samples = pieces(letters, ["aaaa", "bb", "ccccc"], 4)
     for index in range(len(samples)):
-        letters_seen = set(samples.micro_batch([index]).inputs["input_ids"].flatten().tolist())
+        letters_seen = set(samples.micro_batch([index], 0).inputs["input_ids"].flatten().tolist())
         assert len(letters_seen - {0}) <= 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_index_gives_the_same_sample_in_any_company(letters: Tokenizer, layout: Layout) -> None:
     samples = layout(read_tokens(documents(*texts_of(30)), letters), 13)
-    whole = samples.micro_batch(range(len(samples))).inputs
+    whole = samples.micro_batch(range(len(samples)), 0).inputs
     for index in (0, 3, len(samples) - 1):
-        alone = samples.micro_batch([index]).inputs
+        alone = samples.micro_batch([index], 0).inputs
         width = alone["labels"].shape[1]
         for name in ("input_ids", "labels"):
             assert torch.equal(alone[name][0], whole[name][index, :width])

@@ -17,10 +17,12 @@ from typing_extensions import override
 from launcher.contracts import (
     DataOption,
     DataSplits,
-    Document,
+    Head,
+    Metrics,
     MicroBatch,
     ModelLimits,
     ModelOption,
+    Records,
     Samples,
     Task,
     TaskOption,
@@ -64,16 +66,42 @@ class ToyModel(ModelOption):
         return ModelLimits(vocab_size=26, max_positions=None)
 
     @override
-    def build(self) -> nn.Module:
+    def build(self, head: Head, device: str) -> nn.Module:
+        import torch
         from torch import nn
 
-        return nn.Sequential(
-            nn.Embedding(26, self.width), nn.Dropout(0.1), nn.Linear(self.width, 26)
-        )
+        del head
+        with torch.device(device):
+            return nn.Sequential(
+                nn.Embedding(26, self.width), nn.Dropout(0.1), nn.Linear(self.width, 26)
+            )
 
     @override
     def build_tokenizer(self) -> Tokenizer:
         return Letters()
+
+
+class MadeUp(Records):
+    """Words of letters."""
+
+    columns = ("text",)
+
+    def __init__(self, numbers: range) -> None:
+        self.numbers = numbers
+        self.fingerprint = str(numbers)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @override
+    def record(self, index: int) -> Mapping[str, str]:
+        number = self.numbers[index]
+        return {"text": "".join(chr(97 + (number**2 + 3 * j) % 26) for j in range(40))}
+
+    @override
+    def describe(self, index: int) -> str:
+        return f"made-up/{self.numbers[index]}"
 
 
 class ToyData(DataOption):
@@ -83,14 +111,14 @@ class ToyData(DataOption):
 
     @override
     def build(self) -> DataSplits:
-        texts = ["".join(chr(97 + (i * i + 3 * j) % 26) for j in range(40)) for i in range(99)]
-        documents = [Document(f"made-up/{i}", text) for i, text in enumerate(texts)]
-        return DataSplits(documents[: self.documents], documents[-5:])
+        return DataSplits(MadeUp(range(min(self.documents, 99))), MadeUp(range(94, 99)))
 
 
 class ToyTask(TaskOption):
     """Predict the next letter. Sample `poison` gives a loss that is not a number; sample `overflow`
     gives a loss like any other, but gradients beyond all range."""
+
+    head = "causal_lm"
 
     poison: int | None
     overflow: int | None
@@ -101,74 +129,118 @@ class ToyTask(TaskOption):
         return NextLetter(tokenizer, self)
 
 
-class NextLetter:
+class NextLetter(Task):
     """The live task."""
+
+    head = Head("causal_lm")
+    columns = ("text",)
 
     def __init__(self, tokenizer: Tokenizer, option: ToyTask) -> None:
         self.tokenizer, self.option, self.seq_len = tokenizer, option, option.seq_len
 
-    def samples(self, documents: Sequence[Document]) -> Samples:
-        return Rows(self, documents)
+    @override
+    def samples(self, records: Records) -> Samples:
+        return Rows(self, records)
 
-    def references(self, documents: Sequence[Document]) -> dict[str, float]:
-        return {"documents": float(len(documents))}
+    @override
+    def forward_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {"input": inputs["input_ids"]}
 
-    def loss(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        import torch
-
+    @override
+    def loss(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         time.sleep(self.option.step_s)
-        logits = module(inputs["input_ids"])
-        if logits.requires_grad and inputs["overflow"].any():
-            logits.register_hook(lambda gradient: gradient + float("inf"))
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), inputs["labels"].flatten(), reduction="sum"
-        )
-        return loss * inputs["weight"].prod()
+        if outputs.requires_grad and inputs["overflow"].any():
+            outputs.register_hook(lambda gradient: gradient + float("inf"))  # type: ignore[no-untyped-call]
+        return self._losses(outputs, inputs).sum() * inputs["weight"].prod()
 
-    def scores(self, loss_sum: float, num_targets: int, samples: Samples) -> dict[str, float]:
-        del samples
-        return {"eval_loss": loss_sum / num_targets}
+    @override
+    def predict(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        counts = (inputs["labels"] != -100).sum(dim=1)
+        return {"loss": self._losses(outputs, inputs).sum(dim=1), "num_targets": counts}
 
+    @override
+    def metrics(self, samples: Samples) -> Metrics:
+        return MeanLoss()
+
+    @override
+    def references(self, records: Records) -> dict[str, float]:
+        return {"documents": float(len(records))}
+
+    @override
     def sample(self, module: nn.Module) -> str | None:
-        del module
         return "abc"
 
+    @override
     def export(self, module: nn.Module, folder: Path) -> None:
         import torch
 
         folder.mkdir(exist_ok=True)
         torch.save(module.state_dict(), folder / "weights.pt")
 
+    def _losses(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        import torch
 
-class Rows:
-    """Each document is one sample."""
+        labels = inputs["labels"]
+        losses = torch.nn.functional.cross_entropy(
+            outputs.flatten(0, 1), labels.flatten(), reduction="none"
+        )
+        return losses.view_as(labels)
+
+
+class MeanLoss(Metrics):
+    """Mean loss per target."""
+
+    names = ("eval_loss",)
+
+    def __init__(self) -> None:
+        self.loss, self.num_targets = 0.0, 0
+
+    @override
+    def add(self, predictions: Mapping[str, Tensor]) -> None:
+        self.loss += sum(predictions["loss"].tolist())
+        self.num_targets += int(predictions["num_targets"].sum())
+
+    @override
+    def compute(self) -> dict[str, float]:
+        return {"eval_loss": self.loss / self.num_targets}
+
+
+class Rows(Samples):
+    """Each record is one sample."""
 
     fingerprint = "toy"
 
-    def __init__(self, task: NextLetter, documents: Sequence[Document]) -> None:
+    def __init__(self, task: NextLetter, records: Records) -> None:
         import numpy as np
         import torch
 
-        self.task, self.documents = task, documents
-        rows = [task.tokenizer.encode(d.text)[: task.seq_len + 1] for d in documents]
+        self.task, self.records = task, records
+        texts = [records.record(i)["text"] for i in range(len(records))]
+        rows = [task.tokenizer.encode(text)[: task.seq_len + 1] for text in texts]
         self.ids = torch.from_numpy(np.array(rows, dtype=np.int64))
+        self.lengths = np.full(len(records), task.seq_len)
 
+    @override
     def __len__(self) -> int:
         return len(self.ids)
 
+    @override
     def num_targets(self, indices: Sequence[int]) -> int:
         return len(indices) * self.task.seq_len
 
-    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+    @override
+    def micro_batch(self, indices: Sequence[int], draw: int) -> MicroBatch:
         import torch
 
-        rows = self.ids[list(indices)]
+        rows = self.ids[list(indices or [0])]
         option = self.task.option
         weight = torch.tensor([float("nan") if i == option.poison else 1.0 for i in indices])
-        overflow = torch.tensor([i == option.overflow for i in indices])
-        inputs = {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
+        overflow = torch.tensor([i == option.overflow for i in indices], dtype=torch.bool)
+        labels = rows[:, 1:] if indices else torch.full_like(rows[:, 1:], -100)
+        inputs = {"input_ids": rows[:, :-1], "labels": labels}
         inputs |= {"weight": weight, "overflow": overflow}
         return MicroBatch(inputs, self.num_targets(indices), indices)
 
+    @override
     def describe(self, index: int) -> str:
-        return self.documents[index].name
+        return self.records.describe(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ class Numbers:
 
     def __init__(self, length: int) -> None:
         self.length = length
+        self.lengths = np.arange(length) % 3 + 1
 
     def __len__(self) -> int:
         return self.length
@@ -25,7 +27,7 @@ class Numbers:
     def num_targets(self, indices: Sequence[int]) -> int:
         return sum(i % 3 + 1 for i in indices)
 
-    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+    def micro_batch(self, indices: Sequence[int], draw: int) -> MicroBatch:
         return MicroBatch({"x": torch.tensor(indices)}, self.num_targets(indices), indices)
 
     def describe(self, index: int) -> str:

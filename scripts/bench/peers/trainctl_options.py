@@ -11,10 +11,12 @@ from typing_extensions import override
 from launcher.contracts import (
     DataOption,
     DataSplits,
-    Document,
+    Head,
+    Metrics,
     MicroBatch,
     ModelLimits,
     ModelOption,
+    Records,
     Samples,
     Task,
     TaskOption,
@@ -58,26 +60,54 @@ class BenchModel(ModelOption):
         return ModelLimits(vocab_size=2048, max_positions=256)
 
     @override
-    def build(self) -> nn.Module:
+    def build(self, head: Head, device: str) -> nn.Module:
+        import torch
+
         from scripts.bench.peers.common import GPT, SIZES
 
-        return GPT(SIZES[self.size])
+        del head
+        with torch.device(device):
+            return GPT(SIZES[self.size])
 
     @override
     def build_tokenizer(self) -> Tokenizer:
         return NoTokenizer()
 
 
+class NoRecords(Records):
+    """The task draws its own rows."""
+
+    columns = ()
+    fingerprint = "random"
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+
+    @override
+    def __len__(self) -> int:
+        return 0
+
+    @override
+    def record(self, index: int) -> Mapping[str, Any]:
+        raise IndexError(index)
+
+    @override
+    def describe(self, index: int) -> str:
+        return f"row {index}"
+
+
 class BenchData(DataOption):
-    """No documents: the task draws its own rows."""
+    """No records: the task draws its own rows."""
 
     @override
     def build(self) -> DataSplits:
-        return DataSplits([Document("random rows", "")], [])
+        return DataSplits(NoRecords("train"), NoRecords("validation"))
 
 
 class BenchTask(TaskOption):
     """The rows that every peer reads, in the order in which they read them."""
+
+    head = "causal_lm"
 
     size: Sized
     rows: int
@@ -88,60 +118,85 @@ class BenchTask(TaskOption):
         return BenchWork(self.size, self.rows)
 
 
-class BenchWork:
+class BenchWork(Task):
     """The live task."""
+
+    head = Head("causal_lm")
+    columns = ()
 
     def __init__(self, size: Sized, rows: int) -> None:
         self._size, self._rows = size, rows
 
-    def samples(self, documents: Sequence[Document]) -> Samples:
-        # The one document is the training set; there is nothing to evaluate on.
-        return BenchRows(self._size, self._rows if documents else 0)
+    @override
+    def samples(self, records: Records) -> Samples:
+        # There is nothing to evaluate on.
+        training = isinstance(records, NoRecords) and records.part == "train"
+        return BenchRows(self._size, self._rows if training else 0)
 
-    def references(self, documents: Sequence[Document]) -> dict[str, float]:
-        del documents
-        return {}
+    @override
+    def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        return inputs
 
-    def loss(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        mean: Tensor = module(**inputs)["loss"]
+    @override
+    def loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        mean: Tensor = outputs["loss"]
         return mean * inputs["labels"].numel()
 
-    def scores(self, loss_sum: float, num_targets: int, samples: Samples) -> dict[str, float]:
-        del samples
-        return {"eval_loss": loss_sum / num_targets}
+    @override
+    def predict(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        raise NotImplementedError
 
-    def sample(self, module: nn.Module) -> str | None:
-        del module
-        return None
-
-    def export(self, module: nn.Module, folder: Path) -> None:
-        del module, folder
+    @override
+    def metrics(self, samples: Samples) -> Metrics:
+        return NoMetrics()
 
 
-class BenchRows:
+class NoMetrics(Metrics):
+    """Nothing is evaluated."""
+
+    names = ()
+
+    @override
+    def add(self, predictions: Mapping[str, Tensor]) -> None:
+        raise NotImplementedError
+
+    @override
+    def compute(self) -> dict[str, float]:
+        return {}
+
+
+class BenchRows(Samples):
     """The rows, served in the order in which the peers read them."""
 
     fingerprint = "random"
 
     def __init__(self, size: Sized, rows: int) -> None:
+        import numpy as np
+
         from scripts.bench.peers.common import SIZES, RandomTokens
 
         self._data = RandomTokens(SIZES[size], rows).data
         self._seq_len = SIZES[size].seq_len
+        self.lengths = np.full(len(self._data), self._seq_len)
         self._next = 0
 
+    @override
     def __len__(self) -> int:
         return len(self._data)
 
+    @override
     def num_targets(self, indices: Sequence[int]) -> int:
         return len(indices) * self._seq_len
 
-    def micro_batch(self, indices: Sequence[int]) -> MicroBatch:
+    @override
+    def micro_batch(self, indices: Sequence[int], draw: int) -> MicroBatch:
+        del draw
         # The shuffle was paid for, its result is not used.
         start, self._next = self._next, self._next + len(indices)
         rows = self._data[start : self._next]
         inputs = {"input_ids": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
         return MicroBatch(inputs, self.num_targets(indices), indices)
 
+    @override
     def describe(self, index: int) -> str:
         return f"row {index}"

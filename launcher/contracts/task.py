@@ -1,0 +1,118 @@
+"""What a model is trained for: head, inputs, loss, predictions and metrics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from launcher.contracts.data import Records, Samples
+
+HeadName = Literal[
+    "causal_lm",
+    "masked_lm",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "seq2seq",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output layer that a task needs.
+
+    Attributes:
+        name: Its kind, as transformers' Auto classes distinguish them.
+        labels: Names of the classes, in the order of the outputs; empty where there are none.
+    """
+
+    name: HeadName
+    labels: tuple[str, ...] = ()
+
+
+class Metrics(Protocol):
+    """Collects the predictions of one evaluation."""
+
+    names: Sequence[str]
+    """Keys of what `compute` returns."""
+
+    def add(self, predictions: Mapping[str, Tensor]) -> None:
+        """Take the predictions of the next samples, in sample order.
+
+        Args:
+            predictions: What `Task.predict` returned; on any device. Keep them there: reading them
+                makes the host wait for the device after every batch.
+        """
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics of all samples added; at least one."""
+
+
+class Task(ABC):
+    """The live task. It knows neither engines, nor ranks, nor optimizers.
+
+    Attributes:
+        head: The output layer that the model must have; complete once `samples` has read the
+            training records.
+        columns: The columns that every record must have.
+    """
+
+    head: Head
+    columns: tuple[str, ...]
+
+    @abstractmethod
+    def samples(self, records: Records) -> Samples:
+        """Encode records. The training records come first.
+
+        Raises:
+            DataError: They hold not one example, or a record is not what the task can encode.
+        """
+
+    @abstractmethod
+    def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        """Select the keyword arguments of the module's forward pass from a micro-batch's inputs."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Sum the losses of all targets. Shape (), float32, on the outputs' device.
+
+        Args:
+            outputs: What the module returned.
+            inputs: All inputs of the micro-batch, on the same device.
+        """
+
+    @abstractmethod
+    def predict(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Reduce the outputs to what the metrics need: tensors by name.
+
+        The first dim of each is the batch, and a sample's row does not depend on the others, so
+        that the metrics are the same for every division of the samples into micro-batches.
+        """
+
+    @abstractmethod
+    def metrics(self, samples: Samples) -> Metrics:
+        """Start the metrics of one evaluation on some samples."""
+
+    def references(self, records: Records) -> Mapping[str, float]:
+        """Return baselines to compare metrics on held-out records with; none by default."""
+        del records
+        return {}
+
+    def sample(self, module: nn.Module) -> str | None:
+        """Generate a short text for the console; None (the default) where the task has none."""
+        del module
+        return None
+
+    def export(self, module: nn.Module, folder: Path) -> None:
+        """Write the trained model as transformers loads it.
+
+        By default the module's own `save_pretrained` does it, if it has one.
+        """
+        if save := getattr(module, "save_pretrained", None):
+            save(folder)
