@@ -4,27 +4,34 @@ The order is what makes it safe. Every file is written and synced under a name t
 at; then the manifest; then the folders; then all of it is read back and compared; then one rename
 publishes it; then the rename is synced. Only now is the checkpoint acknowledged, and only after
 that may an older one go.
+
+On several ranks every rank writes, syncs and reads back its own files; rank 0 alone makes folders,
+writes the manifest over the files of all ranks, renames and deletes. The end of each phase is a
+round of all ranks, so that nothing is published before every rank has reported, and nothing is
+removed while another rank still writes to it.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import launcher
 from launcher.checkpoint import _manifest
+from launcher.checkpoint._boxes import State
 from launcher.checkpoint._draft import Draft
-from launcher.checkpoint._manifest import Manifest
+from launcher.checkpoint._manifest import FileRecord, Manifest
+from launcher.checkpoint._ranks import Ranks
 from launcher.checkpoint._shelf import Shelf
 from launcher.checkpoint._storage import Storage
 from launcher.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from launcher.checkpoint._dcp import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +46,9 @@ class Pending:
         data_fingerprint: Hash of the training examples.
         config: Text of config.json.
         train_state: Text of train_state.json.
-        tensors: Everything else, by name.
+        state: Everything else, by name; what this rank does not write may be missing.
+        plan: What this rank writes of it; None if that is not decided yet.
+        num_bytes: Size of all whole tensors, in bytes.
     """
 
     run_id: str
@@ -49,12 +58,9 @@ class Pending:
     data_fingerprint: str
     config: str
     train_state: str
-    tensors: Mapping[str, Tensor]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the tensors, in bytes."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+    state: State
+    plan: Plan | None
+    num_bytes: int
 
     def texts(self) -> dict[str, bytes]:
         """The files that are not tensors."""
@@ -64,40 +70,111 @@ class Pending:
         }
 
 
-def commit(pending: Pending, shelf: Shelf, storage: Storage) -> None:
-    """Write, verify and publish.
+def commit(pending: Pending, shelf: Shelf, storage: Storage, ranks: Ranks) -> None:
+    """Write, verify and publish, together with the other ranks.
 
     Raises:
         CheckpointError: It is not published and its files are removed; older ones are untouched.
     """
-    path = shelf.draft_path(pending.step)
-    try:
-        if _stands(pending, shelf):
-            shelf.confirm()
-            return
-        _write(pending, Draft(storage, path))
-        _read_back(path)
-        shelf.publish(path, pending.step)
-    except OSError as error:
-        shelf.drop(path)
-        raise _failure(pending, shelf, error, _free(storage, shelf.folder)) from error
-    except BaseException:
-        shelf.drop(path)
-        raise
+    _Save(pending, shelf, storage, ranks).commit()
 
 
-def _read_back(path: Path) -> None:
-    if faults := _manifest.verify(path):
-        raise CheckpointError(
-            f"{path} does not read back as it was written: {'; '.join(faults)}; "
-            "older checkpoints are untouched; check this machine's disk and memory"
-        )
+class _Save:
+    """One save, as one rank sees it."""
+
+    def __init__(self, pending: Pending, shelf: Shelf, storage: Storage, ranks: Ranks) -> None:
+        self._pending = pending
+        self._shelf = shelf
+        self._storage = storage
+        self._ranks = ranks
+        self._path = shelf.draft_path(pending.step)
+        self._draft: Draft | None = None
+
+    def commit(self) -> None:
+        try:
+            name = self._ranks.first(self._begin)
+            if name is not None:
+                self._path = self._shelf.folder / name
+                self._write_and_publish()
+        except BaseException:
+            if self._ranks.is_first:
+                self._shelf.drop(self._path)
+            raise
+
+    def _begin(self) -> str | None:
+        """Make the folders; return the draft's name, or None if this state is published already."""
+        from launcher.checkpoint import _dcp
+
+        with self._explained():
+            if _is_published(self._pending, self._shelf):
+                self._shelf.confirm()
+                return None
+            self._draft = Draft(self._storage, self._path)
+            self._draft.make(_dcp.STATE)
+        return self._path.name
+
+    def _write_and_publish(self) -> None:
+        from launcher.checkpoint import _dcp
+
+        # Rank 0 has made the folders of its draft.
+        self._draft = draft = self._draft or Draft(self._storage, self._path)
+        plan = self._pending.plan or _dcp.make_plan(self._pending.state, self._ranks)
+        others: set[str] = set()
+
+        def write() -> tuple[dict[str, FileRecord], list[Any]]:
+            with self._explained():
+                results = _dcp.write(self._pending.state, plan, draft)
+            return draft.files, results
+
+        def complete(reports: list[tuple[dict[str, FileRecord], list[Any]]]) -> None:
+            for files, _ in reports[1:]:
+                draft.files |= files
+                others.update(files)
+            with self._explained():
+                _dcp.finish(plan, [results for _, results in reports], draft)
+                _seal(self._pending, draft)
+
+        def publish(_: object) -> None:
+            with self._explained():
+                self._shelf.publish(self._path, self._pending.step)
+
+        self._ranks.share(write, complete)
+        self._ranks.share(lambda: self._read_back(draft, others), publish)
+
+    def _read_back(self, draft: Draft, others: set[str]) -> None:
+        """Compare what this rank wrote with its checksums; rank 0 also the manifest."""
+        files = {name: file for name, file in draft.files.items() if name not in others}
+        fault = ""
+        if self._ranks.is_first:
+            _, fault = _manifest.open_checkpoint(self._path)
+            files.pop(_manifest.NAME, None)
+        if faults := [fault] if fault else _manifest.check_files(self._path, files):
+            raise CheckpointError(
+                f"{self._path} does not read back as it was written: {'; '.join(faults)}; "
+                "older checkpoints are untouched; check this machine's disk and memory"
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of an error of the disk what it means for the run."""
+        try:
+            yield
+        except OSError as error:
+            raise _failure(self._pending, self._shelf, error, self._free()) from error
+
+    def _free(self) -> str:
+        """Bytes that are free once the draft is removed."""
+        written = self._draft.num_bytes if self._draft is not None else 0
+        try:
+            return f"{self._storage.free_bytes(self._shelf.folder) + written:,}"
+        except OSError:
+            return "an unknown number of"
 
 
-def _stands(pending: Pending, shelf: Shelf) -> bool:
+def _is_published(pending: Pending, shelf: Shelf) -> bool:
     """Whether this very state is published already: a run resumed from it saves it again.
 
-    What stands under the step's name but is unfit, or is another run's, is set aside first.
+    A checkpoint under the step's name that is unfit, or another run's, is quarantined first.
     """
     step = pending.step
     if not shelf.path(step).exists():
@@ -131,10 +208,8 @@ def foreign(manifest: Manifest, run_id: str) -> str | None:
     )
 
 
-def _write(pending: Pending, draft: Draft) -> None:
-    from launcher.checkpoint import _dcp
-
-    _dcp.write(pending.tensors, draft)
+def _seal(pending: Pending, draft: Draft) -> None:
+    """Write the texts and, last, the manifest over all files; then sync the folders."""
     for name, data in pending.texts().items():
         draft.write(name, data)
     manifest = Manifest(
@@ -162,17 +237,10 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _free(storage: Storage, folder: Path) -> str:
-    try:
-        return f"{storage.free_bytes(folder):,}"
-    except OSError:
-        return "an unknown number of"
-
-
 def _failure(pending: Pending, shelf: Shelf, error: OSError, free: str) -> CheckpointError:
     return CheckpointError(
         f"cannot save step {pending.step} in {shelf.folder}: {error.strerror or error} "
         f"({error.filename or shelf.folder}); {free} bytes are free, {pending.num_bytes:,} are "
-        "needed; older checkpoints are untouched. Make room or mend the disk, then `trainctl "
+        "needed; older checkpoints are untouched. Make room or repair the disk, then `trainctl "
         "resume` (checkpoint.keep says how many checkpoints stay)"
     )

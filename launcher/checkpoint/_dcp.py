@@ -1,76 +1,132 @@
-"""Tensors in the format of torch.distributed.checkpoint, through our storage, not unpickled.
+"""Tensors in the format of torch.distributed.checkpoint (DCP), written through our storage.
 
-DCP's planners and its file writer do the work, so that sharded tensors change nothing in the format
-and torch's own tools read our checkpoints. Its entry points `save` and `load` are not used for one
-rank: they warn that there is no process group, and wrap every error in a BaseException. What is
-replaced:
-
-* file access, by a `Draft`, which hashes, fsyncs and can be stopped at every call;
-* the reading of `.metadata`, a pickle, by an unpickler that knows the index's classes and nothing
-  else;
-* the reading of entries: tensors only, at the places that the index gives, within files of the
-  manifest.
+DCP's planner decides which rank writes which box: what several ranks hold is written once, by the
+rank that has least to write so far. DCP's file writer writes the entries, so that torch's own tools
+read our checkpoints. Its entry points `save` and `load` are not used: they wrap every error in a
+BaseException, and their collectives run in the training's process group. File access goes through a
+`Draft`, which hashes, fsyncs and can be stopped at every call.
 
 Importing this module takes half a second of CPU time; import it where it is needed, not before.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
-import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import (
     FileSystemBase,
-    FileSystemReader,
     FileSystemWriter,
-    _StorageInfo,
+    _StoragePrefix,
 )
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
-from torch.futures import Future
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.storage import WriteResult
 from typing_extensions import override
 
+from launcher.checkpoint._boxes import State, check_cover, parts, whole_shape
 from launcher.checkpoint._draft import Draft
-from launcher.checkpoint._staging import fill
-from launcher.errors import CheckpointError
+from launcher.checkpoint._ranks import Ranks
+from launcher.contracts import Box, LocalShard
 
 STATE = "state"
 
-_INDEX = "torch.distributed.checkpoint.metadata"
-_KNOWN = {
-    (_INDEX, "Metadata"),
-    (_INDEX, "TensorStorageMetadata"),
-    (_INDEX, "TensorProperties"),
-    (_INDEX, "_MEM_FORMAT_ENCODING"),
-    (_INDEX, "ChunkStorageMetadata"),
-    (_INDEX, "MetadataIndex"),
-    (_INDEX, "StorageMeta"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-}
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What one rank writes.
+
+    Attributes:
+        save_plan: The boxes.
+        metadata: The index of all ranks' boxes; None on other ranks than 0.
+    """
+
+    save_plan: SavePlan
+    metadata: Metadata | None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the tensors of which this rank writes something."""
+        return frozenset(item.index.fqn for item in self.save_plan.items)
 
 
-def write(tensors: Mapping[str, Tensor], draft: Draft) -> None:
-    """Write tensors under `state/` of a draft.
+def make_plan(state: State, ranks: Ranks) -> Plan:
+    """Decide, together with the other ranks, which rank writes which box.
+
+    Raises:
+        ValueError: The boxes of all ranks do not cover some tensor exactly.
+    """
+    planner = DefaultSavePlanner(flatten_state_dict=False)
+    found: list[Metadata] = []
+
+    def decide(plans: list[SavePlan]) -> Sequence[SavePlan]:
+        plans, metadata = planner.create_global_plan(plans)
+        _check_all_is_there(metadata)
+        found.append(metadata)
+        return plans
+
+    def local() -> SavePlan:
+        return SavePlan([item for name, value in state.items() for item in _items(name, value)])
+
+    plan = ranks.scatter(local, decide)
+    plan = dataclasses.replace(plan, storage_data=_StoragePrefix(f"__{ranks.rank}_"))
+    return Plan(plan, found[0] if found else None)
+
+
+def write(state: State, plan: Plan, draft: Draft) -> list[WriteResult]:
+    """Write this rank's boxes under `state/` of a draft.
 
     Args:
-        tensors: On any device; they must not change before this returns.
+        state: On any device; the tensors must not change before this returns. It may lack tensors
+            of which the plan has nothing.
+        plan: What to write of it.
         draft: Takes the files.
 
     Raises:
         OSError: The disk said no.
     """
+    if not plan.save_plan.items:
+        return []
+    with _disk_errors(draft):
+        writer, planner = _Writer(draft), _Planner(state)
+        return writer.write_data(plan.save_plan, planner).wait()
+
+
+def finish(plan: Plan, results: list[list[WriteResult]], draft: Draft) -> None:
+    """Write the index of what all ranks have written; on rank 0.
+
+    Raises:
+        OSError: The disk said no.
+    """
+    assert plan.metadata is not None, "only rank 0 has the index"  # noqa: S101
+    with _disk_errors(draft):
+        _Writer(draft).finish(plan.metadata, results)
+
+
+@contextmanager
+def _disk_errors(draft: Draft) -> Iterator[None]:
     try:
-        _write(dict(tensors), draft)
+        yield
     except Exception as error:
         # torch reports a full disk as an unexpected position in its own file.
         if draft.error is not None and draft.error is not error:
@@ -78,58 +134,44 @@ def write(tensors: Mapping[str, Tensor], draft: Draft) -> None:
         raise
 
 
-def _write(tensors: dict[str, Tensor], draft: Draft) -> None:
-    writer, planner = _Writer(draft), DefaultSavePlanner(flatten_state_dict=False)
-    writer.set_up_storage_writer(is_coordinator=True)
-    planner.set_up_planner(tensors, writer.storage_meta(), is_coordinator=True)
-    plan = writer.prepare_local_plan(planner.create_local_plan())
-    plans, metadata = planner.create_global_plan([plan])
-    (plan,) = writer.prepare_global_plan(plans)
-    written = writer.write_data(planner.finish_plan(plan), planner)
-    writer.finish(metadata, [written.wait()])
+def _items(name: str, value: Tensor | LocalShard) -> Iterator[WriteItem]:
+    shape = torch.Size(whole_shape(value))
+    for box, tensor in parts(value):
+        offsets = torch.Size(box.offsets)
+        yield WriteItem(
+            index=MetadataIndex(name, offsets),
+            type=WriteItemType.SHARD if isinstance(value, LocalShard) else WriteItemType.TENSOR,
+            tensor_data=TensorWriteData(
+                chunk=ChunkStorageMetadata(offsets, torch.Size(box.sizes)),
+                properties=TensorProperties(dtype=tensor.dtype),
+                size=shape,
+            ),
+        )
 
 
-class Index:
-    """Which tensors a checkpoint holds, and where.
+def _check_all_is_there(metadata: Metadata) -> None:
+    for name, entry in metadata.state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata), "nothing else is planned"  # noqa: S101
+        boxes = [Box(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks]
+        try:
+            check_cover(entry.size, boxes)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
-    Args:
-        folder: A checkpoint that has been verified.
-        sizes: Length of each of its files, by path relative to the folder.
 
-    Raises:
-        CheckpointError: The index holds anything but the description of plain tensors in those
-            files.
-    """
+class _Planner(DefaultSavePlanner):
+    """Gives DCP's writer the elements of a box."""
 
-    def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
-        self._reader = _Reader(folder / STATE)
-        self._path = folder / STATE / ".metadata"
-        with _refused(self._path):
-            self._metadata = self._reader.read_metadata()
-            self._entries = dict(_entries(self._metadata))
-            _check_places(self._metadata, sizes)
+    def __init__(self, state: State) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._state = state
 
-    def describe(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """Shape and dtype of every tensor by name."""
-        return {key: (entry.size, entry.properties.dtype) for key, entry in self._entries.items()}
-
-    def read(self) -> dict[str, Tensor]:
-        """Every tensor by name, in fresh CPU memory.
-
-        Raises:
-            CheckpointError: A file holds something that is not the tensor it should be.
-        """
-        tensors = {
-            key: torch.empty(size, dtype=dtype) for key, (size, dtype) in self.describe().items()
-        }
-        with _refused(self._path):
-            planner = DefaultLoadPlanner(flatten_state_dict=False)
-            planner.set_up_planner(dict(tensors), self._metadata, is_coordinator=True)
-            self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-            plan = self._reader.prepare_local_plan(planner.create_local_plan())
-            (plan,) = self._reader.prepare_global_plan(planner.create_global_plan([plan]))
-            self._reader.read_data(planner.finish_plan(plan), planner).wait()
-        return tensors
+    @override
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        found = dict(parts(self._state[write_item.index.fqn]))
+        assert write_item.tensor_data is not None, "only tensors are planned"  # noqa: S101
+        chunk = write_item.tensor_data.chunk
+        return found[Box(tuple(chunk.offsets), tuple(chunk.sizes))]
 
 
 class _Writer(FileSystemWriter):
@@ -174,7 +216,7 @@ class _DraftFiles(FileSystemBase):
 
     @override
     def mkdir(self, path: str | os.PathLike[str]) -> None:
-        self._draft.mkdir(self._name(path))
+        raise FileExistsError(f"{path}: the folders of a draft are made before it is filled")
 
     @classmethod
     @override
@@ -192,104 +234,3 @@ class _DraftFiles(FileSystemBase):
 
     def _name(self, path: str | os.PathLike[str]) -> str:
         return Path(path).relative_to(self._draft.folder).as_posix()
-
-
-class _Unpickler(pickle.Unpickler):  # noqa: S301 - this one cannot call what it does not know
-    """Makes the objects of DCP's index and refuses every other name."""
-
-    @override
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) in _KNOWN:
-            return super().find_class(module_name, global_name)
-        if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
-            return getattr(torch, global_name)
-        raise pickle.UnpicklingError(
-            f"it asks for {module_name}.{global_name}, which no checkpoint of ours holds; "
-            "nothing was run"
-        )
-
-
-class _Reader(FileSystemReader):
-    """DCP's reader, for plain tensors only."""
-
-    @override
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _Unpickler(file).load()
-        if not isinstance(metadata, Metadata):
-            raise TypeError(f"it holds a {type(metadata).__name__}, not an index")
-        return metadata
-
-    @override
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        files: dict[str, io.BufferedReader] = {}
-        try:
-            for item in plan.items:
-                place: _StorageInfo = self.storage_data[item.storage_index]
-                path = Path(self.path) / place.relative_path
-                if place.relative_path not in files:
-                    files[place.relative_path] = path.open("rb")
-                target = planner.resolve_tensor(item).detach()
-                with _refused(path, f"the entry of {item.storage_index.fqn}"):
-                    tensor = _load(files[place.relative_path], place, target.dtype)
-                    for dim, (start, length) in enumerate(
-                        zip(item.storage_offsets, item.lengths, strict=True)
-                    ):
-                        tensor = tensor.narrow(dim, start, length)
-                    if tensor.shape != target.shape:
-                        raise ValueError(
-                            f"shape {tuple(tensor.shape)}, expected {tuple(target.shape)}"
-                        )
-                    fill(target, tensor)
-                planner.commit_tensor(item, target)
-        finally:
-            for file in files.values():
-                file.close()
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
-
-
-def _load(file: io.BufferedReader, place: _StorageInfo, dtype: torch.dtype) -> Tensor:
-    """The one tensor at a place in a file."""
-    file.seek(place.offset)
-    tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
-    if type(tensor) is not Tensor or tensor.dtype != dtype or tensor.layout != torch.strided:
-        found = f"{tensor.dtype} tensor" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"found a {found}, expected a plain {dtype} tensor")
-    return tensor
-
-
-def _entries(metadata: Metadata) -> Iterator[tuple[str, TensorStorageMetadata]]:
-    for key, entry in metadata.state_dict_metadata.items():
-        if not isinstance(entry, TensorStorageMetadata):
-            raise TypeError(f"{key} is not a tensor: it would have to be unpickled")
-        yield key, entry
-
-
-def _check_places(metadata: Metadata, sizes: Mapping[str, int]) -> None:
-    """Refuse an index that leads outside the files of the manifest."""
-    for index, place in metadata.storage_data.items():
-        name = f"{STATE}/{place.relative_path}"
-        if name not in sizes:
-            raise ValueError(
-                f"{index.fqn} lies in {place.relative_path!r}, which is not in the manifest"
-            )
-        if not 0 <= place.offset <= place.offset + place.length <= sizes[name]:
-            raise ValueError(f"{index.fqn} lies outside of {place.relative_path}")
-        if place.transform_descriptors:
-            raise ValueError(f"{index.fqn} is transformed by {place.transform_descriptors}")
-
-
-@contextmanager
-def _refused(path: Path, what: str = "the index") -> Iterator[None]:
-    """Turn what unpickling and DCP's planning raise into a CheckpointError naming the file."""
-    try:
-        yield
-    except (CheckpointError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # DCP's CheckpointException is not an Exception
-        raise CheckpointError(
-            f"{path}: refused, although its checksum is right: {what} is not what it should be: "
-            f"{error}; do not use this checkpoint unless you know who made it"
-        ) from error

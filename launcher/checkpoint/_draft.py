@@ -22,27 +22,30 @@ _BUFFER_BYTES = 1 << 18
 class Draft:
     """A folder that is filled file by file; what is written is hashed on its way.
 
+    Several ranks may fill the same folder, each through a draft of its own: one of them makes the
+    folders, and each knows only the files that it wrote.
+
     Attributes:
         folder: Where the files lie until the draft is published.
         files: Size and checksum of every finished file, by path relative to the folder.
+        num_bytes: Bytes written so far, also to files that are not finished.
         error: The first OSError, kept because torch's writers hide it behind errors of their own.
     """
 
     def __init__(self, storage: Storage, folder: Path) -> None:
         self.folder = folder
         self.files: dict[str, FileRecord] = {}
+        self.num_bytes = 0
         self.error: OSError | None = None
         self._storage = storage
-        self._folders = [folder]
-        storage.mkdir(folder)
+        self._folders: list[Path] = []
 
-    def mkdir(self, name: str) -> Path:
-        """Make a folder in the draft; nothing if it is there."""
-        path = self.folder / name
-        if path not in self._folders:
-            self._storage.mkdir(path)
+    def make(self, *names: str) -> None:
+        """Make the folder of the draft and some folders in it."""
+        for path in (self.folder, *(self.folder / name for name in names)):
+            with self._watched():
+                self._storage.mkdir(path)
             self._folders.append(path)
-        return path
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, down to the disk."""
@@ -79,14 +82,16 @@ class Draft:
         self.files[new] = self.files.pop(old)
 
     def seal(self) -> None:
-        """Put the entries of all folders on the disk, the inner ones first."""
+        """Sync the entries of the folders that this draft made, the inner ones first."""
         for folder in reversed(self._folders):
             self._storage.fsync_folder(folder)
 
     def append(self, descriptor: int, path: Path, data: Buffer) -> int:
         """Write through the storage, keeping the error."""
         with self._watched():
-            return self._storage.write(descriptor, path, data)
+            count = self._storage.write(descriptor, path, data)
+        self.num_bytes += count
+        return count
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

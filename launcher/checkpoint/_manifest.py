@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pydantic import Field, ValidationError
@@ -73,12 +74,10 @@ class Verdict:
     Attributes:
         manifest: What the checkpoint says it is; None when that cannot be read.
         faults: What is wrong, file by file, expected and found; empty when it is fit.
-        strays: Files that the manifest does not name. Nothing ever reads them.
     """
 
     manifest: Manifest | None
     faults: list[str]
-    strays: list[str] = field(default_factory=list)
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -119,16 +118,36 @@ def examine(folder: Path) -> Verdict:
 
     Nothing is parsed but the manifest, and that only after its checksum has been found right.
     """
+    manifest, fault = open_checkpoint(folder)
+    if manifest is None:
+        return Verdict(None, [fault])
+    return Verdict(manifest, check_files(folder, manifest.files))
+
+
+def open_checkpoint(folder: Path) -> tuple[Manifest | None, str]:
+    """Return the manifest, with the files not checked yet, or None and the fault."""
     if folder.is_symlink() or not folder.is_dir():
-        return Verdict(None, [f"{folder.name} is not a folder"])
+        return None, f"{folder.name} is not a folder"
     try:
-        manifest = decode(_read(folder / NAME))
+        return decode(_read(folder / NAME)), ""
     except (OSError, ValueError) as error:
-        return Verdict(None, [f"{NAME}: {error}"])
-    faults = [
-        fault for name, record in manifest.files.items() if (fault := _check(folder, name, record))
-    ]
-    return Verdict(manifest, faults, _strays(folder, manifest))
+        return None, f"{NAME}: {error}"
+
+
+def check_files(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:
+    """Compare files with what they must be, and return what is wrong, file by file."""
+    return [fault for name, record in files.items() if (fault := _check(folder, name, record))]
+
+
+def share_of(files: Mapping[str, FileRecord], rank: int, ranks: int) -> dict[str, FileRecord]:
+    """Return the files that one of several ranks checks, so that all have about as much to read."""
+    shares: list[dict[str, FileRecord]] = [{} for _ in range(ranks)]
+    loads = [0] * ranks
+    for name in sorted(files, key=lambda name: (-files[name].size, name)):
+        least = loads.index(min(loads))
+        shares[least][name] = files[name]
+        loads[least] += files[name].size
+    return shares[rank]
 
 
 def peek(folder: Path) -> Manifest | None:
@@ -182,7 +201,8 @@ def _open(path: Path) -> int:
     return os.open(path, _READ)
 
 
-def _strays(folder: Path, manifest: Manifest) -> list[str]:
+def strays(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the files that the manifest does not name. Nothing ever reads them."""
     known = {NAME, *manifest.files}
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = (path.relative_to(folder).as_posix() for path in found)

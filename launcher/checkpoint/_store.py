@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Callable
 
 from launcher.checkpoint import _manifest
+from launcher.checkpoint._boxes import State, whole_bytes
 from launcher.checkpoint._commit import Pending, commit, foreign, unfit
-from launcher.checkpoint._manifest import Manifest
+from launcher.checkpoint._manifest import Manifest, Verdict
+from launcher.checkpoint._ranks import Ranks
+from launcher.checkpoint._restore import restore, rng_prefix
 from launcher.checkpoint._shelf import Shelf
 from launcher.checkpoint._staging import Staging
 from launcher.checkpoint._storage import Storage
-from launcher.contracts import EngineState, Snapshot, World, param_of
+from launcher.contracts import EngineState, Snapshot, World
 from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir
 
 _log = logging.getLogger("trainctl.checkpoint")
-_NAMED = 5
 
 
 class DirectoryStore:
     """Folders under RUN_DIR/checkpoints; see the package for what is in one.
+
+    With several ranks, creating a store and all methods but `poll` are collective.
 
     Args:
         run_dir: The run, whose lock the caller holds.
@@ -57,18 +58,13 @@ class DirectoryStore:
         self._asynchronous = asynchronous
         self._timeout_s = timeout_s
         self._storage = storage or Storage()
+        self._ranks = Ranks(world.rank, world.size, timeout_s)
         self._shelf = Shelf(run_dir, self._storage)
         self._staging = Staging()
         self._writing: _Background | None = None
         self._parent_step: int | None = None
         self._verified: set[int] = set()
-        try:
-            self._shelf.open()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self._shelf.folder} cannot be used for checkpoints: {error.strerror or error} "
-                f"({error.filename}); choose a writable folder with run_root=DIR"
-            ) from error
+        self._ranks.first(self._open)
 
     def save(self, snapshot: Snapshot) -> None:
         """Start saving; in the foreground, save.
@@ -77,7 +73,15 @@ class DirectoryStore:
             CheckpointError: This save, or the one before it that was still being written, failed.
         """
         self.wait()
-        tensors = self._tensors(snapshot)
+        state = self._state(snapshot)
+        num_bytes, plan = whole_bytes(state), None
+        if self._ranks.size > 1:
+            # Planned before copying: what another rank writes needs no copy here. One rank writes
+            # everything, and plans in the background, where DCP's import holds up nobody.
+            from launcher.checkpoint import _dcp
+
+            plan = _dcp.make_plan(state, self._ranks)
+            state = {name: value for name, value in state.items() if name in plan.names}
         pending = Pending(
             run_id=self._run_dir.id,
             step=snapshot.step,
@@ -86,7 +90,9 @@ class DirectoryStore:
             data_fingerprint=snapshot.data_fingerprint,
             config=snapshot.config,
             train_state=json.dumps(snapshot.train_state, indent=2) + "\n",
-            tensors=self._staging.copy(tensors) if self._asynchronous else tensors,
+            state=self._staging.copy(state) if self._asynchronous else state,
+            plan=plan,
+            num_bytes=num_bytes,
         )
         if self._asynchronous:
             self._writing = _Background(
@@ -96,7 +102,11 @@ class DirectoryStore:
             self._commit(pending)
 
     def poll(self) -> None:
-        """Raise what the save in the background failed with; once."""
+        """Raise what the save in the background failed with; once.
+
+        The ranks do not wait for each other here: they learn of a failure at about the same time,
+        maybe one step apart.
+        """
         if self._writing is not None and self._writing.done:
             self._end(self._writing)
 
@@ -116,15 +126,26 @@ class DirectoryStore:
             )
         self._end(self._writing)
 
-    def load(self, engine: EngineState) -> Snapshot | None:
-        """The newest checkpoint that verifies, or None when the run has none.
+    def has_any(self) -> bool:
+        """Return True if the run has checkpoints, fit or not; the same on all ranks."""
+        self.wait()
+        return self._ranks.first(lambda: bool(self._shelf.steps() or self._shelf.set_asides()))
 
-        An unfit one is set aside as `step-….corrupt`, with a warning that names the file, and the
+    def load(self, live: EngineState) -> Snapshot | None:
+        """Copy the newest checkpoint that verifies into live tensors; None when the run has none.
+
+        An unfit one is quarantined as `step-….corrupt`, with a warning that names the file, and the
         next is tried. One that is whole but not this model's, or that would have to be unpickled,
         is an error: there is nothing to fall back from.
 
         Args:
-            engine: Live state that tells names, shapes and dtypes; it is not written to.
+            live: Model and optimizer of this rank; filled in place. After an error in the middle of
+                reading they are neither the old nor the new state.
+
+        Returns:
+            The snapshot. Its `engine` holds those entries of `live` that the checkpoint has, the
+            same tensors, and new ones for the number format's own state. Its `rng` is empty if the
+            checkpoint was saved on fewer ranks.
 
         Raises:
             CheckpointError: There are checkpoints but none is fit, or the newest fit one does not
@@ -132,22 +153,22 @@ class DirectoryStore:
         """
         self.wait()
         refused: list[str] = []
-        for step in self._shelf.steps():
-            manifest, reason = self._examine(step)
+        for step in self._ranks.first(self._shelf.steps):
+            manifest, reason = self._examine(step, self._ranks)
             if manifest is not None:
-                snapshot = self._read(self._shelf.path(step), manifest, engine)
+                snapshot = restore(self._shelf.path(step), manifest, live, self._ranks)
                 self._parent_step = step
                 return snapshot
             refused.append(f"{self._shelf.path(step).name}: {reason}")
-        set_asides = [path.name for path in self._shelf.set_asides()]
-        if not refused and not set_asides:
+        quarantined = self._ranks.first(lambda: [path.name for path in self._shelf.set_asides()])
+        if not refused and not quarantined:
             return None
         raise CheckpointError(
             "\n  ".join(
                 [
                     f"{self._shelf.folder} holds no checkpoint that is fit to go on from:",
                     *refused,
-                    *(f"{name} is kept aside, it was found unfit" for name in set_asides),
+                    *(f"{name} was found unfit earlier and is kept" for name in quarantined),
                     "put back a good copy of one of them, or start a new run",
                 ]
             )
@@ -158,14 +179,20 @@ class DirectoryStore:
         self.wait()
         self._staging = Staging()
 
-    def _tensors(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        prefix = self._rng_prefix
-        rng = {f"{prefix}{name}": tensor for name, tensor in snapshot.rng.items()}
-        return {name: tensor.detach() for name, tensor in {**snapshot.engine, **rng}.items()}
+    def _open(self) -> None:
+        try:
+            self._shelf.open()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._shelf.folder} cannot be used for checkpoints: {error.strerror or error} "
+                f"({error.filename}); choose a writable folder with run_root=DIR"
+            ) from error
 
-    @property
-    def _rng_prefix(self) -> str:
-        return f"rng.rank{self._world.rank}."
+    def _state(self, snapshot: Snapshot) -> State:
+        rng = {
+            f"{rng_prefix(self._world.rank)}{name}": tensor for name, tensor in snapshot.rng.items()
+        }
+        return {**snapshot.engine, **rng}
 
     def _end(self, writing: _Background) -> None:
         self._writing = None
@@ -174,8 +201,10 @@ class DirectoryStore:
 
     def _commit(self, pending: Pending) -> None:
         start = time.monotonic()
-        commit(pending, self._shelf, self._storage)
+        commit(pending, self._shelf, self._storage, self._ranks)
         self._parent_step = pending.step
+        if not self._ranks.is_first:
+            return
         self._verified.add(pending.step)
         _log.info("saved step %d in %.1f s", pending.step, time.monotonic() - start)
         try:
@@ -190,7 +219,7 @@ class DirectoryStore:
             if step == newest:
                 continue
             if kept < self._keep:
-                kept += step in self._verified or self._examine(step)[0] is not None
+                kept += step in self._verified or self._examine(step, Ranks.alone())[0] is not None
             elif self._is_ours(step):
                 self._verified.discard(step)
                 self._shelf.discard(step)
@@ -200,17 +229,31 @@ class DirectoryStore:
         manifest = _manifest.peek(self._shelf.path(step))
         return manifest is not None and manifest.run_id == self._run_dir.id
 
-    def _examine(self, step: int) -> tuple[Manifest | None, str]:
-        """The manifest of a fit checkpoint, or None and the reason; a damaged one is set aside."""
+    def _examine(self, step: int, ranks: Ranks) -> tuple[Manifest | None, str]:
+        """The manifest of a fit checkpoint, or None and the reason; a damaged one is quarantined.
+
+        Every rank reads a part of the files; rank 0 judges and renames.
+        """
         path = self._shelf.path(step)
-        verdict = _manifest.examine(path)
+        manifest, fault = ranks.first(lambda: _manifest.open_checkpoint(path))
+        if manifest is None:
+            faults = [fault]
+        else:
+            files = _manifest.share_of(manifest.files, ranks.rank, ranks.size)
+            faults = ranks.share(
+                lambda: _manifest.check_files(path, files),
+                lambda found: list(itertools.chain(*found)),
+            )
+        return ranks.first(lambda: self._judge(step, Verdict(manifest, faults)))
+
+    def _judge(self, step: int, verdict: Verdict) -> tuple[Manifest | None, str]:
+        path = self._shelf.path(step)
         reason = unfit(verdict, self._run_dir.id, step)
         if reason is None:
+            assert verdict.manifest is not None, "without one it is unfit"  # noqa: S101
             self._verified.add(step)
-            if verdict.strays:
-                _log.warning(
-                    "%s: not written by us and not read: %s", path, ", ".join(verdict.strays)
-                )
+            if strays := _manifest.strays(path, verdict.manifest):
+                _log.warning("%s: not written by us and not read: %s", path, ", ".join(strays))
             return verdict.manifest, ""
         self._verified.discard(step)
         if (
@@ -223,32 +266,6 @@ class DirectoryStore:
         else:
             self._shelf.set_aside(step, reason)
         return None, reason
-
-    def _read(self, path: Path, manifest: Manifest, engine: EngineState) -> Snapshot:
-        from launcher.checkpoint import _dcp
-
-        try:
-            sizes = {name: record.size for name, record in manifest.files.items()}
-            index = _dcp.Index(path, sizes)
-            _check_same_model(path, index.describe(), engine)
-            tensors = index.read()
-            config = (path / _manifest.CONFIG).read_text("utf-8")
-            train_state = _read_object(path / _manifest.TRAIN_STATE)
-        except OSError as error:
-            raise CheckpointError(f"{path} verified but could then not be read: {error}") from error
-        prefix = self._rng_prefix
-        return Snapshot(
-            step=manifest.step,
-            engine={name: t for name, t in tensors.items() if not name.startswith("rng.")},
-            train_state=train_state,
-            rng={
-                name.removeprefix(prefix): t
-                for name, t in tensors.items()
-                if name.startswith(prefix)
-            },
-            config=config,
-            data_fingerprint=manifest.data_fingerprint,
-        )
 
 
 class _Background:
@@ -279,57 +296,3 @@ class _Background:
             self._call()
         except BaseException as error:  # noqa: BLE001 - raised again where the save was asked for
             self.error = error
-
-
-def _check_same_model(
-    path: Path, saved: Mapping[str, tuple[Any, Any]], engine: EngineState
-) -> None:
-    """Compare names, shapes and dtypes of what was saved with the live tensors.
-
-    Only the optimizer entries of a parameter may be missing, all of them: no update had reached it.
-    What a number format keeps for itself is not looked at: a run may go on in another one.
-    """
-    live = {name: (tensor.shape, tensor.dtype) for name, tensor in engine.items()}
-    live = {name: kind for name, kind in live.items() if not name.startswith("precision.")}
-    saved = {
-        name: kind for name, kind in saved.items() if not name.startswith(("rng.", "precision."))
-    }
-    differing = [
-        f"{name} is {_describe(saved[name])}, expected {_describe(live[name])}"
-        for name in live.keys() & saved.keys()
-        if saved[name] != live[name]
-    ]
-    params = {name.removeprefix("model.") for name in live if name.startswith("model.")}
-    reached = {param_of(name, params) for name in saved} | {None}
-    missing = {n for n in live.keys() - saved.keys() if param_of(n, params) in reached}
-    parts = {
-        "missing in the checkpoint": missing,
-        "left over in the checkpoint": saved.keys() - live.keys(),
-        "different": differing,
-    }
-    if any(parts.values()):
-        told = (f"{what}: {_some(names)}" for what, names in parts.items() if names)
-        raise CheckpointError(
-            "\n  ".join([f"{path} is a checkpoint of another model or optimizer", *told])
-        )
-
-
-def _describe(kind: tuple[Any, Any]) -> str:
-    shape, dtype = kind
-    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"
-
-
-def _some(names: Any) -> str:
-    shown = sorted(names)
-    more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
-    return ", ".join(shown[:_NAMED]) + more
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: found a {type(values).__name__}, expected an object")
-    return values

@@ -8,7 +8,6 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import CheckpointOption
-from launcher.errors import CheckpointError
 
 if TYPE_CHECKING:
     from launcher.contracts import CheckpointStore, World
@@ -22,21 +21,16 @@ class Directory(CheckpointOption):
     keep: int = Field(ge=1)
     """How many of the newest verified checkpoints stay; 2 or more survive damage to the newest."""
     asynchronous: bool
-    """Copy the tensors to CPU memory (as much again as model and optimizer take) and write in the
-    background; if off, training stands still until the checkpoint is on disk."""
+    """Copy the tensors to CPU memory (as much again as model and optimizer take, divided among the
+    ranks) and write in the background; if off, training waits until the checkpoint is on disk."""
     timeout_s: float = Field(gt=0)
-    """How long to wait for the disk, in seconds, before a save that is still being written ends the
-    run."""
+    """How long to wait for the disk and for other ranks, in seconds, before a save that is still
+    being written ends the run."""
 
     @override
     def build(self, run_dir: RunDir, world: World) -> CheckpointStore:
         from launcher.checkpoint._store import DirectoryStore
 
-        if world.size > 1:
-            raise CheckpointError(
-                f"checkpoint=directory saves the state of one rank, this run has {world.size}; "
-                "use launch.ranks=1 or checkpoint=none"
-            )
         return DirectoryStore(
             run_dir,
             world,

@@ -41,8 +41,11 @@ class _Nowhere:
     def wait(self) -> None:
         pass
 
-    def load(self, engine: EngineState) -> Snapshot | None:
-        del engine
+    def has_any(self) -> bool:
+        return False
+
+    def load(self, live: EngineState) -> Snapshot | None:
+        del live
         return None
 
     def close(self) -> None:

@@ -20,7 +20,8 @@ class Snapshot:
         step: Optimizer steps done.
         engine: Model and optimizer.
         train_state: `TrainState` as JSON values.
-        rng: Every rank-local generator's state by name, uint8 tensors of shape (n,).
+        rng: State of each of this rank's generators by name, uint8 tensors of shape (n,); empty in
+            a loaded snapshot if the checkpoint was saved on fewer ranks.
         config: The text of config.json.
         data_fingerprint: Hash of the training examples.
     """
@@ -34,26 +35,41 @@ class Snapshot:
 
 
 class CheckpointStore(Protocol):
-    """The checkpoints of one run: published whole or not at all, verified before they are used."""
+    """The checkpoints of one run: published atomically, verified before they are used.
+
+    All methods but `poll` are collective: every rank calls them in the same order.
+    """
 
     def save(self, snapshot: Snapshot) -> None:
         """Start saving; returns when the live tensors may change again.
 
         Raises:
-            CheckpointError: This save, or the one before it that was still being written, failed.
+            CheckpointError: This save, or the one before it that was still being written, failed
+                on some rank.
         """
 
     def poll(self) -> None:
-        """Raise what a save in the background failed with, if it did."""
+        """Raise what a save in the background failed with, if it did.
+
+        The ranks do not wait for each other here and may raise one step apart.
+        """
 
     def wait(self) -> None:
         """Wait, for a bounded time, until the last save is published."""
 
-    def load(self, engine: EngineState) -> Snapshot | None:
-        """The newest checkpoint that verifies, or None when the run has none.
+    def has_any(self) -> bool:
+        """Return True if the run has checkpoints, fit or not; the same on all ranks."""
+
+    def load(self, live: EngineState) -> Snapshot | None:
+        """Copy the newest checkpoint that verifies into live tensors; None when the run has none.
 
         Args:
-            engine: Live state that tells names, shapes and dtypes; it is not written to.
+            live: Model and optimizer of this rank; filled in place. After an error in the middle of
+                reading they are neither the old nor the new state.
+
+        Returns:
+            The snapshot. Its `engine` holds those entries of `live` that the checkpoint has, the
+            same tensors, and new tensors for `precision.*`.
 
         Raises:
             CheckpointError: There are checkpoints but none is fit, or the newest fit one does not
@@ -61,4 +77,4 @@ class CheckpointStore(Protocol):
         """
 
     def close(self) -> None:
-        """Wait for the writer and let go."""
+        """Wait for the writer and free the memory of the copies."""

@@ -108,7 +108,7 @@ def run(
             stack.enter_context(closing(parts.engine.close))
             store = config.checkpoint.build(run_dir, world)
             stack.enter_context(closing(store.close))
-            state = _restore(config, run_dir, parts, store)
+            state = _restore(config, parts, store)
         if (signal := stop()) is not None:
             raise stopped(signal, state.step)
         evaluate = _evaluator(config, parts, world)
@@ -197,11 +197,11 @@ def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> P
     return Parts(task, train_samples, validation, references, plan, max_steps, module, engine)
 
 
-def _restore(
-    config: RunConfig, run_dir: RunDir, parts: Parts, store: CheckpointStore
-) -> TrainState:
+def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainState:
     """The state to go on from; engine and generators are put where they were."""
-    if not any(run_dir.checkpoints.glob("step-*")):
+    # Asked first: the state for a load has memory for the optimizer's state, a first start does not
+    # need it before its first step.
+    if not store.has_any():
         return TrainState()
     snapshot = store.load(parts.engine.state())
     if snapshot is None:
@@ -215,7 +215,10 @@ def _restore(
             )
         _log.warning("the data was changed on purpose: going on at sample position of the old data")
     parts.engine.load_state(snapshot.engine)
-    rng.restore(snapshot.rng)
+    # A rank that did not exist when the checkpoint was saved keeps the generators as this start has
+    # seeded them; what a step draws from torch is seeded at each step.
+    if snapshot.rng:
+        rng.restore(snapshot.rng)
     state = TrainState.from_json(snapshot.train_state)
     if state.stopped is not None and snapshot.config != config.to_json():
         # Under other settings the observer that stopped the run may decide otherwise.

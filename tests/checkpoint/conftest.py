@@ -15,7 +15,7 @@ from torch import Tensor
 from launcher.checkpoint import _manifest
 from launcher.checkpoint._storage import Storage
 from launcher.checkpoint._store import DirectoryStore
-from launcher.contracts import EngineState, Snapshot, World
+from launcher.contracts import EngineState, LocalShard, Snapshot, World
 from launcher.run_dir import RunDir
 
 CONFIG = '{"seed": 0}\n'
@@ -52,7 +52,7 @@ class Bench:
     def snapshot(self, step: int, *, config: str = CONFIG, numel: int = 12) -> Snapshot:
         """A snapshot with values that tell its step, in tensors of the same kind for every step."""
         random = torch.Generator().manual_seed(step)
-        engine = {
+        engine: EngineState = {
             "model.weight": torch.randn(3, numel, generator=random),
             "model.half": torch.randn(5, generator=random).bfloat16(),
             "optimizer.weight.step": torch.tensor(float(step)),
@@ -75,6 +75,15 @@ class Bench:
 
     def load(self) -> Snapshot | None:
         return self.store().load(self.snapshot(0).engine)
+
+    @staticmethod
+    def blank(engine: EngineState) -> EngineState:
+        """Live tensors of the same shapes and dtypes, with other values."""
+        tensors = {name: plain(value) for name, value in engine.items()}
+        return {
+            name: torch.full(tuple(tensor.shape), 85, dtype=torch.uint8).to(tensor.dtype)
+            for name, tensor in tensors.items()
+        }
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.glob("*"))
@@ -112,17 +121,23 @@ class Bench:
             == (other.step, other.config, other.data_fingerprint)
             and json.dumps(one.train_state) == json.dumps(other.train_state)
             and Bench.same_tensors(one.engine, other.engine)
-            and Bench.same_tensors(dict(one.rng), dict(other.rng))
+            and Bench.same_tensors({**one.rng}, {**other.rng})
         )
 
     @staticmethod
     def same_tensors(one: EngineState, other: EngineState) -> bool:
         return one.keys() == other.keys() and all(
-            tensor.dtype == other[name].dtype
-            and tensor.shape == other[name].shape
-            and bits(tensor) == bits(other[name])
-            for name, tensor in one.items()
+            same_tensor(plain(value), plain(other[name])) for name, value in one.items()
         )
+
+
+def plain(value: Tensor | LocalShard) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value
+
+
+def same_tensor(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.shape, bits(one)) == (other.dtype, other.shape, bits(other))
 
 
 def bits(tensor: Tensor) -> bytes:

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 
 from launcher.checkpoint import _manifest
 from launcher.checkpoint.directory import Directory
-from launcher.contracts import World
+from launcher.contracts import EngineState, World
 from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir
+from tests.checkpoint.conftest import plain
 
 if TYPE_CHECKING:
     from tests.checkpoint.conftest import Bench
@@ -65,16 +66,11 @@ def test_values_out_of_range_are_refused(changes: dict[str, object]) -> None:
         option(**changes)
 
 
-def test_several_ranks_are_refused(bench: Bench) -> None:
-    with pytest.raises(CheckpointError, match="one rank, this run has 2"):
-        option().build(bench.run_dir, World(0, 2, 0, "cpu"))
-
-
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_round_trip_of_every_dtype_is_bitwise(bench: Bench, *, asynchronous: bool) -> None:
     random = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (96,), generator=random).to(torch.uint8)
-    engine = {
+    engine: EngineState = {
         f"model.{dtype}": noise.view(dtype).reshape(2, -1, 3)
         for dtype in DTYPES
         if dtype != torch.bool
@@ -93,18 +89,30 @@ def test_round_trip_of_every_dtype_is_bitwise(bench: Bench, *, asynchronous: boo
     store = bench.store(asynchronous=asynchronous)
     store.save(snapshot)
     store.close()
-    assert bench.same(bench.store().load(engine), snapshot)
+    live = bench.blank(engine)
+    assert not bench.same_tensors(live, engine)
+    assert bench.same(bench.store().load(live), snapshot)
 
 
-def test_loaded_tensors_are_fresh_cpu_memory(bench: Bench) -> None:
+def test_a_load_fills_the_live_tensors(bench: Bench) -> None:
     bench.save(1)
     live = bench.snapshot(0).engine
+    live["model.weight"] = torch.nn.Parameter(torch.zeros(3, 24))[:, ::2]
     loaded = bench.store().load(live)
     assert loaded is not None
-    for tensor in loaded.engine.values():
-        tensor.zero_()
-    assert bench.same_tensors(live, bench.snapshot(0).engine)
-    assert bench.same(bench.load(), bench.snapshot(1))
+    assert all(loaded.engine[name] is live[name] for name in live)
+    assert bench.same_tensors(live, bench.snapshot(1).engine)
+
+
+def test_the_number_formats_own_state_is_returned_and_the_live_one_left_alone(bench: Bench) -> None:
+    snapshot = bench.snapshot(1)
+    formats = {"precision.scale": torch.tensor(8.0), "precision.steps": torch.tensor(3)}
+    bench.store().save(dataclasses.replace(snapshot, engine={**snapshot.engine, **formats}))
+    live = {**bench.snapshot(0).engine, "precision.scale": torch.tensor(2.0)}
+    loaded = bench.store().load(live)
+    assert loaded is not None
+    assert bench.same_tensors(loaded.engine, {**snapshot.engine, **formats})
+    assert plain(live["precision.scale"]).item() == 2
 
 
 def test_nothing_to_load_is_none(bench: Bench) -> None:

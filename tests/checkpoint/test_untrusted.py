@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 from typing_extensions import override
 
 from launcher.errors import CheckpointError
@@ -212,6 +218,71 @@ def test_a_place_outside_the_files(bench: Bench, marker: Path, place: object) ->
     (bench.step(1) / "state" / ".metadata").write_bytes(pickle.dumps(metadata))
     bench.reseal(1)
     assert_refused(bench, marker, ".metadata")
+
+
+def rewrite_index(bench: Bench, metadata: Metadata) -> None:
+    (bench.step(1) / "state" / ".metadata").write_bytes(pickle.dumps(metadata))
+    bench.reseal(1)
+
+
+def chunk(offsets: list[int], sizes: list[int]) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+
+
+CHUNKS: dict[str, object] = {
+    "none": [],
+    "no list": None,
+    "a part only": [chunk([0, 0], [2, 12])],
+    "a gap and an overlap of the same size": [chunk([0, 0], [2, 12]), chunk([1, 0], [1, 12])],
+    "twice": [chunk([0, 0], [3, 12]), chunk([0, 0], [3, 12])],
+    "negative offset": [chunk([-1, 0], [3, 12])],
+    "negative size": [chunk([0, 0], [-3, -12])],
+    "outside": [chunk([1, 0], [3, 12])],
+    "too few dims": [chunk([0], [36])],
+    "too many dims": [chunk([0, 0, 0], [3, 12, 1])],
+    "an empty one more": [chunk([0, 0], [3, 12]), chunk([3, 0], [0, 12])],
+    "no chunk": ["chunk"],
+    "a list for offsets": [ChunkStorageMetadata([0, 0], [3, 12])],  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", CHUNKS)
+def test_boxes_that_do_not_cover_the_tensor_exactly(bench: Bench, marker: Path, name: str) -> None:
+    metadata = metadata_of(bench)
+    entry = metadata.state_dict_metadata["model.weight"]
+    assert isinstance(entry, TensorStorageMetadata)
+    place = metadata.storage_data[MetadataIndex("model.weight", [0, 0])]
+    chunks: Any = CHUNKS[name]
+    entry.chunks = chunks
+    for one in chunks or []:
+        if isinstance(one, ChunkStorageMetadata):
+            metadata.storage_data[MetadataIndex("model.weight", one.offsets)] = place
+    rewrite_index(bench, metadata)
+    assert "model.weight" in assert_refused(bench, marker, ".metadata")
+
+
+@pytest.mark.parametrize("size", [[-3, -12], [3], [3, 13], [0, 12]])
+def test_a_size_that_is_not_that_of_the_boxes(bench: Bench, marker: Path, size: list[int]) -> None:
+    metadata = metadata_of(bench)
+    entry = metadata.state_dict_metadata["model.weight"]
+    assert isinstance(entry, TensorStorageMetadata)
+    entry.size = torch.Size(size)
+    rewrite_index(bench, metadata)
+    assert "model.weight" in assert_refused(bench, marker, ".metadata")
+
+
+def test_a_box_without_a_place(bench: Bench, marker: Path) -> None:
+    metadata = metadata_of(bench)
+    del metadata.storage_data[MetadataIndex("model.weight", [0, 0])]
+    rewrite_index(bench, metadata)
+    assert "model.weight" in assert_refused(bench, marker, ".metadata")
+
+
+def test_a_place_of_no_tensor(bench: Bench, marker: Path) -> None:
+    metadata = metadata_of(bench)
+    metadata.storage_data[MetadataIndex("model.more", [0])] = _StorageInfo("__0_0.distcp", 0, 1)
+    rewrite_index(bench, metadata)
+    assert "model.more" in assert_refused(bench, marker, ".metadata")
 
 
 def test_an_index_without_places(bench: Bench, marker: Path) -> None:

@@ -1,0 +1,108 @@
+"""Boxes of whole tensors: the views of what a rank holds, and the proof that nothing is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from launcher.contracts import Box, LocalShard
+
+State = Mapping[str, Tensor | LocalShard]
+"""Tensors by name: plain ones are whole, a LocalShard is this rank's part of a whole one."""
+
+
+def local_tensor(value: Tensor | LocalShard) -> Tensor:
+    """Return the tensor that this rank holds."""
+    return value.tensor if isinstance(value, LocalShard) else value
+
+
+def whole_shape(value: Tensor | LocalShard) -> tuple[int, ...]:
+    """Return the shape of the whole tensor."""
+    return value.shard.shape if isinstance(value, LocalShard) else tuple(value.shape)
+
+
+def whole_bytes(state: State) -> int:
+    """Return the size of all whole tensors of a state, in bytes."""
+    return sum(math.prod(whole_shape(v)) * local_tensor(v).itemsize for v in state.values())
+
+
+def parts(value: Tensor | LocalShard) -> list[tuple[Box, Tensor]]:
+    """Return the boxes that this rank holds, each with a view of its elements.
+
+    A tensor without elements is one box on every rank: it too must have an entry in the file.
+
+    Raises:
+        ValueError: The local tensor is not what its shard says.
+    """
+    tensor, shape = local_tensor(value).detach(), whole_shape(value)
+    whole = Box((0,) * len(shape), shape)
+    if not isinstance(value, LocalShard):
+        return [(whole, tensor)]
+    shard = value.shard
+    if tensor.numel() != shard.numel:
+        raise ValueError(
+            f"{shard.name}: the local tensor must have the {shard.numel} elements of its boxes, "
+            f"but has {tensor.numel()}"
+        )
+    if math.prod(shape) == 0:
+        return [(whole, tensor.view(shape))]
+    boxes = [box for box in shard.boxes if box.numel]
+    if len(boxes) == 1 and tuple(tensor.shape) == boxes[0].sizes:
+        return [(boxes[0], tensor)]
+    # A copy in place of a view would be filled instead of the live tensor: `view` raises there.
+    flat, start, found = tensor.view(-1), 0, list[tuple[Box, Tensor]]()
+    for box in boxes:
+        found.append((box, flat[start : start + box.numel].view(box.sizes)))
+        start += box.numel
+    return found
+
+
+def check_cover(shape: Sequence[int], boxes: Sequence[Box]) -> None:
+    """Check that boxes cover every element of a tensor exactly once.
+
+    Raises:
+        ValueError: A box is outside of the tensor or empty, two overlap, or elements are missing.
+    """
+    for box in boxes:
+        if not len(box.offsets) == len(box.sizes) == len(shape):
+            raise ValueError(f"{box} must have {len(shape)} dims")
+        if any(
+            start < 0 or size < 0 or start + size > length
+            for start, size, length in zip(box.offsets, box.sizes, shape, strict=True)
+        ):
+            raise ValueError(f"{box} is outside of a tensor of shape {tuple(shape)}")
+    if not math.prod(shape):
+        if len(boxes) != 1:
+            raise ValueError(f"a tensor without elements must have one box, but has {len(boxes)}")
+        return
+    if empty := [box for box in boxes if not box.numel]:
+        raise ValueError(f"{empty[0]} is empty")
+    for one, other in _neighbours(boxes):
+        if _overlap(one, other):
+            raise ValueError(f"{one} and {other} overlap")
+    if (found := sum(box.numel for box in boxes)) != math.prod(shape):
+        raise ValueError(
+            f"the boxes of a tensor of shape {tuple(shape)} must have {math.prod(shape)} elements, "
+            f"but have {found}"
+        )
+
+
+def _neighbours(boxes: Sequence[Box]) -> Iterator[tuple[Box, Box]]:
+    """Yield the pairs of boxes that share rows; of the other pairs none can overlap."""
+    ordered = sorted(boxes, key=lambda box: box.offsets)
+    for place, box in enumerate(ordered):
+        for other in ordered[place + 1 :]:
+            if box.offsets and other.offsets[0] >= box.offsets[0] + box.sizes[0]:
+                break
+            yield box, other
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return all(
+        start < other_start + other_size and other_start < start + size
+        for start, size, other_start, other_size in zip(
+            one.offsets, one.sizes, other.offsets, other.sizes, strict=True
+        )
+    )

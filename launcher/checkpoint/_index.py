@@ -1,0 +1,239 @@
+"""The index of a checkpoint, and the reading of tensors into live ones, without unpickling.
+
+`.metadata` is a pickle: it is read by an unpickler that knows the index's classes and nothing else.
+What it says is then checked, because a checksum proves who wrote a file only to those who trust
+the writer: plain tensors only, boxes that cover every tensor exactly, places within the files of
+the manifest.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.utils import _create_file_view
+from typing_extensions import override
+
+from launcher.checkpoint._boxes import State, check_cover, parts
+from launcher.checkpoint._dcp import STATE
+from launcher.checkpoint._staging import fill
+from launcher.contracts import Box
+from launcher.errors import CheckpointError
+
+_INDEX = "torch.distributed.checkpoint.metadata"
+_KNOWN = {
+    (_INDEX, "Metadata"),
+    (_INDEX, "TensorStorageMetadata"),
+    (_INDEX, "TensorProperties"),
+    (_INDEX, "_MEM_FORMAT_ENCODING"),
+    (_INDEX, "ChunkStorageMetadata"),
+    (_INDEX, "MetadataIndex"),
+    (_INDEX, "StorageMeta"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+}
+
+
+class Index:
+    """Which tensors a checkpoint holds, and where.
+
+    Args:
+        folder: A checkpoint that has been verified.
+        sizes: Length of each of its files, by path relative to the folder.
+
+    Raises:
+        CheckpointError: The index holds anything but the description of plain tensors in those
+            files.
+    """
+
+    def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        self._folder = folder / STATE
+        self._path = self._folder / ".metadata"
+        with _refused(self._path):
+            metadata = _read_metadata(self._path)
+            self._entries = dict(_entries(metadata))
+            self._places = dict(_places(metadata, sizes))
+            _check_places_of(self._entries, self._places)
+
+    def describe(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Return shape and dtype of every tensor by name."""
+        return {
+            key: (tuple(entry.size), entry.properties.dtype) for key, entry in self._entries.items()
+        }
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return some tensors by name, in fresh CPU memory.
+
+        Raises:
+            CheckpointError: A file holds something that is not the tensor it should be.
+        """
+        kinds = self.describe()
+        tensors = {name: torch.empty(kinds[name][0], dtype=kinds[name][1]) for name in names}
+        self.fill(tensors)
+        return tensors
+
+    def fill(self, live: State) -> None:
+        """Copy saved values into live tensors, in place; one saved box is in memory at a time.
+
+        Only the boxes are read of which a live tensor holds elements.
+
+        Args:
+            live: Of the shapes and dtypes that `describe` gives, on any device.
+
+        Raises:
+            CheckpointError: A file holds something that is not the tensor it should be.
+        """
+        reads: dict[MetadataIndex, list[tuple[Any, Tensor]]] = {}
+        for name, value in live.items():
+            boxes = parts(value)
+            chunks = [
+                ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.sizes))
+                for box, _ in boxes
+            ]
+            for item in create_read_items_for_chunk_list(name, self._entries[name], chunks):
+                place_in_live = item.dest_index.index
+                assert place_in_live is not None, "DCP's planner counts the boxes"  # noqa: S101
+                target = _narrow(boxes[place_in_live][1], item.dest_offsets, item.lengths)
+                reads.setdefault(item.storage_index, []).append((item, target))
+        with ExitStack() as stack:
+            files: dict[str, BinaryIO] = {}
+            for index in sorted(reads, key=self._position):
+                place = self._places[index]
+                path = self._folder / place.relative_path
+                if place.relative_path not in files:
+                    files[place.relative_path] = stack.enter_context(path.open("rb"))
+                with _refused(path, f"the entry of {index.fqn}"):
+                    tensor = self._load(files[place.relative_path], index)
+                    for item, target in reads[index]:
+                        fill(target, _narrow(tensor, item.storage_offsets, item.lengths))
+
+    def _position(self, index: MetadataIndex) -> tuple[str, int]:
+        place = self._places[index]
+        return place.relative_path, place.offset
+
+    def _load(self, file: BinaryIO, index: MetadataIndex) -> Tensor:
+        """Return the box that an index entry is about."""
+        entry, place = self._entries[index.fqn], self._places[index]
+        (shape,) = (chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
+        view = _create_file_view(cast("io.IOBase", file), place.offset, place.length)
+        tensor = torch.load(cast("BinaryIO", view), map_location="cpu", weights_only=True)
+        dtype = entry.properties.dtype
+        if type(tensor) is not Tensor or tensor.dtype != dtype or tensor.layout != torch.strided:
+            found = f"{tensor.dtype} tensor" if isinstance(tensor, Tensor) else type(tensor)
+            raise TypeError(f"found a {found}, expected a plain {dtype} tensor")
+        if tensor.shape != shape:
+            raise ValueError(f"shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        return tensor
+
+
+class _Unpickler(pickle.Unpickler):  # noqa: S301 - this one cannot call what it does not know
+    """Makes the objects of DCP's index and refuses every other name."""
+
+    @override
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) in _KNOWN:
+            return super().find_class(module_name, global_name)
+        if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
+            return getattr(torch, global_name)
+        raise pickle.UnpicklingError(
+            f"it asks for {module_name}.{global_name}, which no checkpoint of ours holds; "
+            "nothing was run"
+        )
+
+
+def _read_metadata(path: Path) -> Metadata:
+    with path.open("rb") as file:
+        metadata = _Unpickler(file).load()
+    if not isinstance(metadata, Metadata):
+        raise TypeError(f"it holds a {type(metadata).__name__}, not an index")
+    return metadata
+
+
+def _entries(metadata: Metadata) -> Iterator[tuple[str, TensorStorageMetadata]]:
+    """Yield the entries, checked: plain tensors, and boxes that cover each exactly."""
+    for key, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise TypeError(f"{key} is not a tensor: it would have to be unpickled")
+        if not isinstance(entry.properties.dtype, torch.dtype):
+            raise TypeError(f"{key} has the dtype {entry.properties.dtype!r}")
+        try:
+            size = _lengths(entry.size)
+            if any(length < 0 for length in size):
+                raise ValueError(f"its shape is {size}")  # noqa: TRY301 - named below
+            boxes = [Box(_lengths(chunk.offsets), _lengths(chunk.sizes)) for chunk in entry.chunks]
+            check_cover(size, boxes)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{key}: {error}") from error
+        yield key, entry
+
+
+def _lengths(size: object) -> tuple[int, ...]:
+    if not isinstance(size, torch.Size):
+        raise TypeError(f"expected a torch.Size, found {size!r}")
+    return tuple(size)
+
+
+def _places(
+    metadata: Metadata, sizes: Mapping[str, int]
+) -> Iterator[tuple[MetadataIndex, _StorageInfo]]:
+    """Yield where each box is; refuse an index that leads outside the files of the manifest."""
+    for index, place in metadata.storage_data.items():
+        name = f"{STATE}/{place.relative_path}"
+        if name not in sizes:
+            raise ValueError(
+                f"{index.fqn} lies in {place.relative_path!r}, which is not in the manifest"
+            )
+        if not 0 <= place.offset <= place.offset + place.length <= sizes[name]:
+            raise ValueError(f"{index.fqn} lies outside of {place.relative_path}")
+        if place.transform_descriptors:
+            raise ValueError(f"{index.fqn} is transformed by {place.transform_descriptors}")
+        yield index, place
+
+
+def _check_places_of(
+    entries: Mapping[str, TensorStorageMetadata], places: Mapping[MetadataIndex, _StorageInfo]
+) -> None:
+    """Check that every box has a place and every place a box."""
+    expected = {
+        MetadataIndex(key, chunk.offsets)
+        for key, entry in entries.items()
+        for chunk in entry.chunks
+    }
+    for index in expected ^ places.keys():
+        what = "has no place in any file" if index in expected else "is no box of a tensor"
+        raise ValueError(f"{index.fqn} at {index.offset} {what}")
+
+
+def _narrow(tensor: Tensor, offsets: Iterable[int], lengths: Iterable[int]) -> Tensor:
+    for dim, (start, length) in enumerate(zip(offsets, lengths, strict=True)):
+        tensor = tensor.narrow(dim, start, length)
+    return tensor
+
+
+@contextmanager
+def _refused(path: Path, what: str = "the index") -> Iterator[None]:
+    """Turn what unpickling and loading raise into a CheckpointError naming the file."""
+    try:
+        yield
+    except (CheckpointError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise CheckpointError(
+            f"{path}: refused, although its checksum is right: {what} is not what it should be: "
+            f"{error}; do not use this checkpoint unless you know who made it"
+        ) from error

@@ -1,0 +1,149 @@
+"""From a verified checkpoint into the live tensors of this rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from launcher.checkpoint import _manifest
+from launcher.checkpoint._boxes import State, local_tensor, whole_shape
+from launcher.checkpoint._manifest import Manifest
+from launcher.checkpoint._ranks import Ranks
+from launcher.contracts import Snapshot, param_of
+from launcher.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from launcher.checkpoint._index import Index
+
+T = TypeVar("T")
+Kinds = Mapping[str, tuple[tuple[int, ...], Any]]
+"""Shape of the whole tensor and dtype, by name."""
+
+_NAMED = 5
+_FRESH = ("rng.", "precision.")
+"""Prefixes of entries that are returned as new tensors. The generators' states have no live
+tensors; what a number format keeps for itself is the engine's to take or, in a run that goes on in
+another format, to leave."""
+
+
+def rng_prefix(rank: int) -> str:
+    """Return what the names of a rank's generator states start with."""
+    return f"rng.rank{rank}."
+
+
+def restore(path: Path, manifest: Manifest, live: State, ranks: Ranks) -> Snapshot:
+    """Fill the live tensors, after all ranks have agreed that the checkpoint is this model's.
+
+    Args:
+        path: A verified checkpoint.
+        manifest: Its manifest.
+        live: Model and optimizer of this rank.
+        ranks: All of them call this together.
+
+    Raises:
+        CheckpointError: It is another model's, or holds what it should not; or it cannot be read.
+    """
+    opened: list[Index] = []
+
+    def describe() -> tuple[Kinds, Kinds]:
+        from launcher.checkpoint._index import Index
+
+        sizes = {name: record.size for name, record in manifest.files.items()}
+        opened.append(_readable(path, lambda: Index(path, sizes)))
+        return opened[0].describe(), {
+            name: (whole_shape(value), local_tensor(value).dtype) for name, value in live.items()
+        }
+
+    # The index is the same file for all ranks; rank 0's view of it is compared.
+    ranks.share(
+        describe, lambda kinds: _check_same_model(path, kinds[0][0], [own for _, own in kinds])
+    )
+    read: list[Snapshot] = []
+    ranks.share(
+        lambda: read.append(
+            _readable(path, lambda: _read(path, manifest, opened[0], live, ranks.rank))
+        ),
+        lambda _: None,
+    )
+    return read[0]
+
+
+def _read(path: Path, manifest: Manifest, index: Index, live: State, rank: int) -> Snapshot:
+    saved = index.describe()
+    prefix = rng_prefix(rank)
+    fresh = index.read(name for name in saved if name.startswith((prefix, "precision.")))
+    filled = {
+        name: value for name, value in live.items() if name in saved and not name.startswith(_FRESH)
+    }
+    index.fill(filled)
+    rng = {name: tensor for name, tensor in fresh.items() if name.startswith(prefix)}
+    return Snapshot(
+        step=manifest.step,
+        engine={**filled, **{name: fresh[name] for name in fresh.keys() - rng.keys()}},
+        train_state=_read_object(path / _manifest.TRAIN_STATE),
+        rng={name.removeprefix(prefix): tensor for name, tensor in rng.items()},
+        config=(path / _manifest.CONFIG).read_text("utf-8"),
+        data_fingerprint=manifest.data_fingerprint,
+    )
+
+
+def _readable(path: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except OSError as error:
+        raise CheckpointError(f"{path} verified but could then not be read: {error}") from error
+
+
+def _check_same_model(path: Path, saved: Kinds, lives: Sequence[Kinds]) -> None:
+    """Compare names, shapes and dtypes of what was saved with the live tensors of all ranks.
+
+    Only the optimizer entries of a parameter may be missing, all of them: no update had reached it.
+    What a number format keeps for itself is not looked at: a run may go on in another one.
+    """
+    saved = {name: kind for name, kind in saved.items() if not name.startswith(_FRESH)}
+    pairs = {
+        (name, kind) for live in lives for name, kind in live.items() if not name.startswith(_FRESH)
+    }
+    names = {name for name, _ in pairs}
+    differing = [
+        f"{name} is {_describe(saved[name])}, expected {_describe(kind)}"
+        for name, kind in pairs
+        if name in saved and saved[name] != kind
+    ]
+    params = {name.removeprefix("model.") for name in names if name.startswith("model.")}
+    reached = {param_of(name, params) for name in saved} | {None}
+    problems = {
+        "missing in the checkpoint": {
+            name for name in names - saved.keys() if param_of(name, params) in reached
+        },
+        "left over in the checkpoint": saved.keys() - names,
+        "different": differing,
+    }
+    if any(problems.values()):
+        lines = (f"{what}: {_some(found)}" for what, found in problems.items() if found)
+        raise CheckpointError(
+            "\n  ".join([f"{path} is a checkpoint of another model or optimizer", *lines])
+        )
+
+
+def _describe(kind: tuple[tuple[int, ...], Any]) -> str:
+    shape, dtype = kind
+    return f"{shape} {str(dtype).removeprefix('torch.')}"
+
+
+def _some(names: Any) -> str:
+    shown = sorted(names)
+    more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+    return ", ".join(shown[:_NAMED]) + more
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: found a {type(values).__name__}, expected an object")
+    return values
