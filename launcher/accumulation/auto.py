@@ -10,7 +10,7 @@ from typing_extensions import override
 from launcher.accumulation._given import GivenMicroBatch
 from launcher.accumulation.samples import Samples
 from launcher.accumulation.tokens import Tokens
-from launcher.contracts import AccumulationOption, BatchPlan
+from launcher.contracts import AccumulationOption, BatchPlan, MicroBatchSearch
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class Auto(AccumulationOption):
     def _one_target(self) -> Self:
         if (self.samples_per_step is None) == (self.tokens_per_step is None):
             raise ValueError("give samples_per_step or tokens_per_step, and make the other null")
+        return self
+
+    @property
+    @override
+    def search(self) -> MicroBatchSearch:
         return self
 
     @override

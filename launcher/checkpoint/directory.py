@@ -27,6 +27,11 @@ class Directory(CheckpointOption):
     """How long to wait for the disk and for other ranks, in seconds, before a save that is still
     being written ends the run."""
 
+    @property
+    @override
+    def copies_state(self) -> bool:
+        return self.asynchronous
+
     @override
     def build(self, run_dir: RunDir, world: World) -> CheckpointStore:
         from launcher.checkpoint._store import DirectoryStore

@@ -138,8 +138,8 @@ def _built(config: RunConfig, horizon: Horizon) -> Schedule:
 
     try:
         return derive.schedule(config, horizon)
-    except ValueError as error:
-        problem = derive.misfit(error)
+    except ConfigError as error:
+        [problem] = error.problems
         hint = " with --num-samples N" if math.isnan(horizon.steps_per_epoch) else ""
         raise ConfigError([replace(problem, message=f"{problem.message}{hint}")]) from error
 

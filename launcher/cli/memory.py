@@ -53,8 +53,7 @@ def measured(config: RunConfig) -> dict[str, Any]:
     trained = sum(assigned.param.numel() for assigned in assign(target, config.optimizer))
     dtype = config.precision.build("meta").param_dtype
     optimizer = state_bytes(config.optimizer, module)
-    if getattr(config.precision, "rounding", None) == "kahan":
-        optimizer["what rounding took (Kahan)"] = trained * dtype.itemsize
+    optimizer |= config.precision.state_bytes(trained)
     weights, gradients = elements * dtype.itemsize, trained * dtype.itemsize
     return {
         "model": config.model.kind,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from launcher.contracts import BatchPlan, Horizon, Misfit, OptimizerOption, Schedule
-from launcher.errors import Problem
+from launcher.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,28 +28,26 @@ def batch_plan(config: RunConfig) -> BatchPlan:
 
 def peak_lr(config: RunConfig) -> float | None:
     """What the schedule scales; None where it leaves the rate to the optimizer."""
-    if config.scheduler.kind == "adafactor":
+    if config.scheduler.uses_optimizer_lr:
         return config.optimizer.lr
     return config.optimizer.peak_lr
 
 
 def schedule(config: RunConfig, horizon: Horizon) -> Schedule:
-    """The run's learning rate: the scheduler's, or the optimizer's where it is left to that.
+    """Return the run's learning rate: the scheduler's, or the optimizer's where it is left to that.
 
     Raises:
-        ValueError: The schedule does not fit the run or the optimizer.
+        ConfigError: The schedule does not fit the run or the optimizer.
     """
-    built = config.scheduler.build(peak_lr(config), horizon)
+    try:
+        built = config.scheduler.build(peak_lr(config), horizon)
+    except Misfit as error:
+        raise ConfigError([Problem(f"scheduler.{error.field}", error.reason)]) from error
+    except ValueError as error:
+        raise ConfigError([Problem("scheduler", str(error))]) from error
     if built.lr(0, {}) is None and config.optimizer.own_rate(0) is not None:
         return _OwnRate(config.optimizer)
     return built
-
-
-def misfit(error: ValueError) -> Problem:
-    """What `schedule` raised, as a problem of the setting that does not fit."""
-    if isinstance(error, Misfit):
-        return Problem(f"scheduler.{error.field}", error.reason)
-    return Problem("scheduler", str(error))
 
 
 def max_samples(config: RunConfig, num_samples: int) -> int | None:

@@ -1,14 +1,15 @@
-"""Rules that span groups. Each yields problems; none composes, changes or starts anything."""
+"""The problems of a config: what its options find, and the rules that belong to no option."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from launcher.config import derive
 from launcher.config.schema import RunConfig
+from launcher.config.suggest import closest, did_you_mean
 from launcher.contracts import BatchPlan, Horizon, Schedule
-from launcher.errors import DataError, Problem
+from launcher.errors import ConfigError, Problem
 
 # A schedule may count in epochs, and how many steps an epoch has is known only with the data. What
 # is wrong however short or long it is, is wrong now.
@@ -29,36 +30,12 @@ def run_ends(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def samples_fit_model(config: RunConfig) -> Iterator[Problem]:
-    """A sample must not be longer than the network can see."""
-    try:
-        positions = config.model.limits().max_positions
-    except DataError:
-        return  # the model's own preflight says so
-    if positions is not None and config.task.seq_len > positions:
-        yield Problem(
-            "task.seq_len",
-            f"is {config.task.seq_len}, but the model sees at most {positions} positions; "
-            f"write task.seq_len={positions} or choose a model that sees more",
-        )
-
-
-def single_is_one_rank(config: RunConfig) -> Iterator[Problem]:
-    """The engine `single` does not communicate."""
-    ranks = config.launch.ranks
-    if config.parallelism.kind == "single" and ranks != 1:
-        yield Problem(
-            "parallelism.kind",
-            f"single is one process, but launch={config.launch.kind} starts {ranks}",
-        )
-
-
 def schedule_fits(config: RunConfig) -> Iterator[Problem]:
     """The schedule must fit run and optimizer, as far as the size of the data does not matter."""
     plan = _plan(config)
-    if isinstance(plan, ValueError):
+    if not isinstance(plan, BatchPlan):
         return
-    complaints = []
+    complaints: list[Problem] = []
     for steps_per_epoch in _EPOCHS_IN_STEPS:
         max_steps = config.max_steps
         if max_steps is None:
@@ -68,8 +45,8 @@ def schedule_fits(config: RunConfig) -> Iterator[Problem]:
         horizon = Horizon(max_steps, plan.samples_per_step, plan.tokens_per_step, steps_per_epoch)
         try:
             schedule = derive.schedule(config, horizon)
-        except ValueError as error:
-            complaints.append(derive.misfit(error))
+        except ConfigError as error:
+            complaints.extend(error.problems)
         else:
             complaints.extend(_boundless(schedule, max_steps))
     if len(complaints) == len(_EPOCHS_IN_STEPS):
@@ -88,83 +65,71 @@ def _boundless(schedule: Schedule, max_steps: int) -> Iterator[Problem]:
             return
 
 
-def optimizer_owns_schedule(config: RunConfig) -> Iterator[Problem]:
-    """An optimizer that finds its own learning rates must not have them moved by a schedule."""
-    optimizer, kind = config.optimizer, config.scheduler.kind
-    if optimizer.owns_schedule and kind != "constant":
-        yield Problem(
-            "scheduler.kind",
-            f"{optimizer.kind} finds its own learning rates, which scheduler={kind} would distort; "
-            "choose scheduler=constant",
-        )
-
-
-def own_rate_is_taken(config: RunConfig) -> Iterator[Problem]:
-    """What shapes an optimizer's own learning rate has no effect beside a schedule."""
-    if config.scheduler.kind != "adafactor":
-        for field, reason in config.optimizer.void_under_schedule().items():
-            yield Problem(f"optimizer.{field}", reason)
-
-
-def device_can(config: RunConfig) -> Iterator[Problem]:
-    """A device that is asked for by name must know the number formats and run the optimizer."""
+def supported_on_device(config: RunConfig) -> Iterator[Problem]:
+    """Every option must support a device that is asked for by name."""
     if config.launch.device != "auto":
-        yield from misfits(config, config.launch.device)
+        yield from unsupported(config, config.launch.device)
 
 
-def misfits(config: RunConfig, device_type: str) -> Iterator[Problem]:
-    """What cannot work on a kind of device."""
-    for group, option in (("precision", config.precision), ("optimizer", config.optimizer)):
-        for field, reason in option.misfits(device_type).items():
-            device = config.launch.device
-            found = "" if device == device_type else f", which is {device_type} here"
+def unsupported(config: RunConfig, device_type: str) -> Iterator[Problem]:
+    """Yield what cannot work on a kind of device."""
+    device = config.launch.device
+    found = "" if device == device_type else f", which is {device_type} here"
+    for group, option in config.options():
+        for field, reason in option.unsupported_on(device_type).items():
             yield Problem(f"{group}.{field}", f"{reason} (launch.device={device}{found})")
 
 
-def schedule_is_fed(config: RunConfig) -> Iterator[Problem]:
-    """A schedule that watches a score needs evaluations to give it."""
-    if config.scheduler.watches and config.eval_every_steps is None:
-        scores = ", ".join(sorted(config.scheduler.watches))
-        yield Problem(
-            "eval_every_steps", f"is null, so that the schedule never sees {scores}; set a cadence"
-        )
-
-
-def clipped_once(config: RunConfig) -> Iterator[Problem]:
-    """An optimizer that limits its own updates has no use for another limit."""
-    if not config.optimizer.clips_itself:
+def scores_are_made(config: RunConfig) -> Iterator[Problem]:
+    """An option that acts on a score needs evaluations during the run."""
+    if config.eval_every_steps is not None:
         return
-    for key in ("max_grad_norm", "max_grad_norm_per_parameter"):
-        if getattr(config, key) is not None:
-            kind = config.optimizer.kind
-            yield Problem(key, f"changes what {kind} computes, which limits its own updates")
+    for group, option in config.options():
+        if option.watches:
+            scores = ", ".join(sorted(option.watches))
+            yield Problem(
+                "eval_every_steps",
+                f"must be a number, because {group} acts on {scores}, but is null",
+            )
 
 
-RULES = (
-    batch_is_whole,
-    run_ends,
-    samples_fit_model,
-    single_is_one_rank,
-    schedule_fits,
-    optimizer_owns_schedule,
-    own_rate_is_taken,
-    device_can,
-    schedule_is_fed,
-)
-CAUTIONS = (clipped_once,)
+def unknown_scores(config: RunConfig, names: Collection[str]) -> Iterator[Problem]:
+    """Yield the options that act on a score that no evaluation has.
+
+    Args:
+        config: The run.
+        names: Scores of an evaluation.
+    """
+    there_are = f"; it has: {', '.join(sorted(names))}"
+    for group, option in config.options():
+        for score, field in option.watches.items():
+            if score not in names:
+                hint = did_you_mean(closest(score, names)) or there_are
+                message = f"must be a score of the evaluation, but is {score}{hint}"
+                yield Problem(f"{group}.{field}", message)
+
+
+RULES = (batch_is_whole, run_ends, schedule_fits, supported_on_device, scores_are_made)
 
 
 def broken(config: RunConfig) -> list[Problem]:
-    """Every rule that a config breaks."""
-    return [problem for rule in RULES for problem in rule(config)]
+    """Return every problem of a config: of the whole, then of its options, group by group."""
+    found = [problem for rule in RULES for problem in rule(config)]
+    found += [each for _, option in config.options() for each in option.problems(config)]
+    return list(dict.fromkeys(found))
 
 
 def doubtful(config: RunConfig) -> list[Problem]:
-    """What may be meant, and is worth a warning."""
-    return [problem for rule in CAUTIONS for problem in rule(config)]
+    """Return what may be meant, and is worth a warning."""
+    return [each for _, option in config.options() for each in option.cautions(config)]
 
 
-def _plan(config: RunConfig) -> BatchPlan | ValueError:
+def _plan(config: RunConfig) -> BatchPlan | ValueError | None:
+    """The batch plan, what is wrong with it, or None where the mesh of ranks is wrong already."""
+    try:
+        config.parallelism.layout(config.launch.ranks)
+    except ValueError:
+        return None
     try:
         return derive.batch_plan(config)
     except ValueError as error:

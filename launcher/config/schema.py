@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, WithJsonSchema
@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from launcher.config.problems import problems_in
 from launcher.config.registry import OPTION_TYPES, option_class
 from launcher.contracts import (
+    GROUPS,
     AccumulationOption,
     CheckpointOption,
     DataOption,
@@ -121,6 +122,11 @@ class RunConfig(Settings):
     """Where the numbers of a run go."""
     launch: Annotated[SerializeAsAny[LaunchOption], PlainValidator(_reader("launch")), _GROUP]
     """Where the ranks run."""
+
+    def options(self) -> Iterator[tuple[str, Option]]:
+        """Yield every group's name and option, in the order of `GROUPS`."""
+        for group in GROUPS:
+            yield group, getattr(self, group)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -7,6 +7,7 @@ them. Here are only shapes and promises; nothing here builds, reads or writes.
 """
 
 from launcher.contracts.checkpoints import CheckpointStore, Snapshot
+from launcher.contracts.config import ConfigView
 from launcher.contracts.data import (
     BatchPlan,
     DataSplits,
@@ -62,6 +63,7 @@ from launcher.contracts.options import (
 )
 from launcher.contracts.precision import LossScale, Precision
 from launcher.contracts.schedule import Horizon, Misfit, Schedule
+from launcher.contracts.search import MicroBatchSearch
 from launcher.contracts.sharding import UNSHARDED, Box, LocalShard, Shard, Sharding, Unsharded
 from launcher.contracts.state import TrainState
 from launcher.contracts.task import Head, HeadName, Metrics, Task
@@ -76,6 +78,7 @@ __all__ = [
     "CheckpointOption",
     "CheckpointStore",
     "Clipping",
+    "ConfigView",
     "DataOption",
     "DataSplits",
     "Engine",
@@ -93,6 +96,7 @@ __all__ = [
     "LossScale",
     "Metrics",
     "MicroBatch",
+    "MicroBatchSearch",
     "Misfit",
     "ModelLimits",
     "ModelOption",

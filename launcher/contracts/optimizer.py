@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from typing_extensions import override
 
 from launcher.contracts.names import canonical_name
 from launcher.contracts.options import DeviceOption, Settings
 from launcher.contracts.sharding import UNSHARDED, Sharding
+from launcher.errors import Problem
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from launcher.contracts.config import ConfigView
 
 
 def _compiles(pattern: str) -> str:
@@ -143,14 +147,39 @@ class OptimizerOption(DeviceOption):
             self.lr is None or "lr_scale" not in self.group_options
         ):
             raise ValueError("groups.layer_decay: this optimizer has one learning rate; use null")
-        for place, override in enumerate(self.groups.overrides):
+        for place, group in enumerate(self.groups.overrides):
             try:
-                self.overridden(override.values)
+                self.overridden(group.values)
             except ValueError as error:
-                raise ValueError(
-                    f"groups.overrides[{place}] ({override.pattern}): {error}"
-                ) from None
+                raise ValueError(f"groups.overrides[{place}] ({group.pattern}): {error}") from None
         return self
+
+    @override
+    def problems(self, config: ConfigView) -> Iterator[Problem]:
+        scheduler = config.scheduler
+        if self.owns_schedule and not scheduler.is_constant:
+            yield Problem(
+                "scheduler.kind",
+                f"must be constant, because {self.kind} finds its own learning rates, but is "
+                f"{scheduler.kind}; choose scheduler=constant",
+            )
+        if not scheduler.uses_optimizer_lr:
+            for field, reason in self.void_under_schedule().items():
+                yield Problem(f"optimizer.{field}", reason)
+
+    @override
+    def cautions(self, config: ConfigView) -> Iterator[Problem]:
+        if not self.clips_itself:
+            return
+        limits = {
+            "max_grad_norm": config.max_grad_norm,
+            "max_grad_norm_per_parameter": config.max_grad_norm_per_parameter,
+        }
+        for key, limit in limits.items():
+            if limit is not None:
+                yield Problem(
+                    key, f"changes what {self.kind} computes, which limits its own updates"
+                )
 
     def own_rate(self, step: int) -> float | None:
         """The learning rate that the optimizer sets itself at a step, the first of which is 0.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,17 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import override
 
 from launcher.contracts.observers import LogContext
+from launcher.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from torch import nn
 
     from launcher.contracts.checkpoints import CheckpointStore
+    from launcher.contracts.config import ConfigView
     from launcher.contracts.data import BatchPlan, DataSplits, Tokenizer
     from launcher.contracts.engine import Engine, EngineParts, World
     from launcher.contracts.layout import Layout
     from launcher.contracts.observers import Observer, RunContext, Sink
     from launcher.contracts.precision import Precision
     from launcher.contracts.schedule import Horizon, Schedule
+    from launcher.contracts.search import MicroBatchSearch
     from launcher.contracts.task import Head, HeadName, Task
     from launcher.run_dir import RunDir
 
@@ -75,6 +78,30 @@ class Option(Settings, ABC):
             TrainctlError: The run would fail; the message says why and what to do.
         """
 
+    def problems(self, config: ConfigView) -> Iterator[Problem]:
+        """Yield what cannot work with the rest of the config, each with its key.
+
+        Called by every command that reads a config: must not import torch or look at files. An
+        override also yields from `super().problems(config)`.
+        """
+        del config
+        yield from ()
+
+    def cautions(self, config: ConfigView) -> Iterator[Problem]:
+        """Yield what may be meant, but is worth a warning; otherwise like `problems`."""
+        del config
+        yield from ()
+
+    def unsupported_on(self, device_type: str) -> Mapping[str, str]:
+        """Return what cannot work on a kind of device: by field, why, and what to do."""
+        del device_type
+        return {}
+
+    @property
+    def watches(self) -> Mapping[str, str]:
+        """Validation scores that the option acts on, each with the field that names it."""
+        return {}
+
     def observers(self, context: RunContext) -> Sequence[Observer]:
         """Make the observers that this option adds to the run; most options add none.
 
@@ -104,8 +131,8 @@ class DeviceOption(Option):
     devices: ClassVar[frozenset[str]] = frozenset(DEVICES)
     """Kinds of device that can."""
 
-    def misfits(self, device_type: str) -> Mapping[str, str]:
-        """What cannot work on a kind of device: by field, why, and what to do."""
+    @override
+    def unsupported_on(self, device_type: str) -> Mapping[str, str]:
         if device_type in self.devices:
             return {}
         return {"kind": f"{self.kind} needs {', '.join(sorted(self.devices))}"}
@@ -121,6 +148,20 @@ class ModelOption(Option):
         Raises:
             DataError: The file that says so cannot be read.
         """
+
+    @override
+    def problems(self, config: ConfigView) -> Iterator[Problem]:
+        try:
+            positions = self.limits().max_positions
+        except DataError:
+            return  # preflight reports it
+        seq_len = config.task.seq_len
+        if positions is not None and seq_len > positions:
+            yield Problem(
+                "task.seq_len",
+                f"must be at most {positions}, the positions that the model has, but is {seq_len}; "
+                f"write task.seq_len={positions} or choose a model with more positions",
+            )
 
     @abstractmethod
     def build(self, head: Head, device: str) -> nn.Module:
@@ -168,10 +209,10 @@ class TaskOption(Option):
 class SchedulerOption(Option):
     """How the learning rate moves over the run."""
 
-    @property
-    def watches(self) -> frozenset[str]:
-        """Names of the validation scores that move the rate; empty where only the step does."""
-        return frozenset()
+    is_constant: ClassVar[bool] = False
+    """One learning rate for the whole run, apart from a warm-up."""
+    uses_optimizer_lr: ClassVar[bool] = False
+    """The learning rate is the one that the optimizer sets itself; the schedule only reports it."""
 
     @abstractmethod
     def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
@@ -185,6 +226,15 @@ class SchedulerOption(Option):
 class PrecisionOption(DeviceOption):
     """Which number formats parameters, computation and reductions use."""
 
+    def state_bytes(self, elements: int) -> Mapping[str, int]:
+        """Return the bytes kept in addition to the optimizer's state, by purpose.
+
+        Args:
+            elements: Number of trained weights.
+        """
+        del elements
+        return {}
+
     @abstractmethod
     def build(self, device_type: str) -> Precision:
         """The formats and contexts for one kind of device.
@@ -196,6 +246,11 @@ class PrecisionOption(DeviceOption):
 
 class AccumulationOption(Option):
     """How many samples make one optimizer step, and in how many pieces they are taken."""
+
+    @property
+    def search(self) -> MicroBatchSearch | None:
+        """The search for a micro-batch size that the launcher must do before the run, if any."""
+        return None
 
     @abstractmethod
     def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
@@ -213,6 +268,13 @@ class AccumulationOption(Option):
 
 class ParallelismOption(Option):
     """Which engine runs the model, over how many ranks."""
+
+    @override
+    def problems(self, config: ConfigView) -> Iterator[Problem]:
+        try:
+            self.layout(config.launch.ranks)
+        except ValueError as error:
+            yield Problem("parallelism.kind", str(error))
 
     @abstractmethod
     def layout(self, ranks: int) -> Layout:
@@ -236,6 +298,11 @@ class CheckpointOption(Option):
     """Save when so many minutes have passed since the last save; None for no such cadence."""
     export: bool
     """Leave the trained model in RUN_DIR/export as transformers loads it."""
+
+    @property
+    def copies_state(self) -> bool:
+        """True where a save holds a copy of model and optimizer state in the host's memory."""
+        return False
 
     @abstractmethod
     def build(self, run_dir: RunDir, world: World) -> CheckpointStore:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import run_dir as run_dirs
-from launcher.config.rules import misfits
+from launcher.config.rules import unsupported
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS, Option
 from launcher.errors import ConfigError, LaunchError, TrainctlError
@@ -32,7 +32,7 @@ def preflight(config: RunConfig) -> None:
         TrainctlError: What the first option found; the others' findings are its notes.
     """
     found: list[TrainctlError] = []
-    possible = [list(misfits(config, device)) for device in config.launch.possible_devices()]
+    possible = [list(unsupported(config, device)) for device in config.launch.possible_devices()]
     if all(possible):
         found.append(ConfigError(possible[0]))
     for group in GROUPS:

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from launcher.accumulation.auto import Auto
 from launcher.config.schema import RunConfig
-from launcher.contracts import AccumulationOption
+from launcher.contracts import AccumulationOption, MicroBatchSearch
 from launcher.errors import LaunchError, OutOfMemory, RankFailed
 from launcher.launch._start import start
 from launcher.run_dir import RunDir, write_atomically
@@ -59,14 +58,14 @@ class _Trials:
     """Tries micro-batches, and says of each, on the console's current line, what came of it."""
 
     config: RunConfig
-    option: Auto
+    search: MicroBatchSearch
     run_dir: RunDir
     lock: int
     done: list[Trial] = field(default_factory=list)
 
     def __call__(self, micro_batch_size: int) -> bool:
         trial_dir = self.run_dir.trial(micro_batch_size)
-        option = self.option.at_most(micro_batch_size)
+        option = self.search.at_most(micro_batch_size)
         config = self.config.model_copy(update={"accumulation": option})
         try:
             shutil.rmtree(trial_dir.path, ignore_errors=True)
@@ -99,16 +98,16 @@ def fitted(config: RunConfig, run_dir: RunDir, lock: int) -> RunConfig:
         OutOfMemory: Not even a micro-batch of 1 fits.
         TrainctlError: The ranks cannot start with any.
     """
-    option = config.accumulation
-    if not isinstance(option, Auto):
+    search = config.accumulation.search
+    if search is None:
         return config
-    trials = _Trials(config, option, run_dir, lock)
-    candidates = option.candidates(seq_len=config.task.seq_len, ranks=config.launch.ranks)
+    trials = _Trials(config, search, run_dir, lock)
+    candidates = search.candidates(seq_len=config.task.seq_len, ranks=config.launch.ranks)
     try:
         found = largest_fitting(candidates, trials)
         if found is None:
             raise _nothing_fits(trials)
-        decided = option.decided(found)
+        decided = search.decided(found)
         words = [f"accumulation={decided.kind}", *_words(decided)]
         _say(f"{trials.room}: {' '.join(words)}")
     finally:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from typing_extensions import override
 
-from launcher.accumulation.auto import Auto
+from launcher.contracts import MicroBatchSearch
 from launcher.launch._available import available_bytes, kib_values
 
 _GIB, _MIB = 2**30, 2**20
@@ -32,26 +32,26 @@ class Memory(Protocol):
         """The most that the process has taken so far, in bytes."""
 
 
-def memory_of(device: str, option: Auto) -> Memory:
-    """The memory of a device, limited as an option has it.
+def memory_of(device: str, search: MicroBatchSearch) -> Memory:
+    """The memory of a device, limited as a search has it.
 
     Args:
         device: What torch calls the device.
-        option: Gives the limit, or leaves it to what is free now, and the margin.
+        search: Gives the limit, or leaves it to what is free now, and the margin.
     """
     if torch.device(device).type == "cuda":
-        return CudaMemory(torch.device(device), option)
-    return HostMemory(option)
+        return CudaMemory(torch.device(device), search)
+    return HostMemory(search)
 
 
 class CudaMemory(Memory):
     """What torch's caching allocator holds of a CUDA device."""
 
-    def __init__(self, device: torch.device, option: Auto) -> None:
+    def __init__(self, device: torch.device, search: MicroBatchSearch) -> None:
         self._device = device
         free, self._total = torch.cuda.mem_get_info(device)
-        given = option.memory_limit_gib
-        self.limit = (free if given is None else given * _GIB) * (1 - option.memory_margin)
+        given = search.memory_limit_gib
+        self.limit = (free if given is None else given * _GIB) * (1 - search.memory_margin)
 
     @override
     def impose(self) -> None:
@@ -67,11 +67,11 @@ class CudaMemory(Memory):
 class HostMemory(Memory):
     """The resident memory of this process, where the device is the CPU or shares its memory."""
 
-    def __init__(self, option: Auto) -> None:
-        given = option.memory_limit_gib
+    def __init__(self, search: MicroBatchSearch) -> None:
+        given = search.memory_limit_gib
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         whole = available_bytes() / ranks_here if given is None else given * _GIB
-        self.limit = whole * (1 - option.memory_margin)
+        self.limit = whole * (1 - search.memory_margin)
 
     @override
     def impose(self) -> None:

@@ -13,8 +13,6 @@ from signal import Signals
 
 import torch
 
-from launcher.accumulation.auto import Auto
-from launcher.config import derive
 from launcher.config.schema import RunConfig
 from launcher.contracts import LocalShard, MicroBatch, Request, Samples, TrainState, Window, World
 from launcher.errors import OutOfMemory
@@ -51,10 +49,10 @@ def try_out(
         OutOfMemory: The micro-batch does not fit.
         TrainctlError: The run could not start with any micro-batch, or was asked to end.
     """
-    option = config.accumulation
-    assert isinstance(option, Auto), "a trial's config says auto"  # noqa: S101
+    search = config.accumulation.search
+    assert search is not None, "a trial's config has a search"  # noqa: S101
     rng.seed_everything(config.seed)
-    memory = memory_of(world.device, option)
+    memory = memory_of(world.device, search)
     memory.impose()
     refused = False
     try:
@@ -86,15 +84,14 @@ def _rehearse(
 ) -> None:
     parts = build(config, world, lambda: Request.NONE)
     try:
-        schedule = derive.schedule(config, derive.horizon(config, len(parts.train)))
         window = _longest_window(parts)
-        saves = config.checkpoint.kind != "none"
+        saves = config.checkpoint.copies_state
         held: Mapping[str, torch.Tensor] = {}
         scored = _longest_scored(parts)
         quiet = 0
         for step in range(MAX_STEPS):
             before = memory.peak()
-            _train_step(parts, window, schedule.lr(step, {}), stop)
+            _train_step(parts, window, parts.schedule.lr(step, {}), stop)
             for _ in parts.engine.evaluate(scored, parts.task.predict):
                 pass
             if saves and not held and torch.device(world.device).type == "cpu":

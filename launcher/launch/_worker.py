@@ -62,8 +62,7 @@ def main(path: str) -> int:
 
 def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     # Imported here: the signals of a launch that is cancelled at once must find their handlers.
-    from launcher.accumulation.auto import Auto
-    from launcher.config.rules import misfits
+    from launcher.config.rules import unsupported
     from launcher.config.schema import RunConfig
     from launcher.launch._world import read_world
 
@@ -72,10 +71,10 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     except OSError as error:
         raise LaunchError(f"cannot read {run_dir.config}: {error.strerror}") from error
     world = read_world(config.launch.device, config.parallelism.layout)
-    if problems := list(misfits(config, world.device.partition(":")[0])):
+    if problems := list(unsupported(config, world.device.partition(":")[0])):
         raise ConfigError(problems)
-    # The launcher decides before a run, so that only its trials still say `auto`.
-    trial = isinstance(config.accumulation, Auto)
+    # The launcher decides before a run, so that only its trials still have a search.
+    trial = config.accumulation.search is not None
     # The run will warn of the same as its trials.
     if world.rank == 0 and not trial:
         config.logging.listen()

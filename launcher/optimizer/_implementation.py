@@ -33,8 +33,8 @@ class InTorch(OptimizerOption):
     """`auto` takes what the device has, fused first, and says so in the log."""
 
     @override
-    def misfits(self, device_type: str) -> Mapping[str, str]:
-        found = super().misfits(device_type)
+    def unsupported_on(self, device_type: str) -> Mapping[str, str]:
+        found = super().unsupported_on(device_type)
         if self.implementation != "fused" or device_type in self.fused_on:
             return found
         return {**found, "implementation": f"{device_type} has no fused {self.kind}; use auto"}

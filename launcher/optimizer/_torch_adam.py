@@ -50,8 +50,8 @@ class TorchAdam(InTorch):
         return self
 
     @override
-    def misfits(self, device_type: str) -> Mapping[str, str]:
-        found = super().misfits(device_type)
+    def unsupported_on(self, device_type: str) -> Mapping[str, str]:
+        found = super().unsupported_on(device_type)
         if not self.capturable or device_type != "cpu":
             return found
         return {**found, "capturable": "nothing captures steps on the CPU; set it false"}

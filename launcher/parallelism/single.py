@@ -13,7 +13,9 @@ class Single(ParallelismOption):
     @override
     def layout(self, ranks: int) -> Layout:
         if ranks != 1:
-            raise ValueError(f"single is one process, but there are {ranks} ranks; use ddp")
+            raise ValueError(
+                f"single is one process, but launch starts {ranks} ranks; choose parallelism=ddp"
+            )
         return Layout()
 
     @override

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -11,6 +12,8 @@ from launcher.contracts import PrecisionOption
 
 if TYPE_CHECKING:
     from launcher.contracts import Precision
+
+_BYTES = 2
 
 
 class Bf16Pure(PrecisionOption):
@@ -29,6 +32,12 @@ class Bf16Pure(PrecisionOption):
     chunk_mib: int = Field(gt=0)
     """Float32 copies of weights and gradients that exist at once during a step, in MiB. Optimizers
     that look at all parameters together take them all at once."""
+
+    @override
+    def state_bytes(self, elements: int) -> Mapping[str, int]:
+        if self.rounding != "kahan":
+            return {}
+        return {"what rounding took (Kahan)": elements * _BYTES}
 
     @override
     def build(self, device_type: str) -> Precision:

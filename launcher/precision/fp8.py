@@ -32,8 +32,8 @@ class Fp8(PrecisionOption):
     """Patterns of linear layers that stay in bfloat16; each must match the name of at least one."""
 
     @override
-    def misfits(self, device_type: str) -> Mapping[str, str]:
-        found = super().misfits(device_type)
+    def unsupported_on(self, device_type: str) -> Mapping[str, str]:
+        found = super().unsupported_on(device_type)
         return {key: f"{reason}; write precision=bf16" for key, reason in found.items()}
 
     @override

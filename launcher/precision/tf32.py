@@ -21,8 +21,8 @@ class Tf32(FullEvalOption):
     kind: Literal["tf32"]
 
     @override
-    def misfits(self, device_type: str) -> Mapping[str, str]:
-        found = super().misfits(device_type)
+    def unsupported_on(self, device_type: str) -> Mapping[str, str]:
+        found = super().unsupported_on(device_type)
         return {key: f"{reason}; write precision=fp32" for key, reason in found.items()}
 
     @override

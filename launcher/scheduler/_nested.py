@@ -73,6 +73,19 @@ def misplaced(error: ValueError, place: str) -> Misfit:
     return Misfit(place, f"does not fit: {error}")
 
 
+def watched_inside(schedules: Mapping[str, SchedulerOption]) -> dict[str, str]:
+    """Return the scores that nested schedules watch, each with the field that names it.
+
+    Args:
+        schedules: By their place in the whole.
+    """
+    return {
+        score: f"{place}.{field}"
+        for place, schedule in schedules.items()
+        for score, field in schedule.watches.items()
+    }
+
+
 def recalled(memory: Mapping[str, float], place: int) -> dict[str, float]:
     """What the schedule at one place remembers."""
     prefix = f"{place}."

@@ -42,8 +42,8 @@ class Watching(WarmedUp, ABC):
 
     @property
     @override
-    def watches(self) -> frozenset[str]:
-        return frozenset({self.metric})
+    def watches(self) -> Mapping[str, str]:
+        return {self.metric: "metric"}
 
     def score(self, scores: Mapping[str, float]) -> float:
         """The watched score.

@@ -1,7 +1,7 @@
 """The optimizer's own learning rate."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from typing_extensions import override
 
@@ -18,6 +18,8 @@ class Adafactor(SchedulerOption):
     Source: Transformers' `AdafactorSchedule`, which reports the scaled rate of each group's first
     parameter.
     """
+
+    uses_optimizer_lr: ClassVar[bool] = True
 
     kind: Literal["adafactor"]
     """Leave the learning rate to the optimizer."""

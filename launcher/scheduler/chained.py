@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
 from launcher.scheduler._length import not_empty
-from launcher.scheduler._nested import AnySchedule, misplaced, recalled, remembered
+from launcher.scheduler._nested import AnySchedule, misplaced, recalled, remembered, watched_inside
 from launcher.scheduler._warmup import WarmedUp
 
 
@@ -26,8 +26,8 @@ class Chained(WarmedUp):
 
     @property
     @override
-    def watches(self) -> frozenset[str]:
-        return frozenset().union(*(part.watches for part in self.parts))
+    def watches(self) -> Mapping[str, str]:
+        return watched_inside({f"parts.{place}": part for place, part in enumerate(self.parts)})
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:

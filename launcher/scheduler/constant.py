@@ -1,6 +1,6 @@
 """The schedule that does not move."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -17,6 +17,8 @@ class Constant(WarmedUp):
 
     Source: Transformers' `get_constant_schedule` and `get_constant_schedule_with_warmup`.
     """
+
+    is_constant: ClassVar[bool] = True
 
     kind: Literal["constant"]
     """Keep one learning rate."""

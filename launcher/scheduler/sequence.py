@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from launcher.contracts import Horizon, Misfit, Schedule, Settings
 from launcher.scheduler._length import Length, not_empty, resolve, told
-from launcher.scheduler._nested import AnySchedule, misplaced, recalled, remembered
+from launcher.scheduler._nested import AnySchedule, misplaced, recalled, remembered, watched_inside
 from launcher.scheduler._warmup import WarmedUp
 
 
@@ -40,8 +40,9 @@ class Sequence(WarmedUp):
 
     @property
     @override
-    def watches(self) -> frozenset[str]:
-        return frozenset().union(*(stage.schedule.watches for stage in self.stages))
+    def watches(self) -> Mapping[str, str]:
+        stages = enumerate(self.stages)
+        return watched_inside({f"stages.{i}.schedule": stage.schedule for i, stage in stages})
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:

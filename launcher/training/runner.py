@@ -11,6 +11,7 @@ from signal import Signals
 from typing import TYPE_CHECKING
 
 from launcher.config import derive
+from launcher.config.rules import unknown_scores
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
     GROUPS,
@@ -24,18 +25,19 @@ from launcher.contracts import (
     Request,
     RunContext,
     Samples,
+    Schedule,
     Snapshot,
     Task,
     TrainState,
     World,
 )
-from launcher.errors import CheckpointError, DataError, NonFinite
+from launcher.errors import CheckpointError, ConfigError, DataError, NonFinite
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.batches import Windows
 from launcher.training.closing import close_all, closing
+from launcher.training.columns import check_columns
 from launcher.training.evaluation import Evaluator
-from launcher.training.fitting import check_columns, check_schedule
 from launcher.training.loop import train
 from launcher.training.observers import Progress, Recorder, Saver, stopped, with_memory
 from launcher.training.out_of_memory import refusals_explained
@@ -72,7 +74,7 @@ class Outcome:
     sample: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The live parts of a run that are made before its state is known."""
 
@@ -82,6 +84,7 @@ class Parts:
     references: Mapping[str, float]
     plan: BatchPlan
     max_steps: int
+    schedule: Schedule
     module: nn.Module
     engine: Engine
 
@@ -165,7 +168,7 @@ def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> P
     tokenizer = config.model.build_tokenizer()
     task = config.task.build(tokenizer)
     splits = config.data.build()
-    check_columns(config, splits, task)
+    check_columns(splits, task, task_kind=config.task.kind, data_kind=config.data.kind)
     train_samples = task.samples(splits.train)
     validation = task.samples(splits.validation)
     plan = derive.batch_plan(config)
@@ -175,7 +178,10 @@ def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> P
             f"tokens, one step needs {plan.samples_per_step}: give more text, or a smaller "
             "accumulation or task.seq_len"
         )
-    check_schedule(config, len(train_samples), task.metrics(validation).names)
+    if problems := list(unknown_scores(config, task.metrics(validation).names)):
+        raise ConfigError(problems)
+    horizon = derive.horizon(config, len(train_samples))
+    schedule = derive.schedule(config, horizon)
     references = task.references(splits.validation)
     module = config.model.build(task.head, "cpu")
     engine = config.parallelism.build(
@@ -193,8 +199,17 @@ def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> P
             requests=requests,
         )
     )
-    max_steps = derive.max_steps(config, len(train_samples))
-    return Parts(task, train_samples, validation, references, plan, max_steps, module, engine)
+    return Parts(
+        task=task,
+        train=train_samples,
+        validation=validation,
+        references=references,
+        plan=plan,
+        max_steps=horizon.max_steps,
+        schedule=schedule,
+        module=module,
+        engine=engine,
+    )
 
 
 def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainState:
@@ -306,13 +321,12 @@ def _train(
         start=state.samples,
         stop=derive.max_samples(config, len(parts.train)),
     )
-    schedule = derive.schedule(config, derive.horizon(config, len(parts.train)))
     here = refusals_explained(lambda: f"step {progress.state.step + 1}", _SMALLER_STEPS)
     with here, _explained(progress, parts.train):
         return train(
             parts.engine,
             windows,
-            schedule,
+            parts.schedule,
             state,
             max_steps=parts.max_steps,
             seed_step=partial(rng.seed_step, config.seed, world.data_rank),

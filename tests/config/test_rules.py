@@ -13,8 +13,16 @@ OK = "accumulation.samples_per_step=32"
     [
         (["launch.processes=3", "parallelism.kind=x"], "parallelism.kind", "no such kind"),
         (["accumulation.samples_per_step=17"], "accumulation", "must be a multiple of 8"),
-        (["launch.processes=2", OK], "parallelism.kind", "launch=local starts 2"),
-        (["task.seq_len=1025"], "task.seq_len", "at most 1024 positions"),
+        (
+            ["launch.processes=2", OK],
+            "parallelism.kind",
+            "launch starts 2 ranks; choose parallelism=ddp",
+        ),
+        (
+            ["task.seq_len=1025"],
+            "task.seq_len",
+            "must be at most 1024, the positions that the model has",
+        ),
         (["max_steps=null"], "max_steps", "would never end"),
         (
             ["optimizer=paged_adamw_8bit", "launch.device=cpu"],

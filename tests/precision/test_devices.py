@@ -21,8 +21,8 @@ def test_who_lacks_the_device_is_told_what_to_write(
     build_option: Build, kind: str, instead: str
 ) -> None:
     option = build_option(kind)
-    assert option.misfits("cuda") == {}
-    assert option.misfits("cpu") == {"kind": f"{kind} needs cuda; write precision={instead}"}
+    assert option.unsupported_on("cuda") == {}
+    assert option.unsupported_on("cpu") == {"kind": f"{kind} needs cuda; write precision={instead}"}
 
 
 @pytest.mark.parametrize("kind", registry.kinds("precision"))

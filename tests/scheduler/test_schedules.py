@@ -359,9 +359,11 @@ def test_a_stage_sees_only_the_scores_of_its_own_steps(
 def test_a_schedule_tells_which_scores_it_watches(preset: Preset) -> None:
     chained = preset("chained")
     stage = {"steps": None, "schedule": chained.model_dump(mode="json")}
-    assert preset("reduce_on_plateau", metric="eval_bleu").watches == {"eval_bleu"}
-    assert chained.watches == preset("sequence", stages=[stage]).watches == {"eval_loss"}
-    assert preset("sequence").watches == preset("adafactor").watches == frozenset()
+    assert preset("reduce_on_plateau", metric="eval_bleu").watches == {"eval_bleu": "metric"}
+    [(score, field)] = chained.watches.items()
+    assert (score, field) == ("eval_loss", "parts.1.metric")
+    assert preset("sequence", stages=[stage]).watches == {score: f"stages.0.schedule.{field}"}
+    assert preset("sequence").watches == preset("adafactor").watches == {}
 
 
 def test_schedules_without_memory_leave_it_alone(preset: Preset, horizon: MakeHorizon) -> None:

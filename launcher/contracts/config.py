@@ -1,0 +1,64 @@
+"""The whole config, as an option may read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from launcher.contracts.optimizer import OptimizerOption
+    from launcher.contracts.options import (
+        AccumulationOption,
+        CheckpointOption,
+        DataOption,
+        LaunchOption,
+        LoggingOption,
+        ModelOption,
+        ParallelismOption,
+        PrecisionOption,
+        SchedulerOption,
+        TaskOption,
+    )
+
+
+class ConfigView(Protocol):
+    """What `Option.problems` may read; `RunConfig` documents the fields.
+
+    A protocol, because the class itself needs the options and is defined above them.
+    """
+
+    @property
+    def max_steps(self) -> int | None: ...
+    @property
+    def max_epochs(self) -> float | None: ...
+    @property
+    def max_grad_norm(self) -> float | None: ...
+    @property
+    def max_grad_norm_per_parameter(self) -> float | None: ...
+    @property
+    def max_grad_value(self) -> float | None: ...
+    @property
+    def eval_every_steps(self) -> int | None: ...
+    @property
+    def log_every_steps(self) -> int: ...
+    @property
+    def model(self) -> ModelOption: ...
+    @property
+    def task(self) -> TaskOption: ...
+    @property
+    def data(self) -> DataOption: ...
+    @property
+    def optimizer(self) -> OptimizerOption: ...
+    @property
+    def scheduler(self) -> SchedulerOption: ...
+    @property
+    def precision(self) -> PrecisionOption: ...
+    @property
+    def accumulation(self) -> AccumulationOption: ...
+    @property
+    def parallelism(self) -> ParallelismOption: ...
+    @property
+    def logging(self) -> LoggingOption: ...
+    @property
+    def checkpoint(self) -> CheckpointOption: ...
+    @property
+    def launch(self) -> LaunchOption: ...

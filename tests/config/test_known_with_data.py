@@ -1,0 +1,50 @@
+"""Problems that only the size of the data set, or the scores of an evaluation, show."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.config import derive
+from launcher.config.door import checked
+from launcher.config.rules import unknown_scores
+from launcher.errors import ConfigError
+
+SCORES = ("eval_loss", "eval_perplexity")
+
+
+def test_a_schedule_longer_than_the_run_is_refused() -> None:
+    words = ["max_steps=null", "max_epochs=0.5", "scheduler.warmup_steps=9"]
+    config = checked(words).config
+    with pytest.raises(ConfigError) as refused:
+        derive.schedule(config, derive.horizon(config, 80))
+    [problem] = refused.value.problems
+    assert problem.key == "scheduler.warmup_steps"
+    assert "is 9, but the whole run has 5 steps" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "says"),
+    [
+        (
+            ["scheduler=reduce_on_plateau", "scheduler.metric=eval_bleu"],
+            "scheduler.metric",
+            "is eval_bleu; it has: eval_loss, eval_perplexity",
+        ),
+        (
+            ["scheduler=chained", "scheduler.parts.1.metric=eval_los"],
+            "scheduler.parts.1.metric",
+            "is eval_los; did you mean 'eval_loss'?",
+        ),
+    ],
+)
+def test_a_score_that_no_evaluation_has_is_refused(words: list[str], key: str, says: str) -> None:
+    [problem] = unknown_scores(checked(words).config, SCORES)
+    assert problem.key == key
+    assert says in problem.message
+
+
+def test_what_fits_passes() -> None:
+    words = ["scheduler=reduce_on_plateau", "scheduler.metric=eval_perplexity", "max_steps=10"]
+    config = checked(words).config
+    derive.schedule(config, derive.horizon(config, 80))
+    assert not list(unknown_scores(config, SCORES))
