@@ -170,6 +170,9 @@ class Engine(Protocol):
             all of them: every rank must reach the end.
         """
 
+    def agree(self, request: Request) -> Request:
+        """Return the union of all ranks' requests outside a step; every rank must call it."""
+
     def full_module(self) -> AbstractContextManager[nn.Module | None]:
         """Give the plain module with whole weights, in evaluation mode, on rank 0; None elsewhere.
 

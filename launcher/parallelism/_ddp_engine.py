@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +53,12 @@ class DDPEngine(TorchEngine):
         super().__init__(parts)
 
     @override
+    def agree(self, request: Request) -> Request:
+        flags = torch.tensor(_flags(request)).to(self._device)
+        dist.all_reduce(flags, group=self._group)
+        return _union(flags.tolist())
+
+    @override
     def close(self) -> None:
         """Drop the wrapper, whose hooks hold the process group."""
         self._trained = self._module
@@ -80,10 +89,9 @@ class DDPEngine(TorchEngine):
 
     @override
     def _share(self, loss: Tensor) -> None:
-        asked = self._requests()
-        flags = [float(bool(request & asked)) for request in Request]
         dtype = torch.promote_types(loss.dtype, torch.float32)
-        self._shared = torch.tensor([0.0, *flags], dtype=dtype).to(self._device, non_blocking=True)
+        shared = torch.tensor([0.0, *_flags(self._requests())], dtype=dtype)
+        self._shared = shared.to(self._device, non_blocking=True)
         self._shared[0] = loss
         # It travels while the last backward pass computes.
         self._pending = dist.all_reduce(self._shared, group=self._group, async_op=True)
@@ -102,11 +110,7 @@ class DDPEngine(TorchEngine):
         # Both numbers and the flags in one read from the device.
         checked = torch.cat([(norm + self._shared[0]).view(1), self._shared[1:]])
         total, *flags = checked.tolist()
-        requests = Request.NONE
-        for request, count in zip(Request, flags, strict=True):
-            if count:
-                requests |= request
-        return abs(total) < float("inf"), requests
+        return math.isfinite(total), _union(flags)
 
     @override
     def _same_error(self, error: NonFinite, *, bad_loss: bool) -> NonFinite:
@@ -157,7 +161,17 @@ class DDPEngine(TorchEngine):
             self._hook_is_local = False
 
 
-def _buffer_option(module: nn.Module) -> dict[str, bool]:
+def _flags(request: Request) -> list[float]:
+    """Return a number for each member of Request, so that a sum over ranks shows who asked."""
+    return [float(bool(member & request)) for member in Request]
+
+
+def _union(flags: Sequence[float]) -> Request:
+    found = (member for member, count in zip(Request, flags, strict=True) if count)
+    return functools.reduce(operator.or_, found, Request.NONE)
+
+
+def _buffer_option(module: nn.Module) -> dict[str, Any]:
     """Return the option that broadcasts rank 0's buffers before each forward pass.
 
     Running statistics would differ by rank without it; a module without persistent buffers is

@@ -16,7 +16,7 @@ from launcher.errors import CheckpointError
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Tensor]:
-    """The optimizer's state as `optimizer.<parameter>.<key>` and `optimizer_group.<index>.<key>`.
+    """The optimizer's state as `optimizer.<parameter>.<key>` and `optimizer_group.<group>.<key>`.
 
     A parameter that no update has reached yet has no entry. Python numbers become tensors of shape
     (), float64 or int64; lists and tensors that are made of others (8-bit blocks with their scales)
@@ -67,12 +67,12 @@ def _places(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Where state stands: the dictionary, the key in it, and the name of the entry."""
-    for index, group in enumerate(optimizer.param_groups):
+    for group in optimizer.param_groups:
         for param in group["params"]:
             state = optimizer.state.get(param, {})
             yield from ((state, key, f"optimizer.{names[param]}.{key}") for key in list(state))
         for key in getattr(optimizer, "group_state", ()):
-            yield group, key, f"optimizer_group.{index}.{key}"
+            yield group, key, f"optimizer_group.{group['name']}.{key}"
 
 
 def _flatten(name: str, value: Any) -> dict[str, Tensor]:

@@ -55,10 +55,8 @@ class TorchEngine:
         self._clipping = parts.clipping
         self._skip_nonfinite = parts.skip_nonfinite
         self._requests = parts.requests
-        self._optimizer = self._precision.build_optimizer(
-            parts.optimizer, OptimizerTarget(self._module, self._device.type)
-        )
-        self._params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._optimizer = self._precision.build_optimizer(parts.optimizer, self._target())
+        self._params = self._trainable()
         self._window: Window | None = None
         self._losses: list[Tensor] = []
         self._mean_loss = torch.zeros(())
@@ -101,7 +99,7 @@ class TorchEngine:
             for group in self._optimizer.param_groups:
                 if lr is not None:
                     group["lr"] = lr * group["lr_scale"]
-            self._optimizer.step()
+            self._step()
         elif scale and self._mean_loss.isfinite():
             _log.debug("update skipped: gradients overflow at a loss scale of %g", factor)
         else:
@@ -126,6 +124,10 @@ class TorchEngine:
                     yield from self._gather(found)
         finally:
             self._training(on=True)
+
+    def agree(self, request: Request) -> Request:
+        """Return the union of all ranks' requests; see `Engine`."""
+        return request
 
     @contextlib.contextmanager
     def full_module(self) -> Iterator[nn.Module | None]:
@@ -171,6 +173,18 @@ class TorchEngine:
     def _share(self, loss: Tensor) -> None:
         """Add up the ranks' losses and requests; called before the window's last backward pass."""
         self._mean_loss = loss
+
+    def _target(self) -> OptimizerTarget:
+        """Return what the optimizer is built for: the module, or what this rank holds of it."""
+        return OptimizerTarget(self._module, self._device.type)
+
+    def _trainable(self) -> list[nn.Parameter]:
+        """Return the parameters whose gradients are checked and clipped."""
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _step(self) -> None:
+        """Let the optimizer step."""
+        self._optimizer.step()
 
     def _read(self, norm: Tensor) -> tuple[bool, Request]:
         """Return whether loss and gradient norm are finite, and what the ranks ask for."""

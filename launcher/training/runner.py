@@ -41,7 +41,7 @@ from launcher.training.evaluation import Evaluator
 from launcher.training.loop import train
 from launcher.training.observers import Progress, Recorder, Saver, stopped, with_memory
 from launcher.training.out_of_memory import refusals_explained
-from launcher.training.requests import RankRequests
+from launcher.training.requests import RankRequests, stop_signal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +112,8 @@ def run(
             store = config.checkpoint.build(run_dir, world)
             stack.enter_context(closing(store.close))
             state = _restore(config, parts, store)
-        if (signal := stop()) is not None:
+        # Not this rank's own signal: the others would wait for it in the first step.
+        if (signal := stop_signal(parts.engine.agree(requests()))) is not None:
             raise stopped(signal, state.step)
         evaluate = _evaluator(config, parts, world)
         progress = Progress(state)
