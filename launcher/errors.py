@@ -13,15 +13,15 @@
     └── Interrupted      130   state saved after Ctrl-C
 
 A TrainctlError is the user's to mend and prints without a traceback; anything else is our bug,
-prints whole and exits 1. Only `launcher.cli` turns an exception into text and status. A rank hands
-its error to the launcher through RUN_DIR/result.json, because torchrun folds every worker's status
-into 1.
+prints whole and exits 1. Only `launcher.cli` turns an exception into text and status. Each rank
+hands its error to the launcher as a record in RUN_DIR/result/rank-N.json, because torchrun folds
+every worker's status into 1; `revive` is the inverse of `record`.
 
 `trainctl --help` imports this module: typing_extensions, for `override`, would cost it a fifth.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 
@@ -29,6 +29,20 @@ class TrainctlError(Exception):
     """The root: a message for the user, and the status to exit with."""
 
     exit_status: ClassVar[int] = 1
+
+    def attributes(self) -> dict[str, Any]:
+        """Return what the error holds besides its message, as JSON values."""
+        return {name: value for name, value in vars(self).items() if name != "__notes__"}
+
+    @classmethod
+    def from_record(cls, message: str, attributes: Mapping[str, Any]) -> "TrainctlError":
+        """Build the error from its message and `attributes`, without its constructor."""
+        error = cls.__new__(cls)
+        Exception.__init__(error, message)
+        for name, value in attributes.items():
+            # JSON has no tuples.
+            setattr(error, name, tuple(value) if isinstance(value, list) else value)
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +74,18 @@ class ConfigError(TrainctlError):
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in the config"
         super().__init__("\n".join([count, *(f"  {problem}" for problem in problems)]))
 
+    def attributes(self) -> dict[str, Any]:  # type: ignore[explicit-override] # likewise
+        """Return the problems."""
+        return {"problems": [asdict(problem) for problem in self.problems]}
+
+    @classmethod
+    def from_record(  # type: ignore[explicit-override] # likewise
+        cls, message: str, attributes: Mapping[str, Any]
+    ) -> "ConfigError":
+        """Build the error from its problems."""
+        del message  # it is made from the problems
+        return cls([Problem(**each) for each in attributes["problems"]])
+
     def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[explicit-override] # likewise
         """Another process may raise it, and pickle would hand the message to the constructor."""
         return type(self), (self.problems,)
@@ -81,7 +107,7 @@ class NonFinite(TrainctlError):
     exit_status = 10
 
     def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
-        self.indices = tuple(indices)
+        self.indices = tuple(int(index) for index in indices)
         super().__init__(message)
 
 
@@ -92,9 +118,17 @@ class OutOfMemory(TrainctlError):
 
 
 class Hang(TrainctlError):
-    """A rank stopped answering."""
+    """A rank made no progress within `launch.timeout_s`.
+
+    Attributes:
+        missing: The ranks that the others wait for.
+    """
 
     exit_status = 12
+
+    def __init__(self, message: str, missing: Sequence[int] = ()) -> None:
+        self.missing = tuple(missing)
+        super().__init__(message)
 
 
 class DataError(TrainctlError):
@@ -133,10 +167,35 @@ class Interrupted(TrainctlError):
     exit_status = 130
 
 
-def revive(name: str, message: str) -> TrainctlError:
-    """The error that a rank recorded; of the root class when the name is unknown here."""
-    classes = (cls for cls in TrainctlError.__subclasses__() if cls.__name__ == name)
-    error_class = next(classes, TrainctlError)
-    error = error_class.__new__(error_class)
-    Exception.__init__(error, message)
+def record(error: TrainctlError) -> dict[str, Any]:
+    """Return an error as JSON values, from which `revive` makes an equal one."""
+    return {
+        "error": type(error).__name__,
+        "message": str(error),
+        "exit_status": error.exit_status,
+        "attributes": error.attributes(),
+        "notes": list(getattr(error, "__notes__", ())),
+    }
+
+
+def revive(values: Mapping[str, Any]) -> TrainctlError:
+    """Build the error that `record` describes.
+
+    A class that this process does not know, such as one of an option package, becomes a
+    `RankFailed` with its text and exit status.
+    """
+    message: str = values["message"]
+    error_class = next((c for c in _classes(TrainctlError) if c.__name__ == values["error"]), None)
+    if error_class is None:
+        error: TrainctlError = RankFailed(f"{values['error']}: {message}", values["exit_status"])
+    else:
+        error = error_class.from_record(message, values["attributes"])
+    for note in values["notes"]:
+        error.add_note(note)
     return error
+
+
+def _classes(root: type[TrainctlError]) -> Iterator[type[TrainctlError]]:
+    yield root
+    for error_class in root.__subclasses__():
+        yield from _classes(error_class)

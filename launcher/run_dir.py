@@ -8,7 +8,8 @@ runs/<name>/<id>/
     env.json          versions, host, folder and command of the launch
     command.sh        the command that started the run
     run.lock          held by the launcher and its ranks as long as they live
-    result.json       how the run ended: status, error, final scores
+    result.json       how the run ended, from the launcher: status, step, scores, or the error
+    result/rank-0.json    how each rank ended
     metrics.jsonl     one object per logged step
     logs/rank-0.log
     trials/micro-batch-16/    what accumulation=auto tried: config, log and outcome
@@ -83,6 +84,10 @@ class RunDir:
     def result(self) -> Path:
         """How the run ended."""
         return self.path / "result.json"
+
+    def rank_result(self, rank: int) -> Path:
+        """How one rank ended."""
+        return self.path / "result" / f"rank-{rank}.json"
 
     @property
     def metrics(self) -> Path:

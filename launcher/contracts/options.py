@@ -338,6 +338,9 @@ class LaunchOption(Option):
     """Where the ranks compute; `auto` takes CUDA, then MPS, then the CPU."""
     threads: int | None = Field(gt=0)
     """Threads of one CPU operation, per rank; null leaves the number to torch."""
+    timeout_s: float = Field(gt=0, le=86_400)
+    """Seconds that a rank may take for one optimizer step, one micro-batch of an evaluation or one
+    collective; a run that takes longer hangs and is ended."""
 
     @property
     @abstractmethod
@@ -350,8 +353,15 @@ class LaunchOption(Option):
 
     @abstractmethod
     def command(self, run_dir: RunDir) -> Sequence[str]:
-        """The program that starts the ranks on this machine and ends when they end."""
+        """The program that the launcher starts once for each of `rank_environments`."""
 
     @abstractmethod
     def environment(self) -> Mapping[str, str]:
-        """What the ranks' environment must hold beside ours."""
+        """Environment variables of every rank, in addition to those of the launcher."""
+
+    def rank_environments(self) -> Sequence[Mapping[str, str]]:
+        """Environment variables of each process that the launcher starts; RANK among them.
+
+        By default one process without a rank of its own: a program that starts the ranks itself.
+        """
+        return ({},)

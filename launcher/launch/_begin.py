@@ -19,7 +19,8 @@ from launcher.contracts import GROUPS, Option
 from launcher.errors import ConfigError, LaunchError, TrainctlError
 from launcher.launch._fit import fitted
 from launcher.launch._lock import locked
-from launcher.launch._start import Result, start
+from launcher.launch._outcome import Result
+from launcher.launch._start import start
 from launcher.run_dir import RunDir, write_atomically
 
 _RECORDED = ("trainctl", "torch", "transformers", "deepspeed", "accelerate", "hydra-core", "numpy")
@@ -64,7 +65,7 @@ def begin(config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[
         return run_ranks(config, run_dir, lock)
 
 
-def run_ranks(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
+def run_ranks(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result:
     """Run the ranks to their end, and say what came of it.
 
     The last thing said, well or badly, is the command that goes on.
@@ -72,7 +73,7 @@ def run_ranks(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
     Args:
         config: What config.json holds.
         run_dir: The run directory, locked by us.
-        lock: The descriptor that holds the lock.
+        lock: The descriptors that hold the lock.
 
     Raises:
         TrainctlError: What the ranks recorded, with the command as its note.

@@ -60,7 +60,7 @@ class _Trials:
     config: RunConfig
     search: MicroBatchSearch
     run_dir: RunDir
-    lock: int
+    lock: Sequence[int]
     done: list[Trial] = field(default_factory=list)
 
     def __call__(self, micro_batch_size: int) -> bool:
@@ -86,13 +86,13 @@ class _Trials:
         return f" into {min(limits):,.0f} MiB" if limits else ""
 
 
-def fitted(config: RunConfig, run_dir: RunDir, lock: int) -> RunConfig:
+def fitted(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> RunConfig:
     """The config of the run that starts: with the largest micro-batch that fits, if one is sought.
 
     Args:
         config: What config.json holds; it is written anew when something is decided.
         run_dir: The run directory, locked by us.
-        lock: The descriptor that holds the lock.
+        lock: The descriptors that hold the lock.
 
     Raises:
         OutOfMemory: Not even a micro-batch of 1 fits.
@@ -161,7 +161,9 @@ def plain_overrides(
     return [*kept, *decided, *(f"~{key}" for key in stray)]
 
 
-def _trial(config: RunConfig, trial_dir: RunDir, lock: int, micro_batch_size: int) -> Trial:
+def _trial(
+    config: RunConfig, trial_dir: RunDir, lock: Sequence[int], micro_batch_size: int
+) -> Trial:
     try:
         start(config, trial_dir, lock)
         fits = True

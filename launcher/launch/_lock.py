@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from launcher.errors import LaunchError
 from launcher.run_dir import RunDir
@@ -16,43 +18,59 @@ from launcher.run_dir import RunDir
 GRACE_S = 10.0
 """How long to wait for a holder to go: the ranks of a killed launcher need a moment to die."""
 
+# NFS has no flock on a directory: there only the file is locked.
+_UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP}
+
 
 @contextmanager
-def locked(run_dir: RunDir) -> Iterator[int]:
+def locked(run_dir: RunDir) -> Iterator[Sequence[int]]:
     """Hold the run directory.
 
+    The directory is locked as well as run.lock: a file that somebody deletes locks nothing.
+
     Yields:
-        The descriptor that holds the lock; ranks inherit it, so that the lock outlives a killed
+        The descriptors that hold the lock; ranks inherit them, so that the lock outlives a killed
         launcher for exactly as long as one of its ranks does.
 
     Raises:
         LaunchError: Another process holds it, or the directory cannot be written.
     """
-    try:
-        descriptor = os.open(run_dir.lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise LaunchError(f"cannot lock {run_dir.lock}: {error.strerror}") from error
-    try:
-        _acquire(descriptor, run_dir)
+    with ExitStack() as stack:
+        directory = _open(run_dir, stack, os.O_RDONLY | os.O_DIRECTORY)
+        file = _open(run_dir, stack, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise LaunchError(f"{run_dir.lock} must be a regular file, but is not; remove it")
+        deadline = time.monotonic() + GRACE_S
+        for descriptor in (directory, file):
+            _acquire(descriptor, file, run_dir, deadline)
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(holder).encode(), 0)
+        yield (directory, file)
 
 
-def _acquire(descriptor: int, run_dir: RunDir) -> None:
-    deadline = time.monotonic() + GRACE_S
+def _open(run_dir: RunDir, stack: ExitStack, flags: int) -> int:
+    path = run_dir.path if flags & os.O_DIRECTORY else run_dir.lock
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise LaunchError(f"{path} must be a file, but is a symbolic link; remove it") from None
+        raise LaunchError(f"cannot lock {path}: {error.strerror}") from error
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _acquire(descriptor: int, file: int, run_dir: RunDir, deadline: float) -> None:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 4096, 0).decode(errors="replace")
+            holder = os.pread(file, 4096, 0).decode(errors="replace")
             # A living launcher keeps its run for hours: only the dead are worth waiting for.
             if time.monotonic() > deadline or _alive(holder):
                 raise LaunchError(
@@ -60,6 +78,10 @@ def _acquire(descriptor: int, run_dir: RunDir) -> None:
                     "wait for it, or stop it"
                 ) from None
             time.sleep(0.05)
+        except OSError as error:
+            if descriptor == file or error.errno not in _UNSUPPORTED:
+                raise LaunchError(f"cannot lock {run_dir.path}: {error.strerror}") from error
+            return
         else:
             return
 

@@ -10,7 +10,7 @@ from launcher.config.resume_rules import apply
 from launcher.errors import CheckpointError, ConfigError, LaunchError
 from launcher.launch._begin import preflight, run_ranks
 from launcher.launch._lock import locked
-from launcher.launch._start import Result
+from launcher.launch._outcome import Result
 from launcher.run_dir import RunDir, write_atomically
 
 

@@ -6,14 +6,22 @@ import os
 import signal
 from types import FrameType
 
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Signals that ask a run to save and end."""
+DUMP = signal.SIGUSR2
+"""Signal on which a rank writes the Python stacks of its threads to its log."""
+
+
+def handled() -> list[signal.Signals]:
+    """Return the stopping signals that this process does not ignore, as under nohup."""
+    return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class StopFlag:
     """The first signal that asked the run to end.
 
-    SIGTERM, SIGUSR1 (Slurm's warning) and SIGINT (Ctrl-C) are noted; a second Ctrl-C leaves at
-    once.
+    SIGTERM, SIGHUP, SIGUSR1 (Slurm's warning) and SIGINT (Ctrl-C) are noted; a second Ctrl-C leaves
+    at once.
     """
 
     def __init__(self) -> None:
@@ -25,8 +33,10 @@ class StopFlag:
 
     def install(self) -> None:
         """Take over the signals of this process; to be called in the main thread."""
-        for number in _STOPPING:
+        for number in handled():
             signal.signal(number, self._note)
+        # The launcher starts ranks with these blocked, so that none arrives before its handler.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -5,87 +5,98 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import signal
-import subprocess
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
 
-from launcher import errors
 from launcher.config.schema import RunConfig
-from launcher.errors import LaunchError, RankFailed
+from launcher.errors import TrainctlError
+from launcher.launch import _outcome
+from launcher.launch._environment import HEARTBEAT_FD, LAUNCHER_PID, STORE_FD, without_rank
+from launcher.launch._heartbeat import Heartbeats
+from launcher.launch._outcome import Result
+from launcher.launch._processes import RankProcess, start_process
+from launcher.launch._supervisor import Supervisor
+from launcher.launch._watch import Watch
 from launcher.run_dir import RunDir
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# A rank must not believe that it belongs to the torchrun or srun that may have started the
-# launcher.
-_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a run ended that reached its last step.
-
-    Attributes:
-        step: Optimizer steps done.
-        scores: The last validation scores.
-        references: Figures that put the scores in perspective.
-        sample: A taste of what was learned, if the task has one.
-    """
-
-    step: int
-    scores: Mapping[str, float]
-    references: Mapping[str, float]
-    sample: str | None
-
-
-def start(config: RunConfig, run_dir: RunDir, lock: int) -> Result:
+def start(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result:
     """Run the ranks of a run directory to their end.
 
     Args:
         config: What config.json holds.
         run_dir: The run directory, locked by us.
-        lock: The descriptor that holds the lock; the ranks inherit it.
+        lock: The descriptors that hold the lock; the ranks inherit them.
 
     Raises:
-        TrainctlError: What the ranks recorded.
+        TrainctlError: The first failure of a rank.
     """
-    run_dir.result.unlink(missing_ok=True)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_RANK_VARIABLES)}
-    environment |= {**config.launch.environment(), "TRAINCTL_LAUNCHER_PID": str(os.getpid())}
+    try:
+        _outcome.clear(run_dir)
+        result = _run(config, run_dir, lock)
+    except TrainctlError as error:
+        _outcome.write_result(run_dir, error)
+        raise
+    _outcome.write_result(run_dir, result)
+    return result
+
+
+def _run(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result:
+    with ExitStack() as stack:
+        heartbeats = Heartbeats(config.launch.ranks)
+        stack.callback(heartbeats.close)
+        ranks: list[RankProcess] = []
+        watch = Watch(heartbeats, config.launch.timeout_s)
+        try:
+            _start_ranks(config, run_dir, [*lock, heartbeats.descriptor], ranks, heartbeats)
+        except BaseException:
+            for rank in ranks:
+                rank.kill()
+            raise
+        Supervisor(run_dir, ranks, watch).run()
+        return _outcome.outcome(run_dir, ranks)
+
+
+def _start_ranks(
+    config: RunConfig,
+    run_dir: RunDir,
+    descriptors: Sequence[int],
+    ranks: list[RankProcess],
+    heartbeats: Heartbeats,
+) -> None:
+    """Start the processes; those that were started are in `ranks` even if the next one fails."""
     command = list(config.launch.command(run_dir))
-    try:
-        # A session of its own: Ctrl-C reaches the ranks once, from us, and not a second time from
-        # the terminal.
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=_folder(run_dir),
-            start_new_session=True,
-            pass_fds=(lock,),
-        )
-    except OSError as error:
-        raise LaunchError(f"cannot start {command[0]}: {error.strerror}") from error
-    with _forwarding(process):
-        status = process.wait()
-    return _result(run_dir, status)
-
-
-def _result(run_dir: RunDir, status: int) -> Result:
-    try:
-        recorded: dict[str, Any] = json.loads(run_dir.result.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        log = run_dir.log(0)
-        if status < 0:
-            name = signal.Signals(-status).name
-            raise RankFailed(f"the rank was killed by {name}; see {log}", 128 - status) from None
-        raise RankFailed(f"the rank ended with status {status}; see {log}", status or 1) from None
-    if "error" in recorded:
-        raise errors.revive(recorded["error"], recorded["message"])
-    return Result(**recorded)
+    environment = {
+        **without_rank(),
+        **config.launch.environment(),
+        LAUNCHER_PID: str(os.getpid()),
+        HEARTBEAT_FD: str(heartbeats.descriptor),
+    }
+    environments = config.launch.rank_environments()
+    folder = _folder(run_dir)
+    run_dir.log(0).parent.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        first: dict[str, str] = {}
+        if len(environments) > 1:
+            # Bound here and inherited by rank 0: the port cannot be taken in between.
+            store = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
+            host, port = store.getsockname()
+            environment |= {"MASTER_ADDR": host, "MASTER_PORT": str(port), STORE_FD: ""}
+            first = {STORE_FD: str(store.fileno())}
+            descriptors = [*descriptors, store.fileno()]
+        for rank, variables in enumerate(environments):
+            # Rank 0 has the console; what the others print is in their logs.
+            output = stack.enter_context(run_dir.log(rank).open("ab")) if rank > 0 else None
+            process = start_process(
+                command,
+                {**environment, **variables, **(first if rank == 0 else {})},
+                rank=rank,
+                folder=folder,
+                descriptors=descriptors,
+                output=output,
+            )
+            ranks.append(process)
 
 
 def _folder(run_dir: RunDir) -> str | None:
@@ -95,22 +106,3 @@ def _folder(run_dir: RunDir) -> str | None:
     except (OSError, ValueError, KeyError):
         return None
     return folder if pathlib.Path(folder).is_dir() else None
-
-
-@contextmanager
-def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass on what asks us to end; the ranks decide how."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        del frame
-        if process.poll() is None:
-            process.send_signal(number)
-
-    # A thread (of a sweep's launcher) may not set handlers: there the main thread's stay in force.
-    ours = _FORWARDED if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, forward) for number in ours}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

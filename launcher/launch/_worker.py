@@ -1,8 +1,8 @@
 """What every rank executes: `python -m launcher.launch._worker RUN_DIR`.
 
-Reads RUN_DIR/config.json, runs, and records how it ended in RUN_DIR/result.json, from which the
-launcher takes result, error and exit status. A TrainctlError is recorded and not printed here;
-anything else prints whole.
+Reads RUN_DIR/config.json, runs, and records how it ended in RUN_DIR/result/rank-N.json, from which
+the launcher takes result, error and exit status. The launcher prints; a rank that was started by
+another program prints what is a bug itself.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import ConfigError, LaunchError, Problem, TrainctlError
-from launcher.launch._signals import StopFlag
-from launcher.run_dir import RunDir, write_atomically
+from launcher.launch._environment import LAUNCHER_PID
+from launcher.launch._signals import DUMP, StopFlag
+from launcher.run_dir import RunDir
 
 if TYPE_CHECKING:
     from launcher.training.runner import Outcome
@@ -37,26 +38,27 @@ def main(path: str) -> int:
     run_dir = RunDir(Path(path))
     rank = int(os.environ.get("RANK", "0"))
     _log_to(run_dir.log(rank))
+    from launcher.launch._record import record_completed, record_failed
+
     try:
         outcome = _run(run_dir, stop)
-    except TrainctlError as error:
-        logging.getLogger("trainctl").debug("the run ended", exc_info=True)
-        told = error
-        if isinstance(error, ConfigError):
-            told = ConfigError(_attributed(run_dir, error.problems))
-        _record(run_dir, rank, error=type(told).__name__, message=str(told))
-        return told.exit_status
-    except BaseException:
-        logging.getLogger("trainctl").exception("rank %d failed", rank)
-        raise
-    _record(
-        run_dir,
-        rank,
-        step=outcome.state.step,
-        scores=dict(outcome.scores),
-        references=dict(outcome.references),
-        sample=outcome.sample,
-    )
+    except BaseException as error:
+        if isinstance(error, TrainctlError):
+            logging.getLogger("trainctl").debug("the run ended", exc_info=True)
+        else:
+            logging.getLogger("trainctl").exception("rank %d failed", rank)
+        status = record_failed(run_dir, rank, _attributed(run_dir, error))
+        if LAUNCHER_PID not in os.environ:
+            sys.excepthook(type(error), error, error.__traceback__)
+        if "WORLD_SIZE" in os.environ:
+            # Other ranks may be in the middle of a collective with this one: leave no time for
+            # libraries to end their threads in an order that aborts the process.
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
+    record_completed(run_dir, rank, outcome)
     return 0
 
 
@@ -86,27 +88,31 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     if torch.device(world.device).type == "cuda":
         # Libraries' kernels, memory figures and random states are the current device's.
         torch.cuda.set_device(world.device)
-    if trial:
-        from launcher.launch._trial import try_out
+    from launcher.launch._group import process_group
 
-        return try_out(config, run_dir, world, stop)
-    from launcher.training.runner import run
+    with process_group(world, config.launch.timeout_s):
+        if trial:
+            from launcher.launch._trial import try_out
 
-    return run(config, run_dir, world, stop)
+            return try_out(config, run_dir, world, stop)
+        from launcher.launch._heartbeat import Heartbeat
+        from launcher.training.runner import run
+
+        return run(config, run_dir, world, stop, Heartbeat(world.rank))
 
 
-def _attributed(run_dir: RunDir, problems: Sequence[Problem]) -> list[Problem]:
-    """The problems, with who set each key, as far as the run directory says."""
+def _attributed(run_dir: RunDir, error: BaseException) -> BaseException:
+    """The error; if it is about settings, with who set each key, as far as the run says."""
+    if not isinstance(error, ConfigError):
+        return error
     try:
         origins: dict[str, str] = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         origins = {}
-    return [replace(each, origin=each.origin or origins.get(each.key, "")) for each in problems]
-
-
-def _record(run_dir: RunDir, rank: int, **values: object) -> None:
-    if rank == 0:
-        write_atomically(run_dir.result, json.dumps(values, indent=1) + "\n")
+    problems: Sequence[Problem] = [
+        replace(each, origin=each.origin or origins.get(each.key, "")) for each in error.problems
+    ]
+    return ConfigError(problems)
 
 
 def _log_to(path: Path) -> None:
@@ -120,17 +126,27 @@ def _log_to(path: Path) -> None:
     logging.getLogger("trainctl").setLevel(logging.DEBUG)
     logging.captureWarnings(True)
     faulthandler.enable(handler.stream)
+    # On a hang the launcher asks for the stacks; the handler needs neither the GIL nor memory.
+    faulthandler.register(DUMP, handler.stream, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [DUMP])
 
 
 def _die_with_launcher() -> None:
-    """A launcher that is killed must not leave ranks that train on as orphans."""
+    """A launcher, or an agent, that is killed must not leave ranks that train on as orphans."""
     if sys.platform != "linux":
         return
-    launcher = os.environ.get("TRAINCTL_LAUNCHER_PID")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # It may have died before the call: then no signal will come.
-    if launcher is not None and os.getppid() != int(launcher):
+    # The parent may have died before the call: then no signal will come. It need not be the
+    # launcher: torchrun's agent may be between them.
+    launcher = os.environ.get(LAUNCHER_PID)
+    if launcher is None or os.getppid() == int(launcher):
+        return
+    try:
+        os.kill(int(launcher), 0)
+    except ProcessLookupError:
         os.kill(os.getpid(), signal.SIGKILL)
+    except PermissionError:
+        pass
 
 
 if __name__ == "__main__":

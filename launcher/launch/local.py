@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def _present(driver: str) -> bool:
 
 
 class Local(LaunchOption):
-    """One or more processes on this machine; torchrun starts them when there is more than one."""
+    """One or more processes on this machine."""
 
     kind: Literal["local"]
     processes: int = Field(gt=0)
@@ -49,11 +50,7 @@ class Local(LaunchOption):
     def command(self, run_dir: RunDir) -> Sequence[str]:
         # -P: a launcher/ or a random.py in the user's folder must not be taken for ours or
         # Python's.
-        worker = ["-m", _WORKER, str(run_dir.path)]
-        if self.processes == 1:
-            return [sys.executable, "-P", *worker]
-        torchrun = ["-m", "torch.distributed.run", "--standalone"]
-        return [sys.executable, "-P", *torchrun, f"--nproc-per-node={self.processes}", *worker]
+        return [sys.executable, "-P", "-m", _WORKER, str(run_dir.path)]
 
     @override
     def environment(self) -> Mapping[str, str]:
@@ -67,3 +64,22 @@ class Local(LaunchOption):
         if self.threads is not None:
             variables["OMP_NUM_THREADS"] = str(self.threads)
         return variables
+
+    @override
+    def rank_environments(self) -> Sequence[Mapping[str, str]]:
+        if self.processes == 1:
+            return ({},)
+        size = str(self.processes)
+        common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, **_interface()}
+        return [
+            {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.processes)
+        ]
+
+
+def _interface() -> Mapping[str, str]:
+    """The network interface for gloo: on one machine no host name needs to be looked up."""
+    names = {name for _, name in socket.if_nameindex()}
+    loopback = next((name for name in ("lo", "lo0") if name in names), None)
+    if "GLOO_SOCKET_IFNAME" in os.environ or loopback is None:
+        return {}
+    return {"GLOO_SOCKET_IFNAME": loopback}

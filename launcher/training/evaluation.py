@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from launcher.contracts import Engine, Samples, Task, TrainState, World
+from launcher.contracts import Engine, MicroBatch, Samples, Task, TrainState, World
 from launcher.training.batches import deal
 
 _NOTHING: Mapping[str, float] = {}
@@ -29,6 +29,7 @@ class Evaluator:
             of it. The evaluation after the last step sees all of it, also if an observer stopped
             the run there.
         max_steps: The last step.
+        beat: Called with the phase and the step before each micro-batch.
         seconds: Time spent evaluating so far: what rates of training leave out.
         last: The newest scores.
     """
@@ -41,6 +42,7 @@ class Evaluator:
     every_steps: int | None
     max_samples: int | None
     max_steps: int
+    beat: Callable[[str, int], None]
     seconds: float = 0.0
     last: Mapping[str, float] = field(default_factory=dict)
 
@@ -48,12 +50,12 @@ class Evaluator:
         """The scores after a step; empty when none are due."""
         total = len(self.samples)
         if state.step == self.max_steps or state.stopped is not None:
-            return self._scores(total) if total else _NOTHING
+            return self._scores(total, state.step) if total else _NOTHING
         if self.every_steps is not None and state.step % self.every_steps == 0 and total:
-            return self._scores(min(self.max_samples or total, total))
+            return self._scores(min(self.max_samples or total, total), state.step)
         return _NOTHING
 
-    def _scores(self, count: int) -> Mapping[str, float]:
+    def _scores(self, count: int, step: int) -> Mapping[str, float]:
         total = len(self.samples)
         start = time.perf_counter()
         indices = [i * total // count for i in range(count)]
@@ -64,9 +66,14 @@ class Evaluator:
             data_rank=self.world.data_rank,
         )
         metrics = self.task.metrics(self.samples)
-        batches = (self.samples.micro_batch(piece, _DRAW) for piece in dealt)
+        batches = self._micro_batches(dealt, step)
         for predictions in self.engine.evaluate(batches, self.task.predict):
             metrics.add(predictions)
         self.last = metrics.compute()
         self.seconds += time.perf_counter() - start
         return self.last
+
+    def _micro_batches(self, dealt: Iterable[Sequence[int]], step: int) -> Iterator[MicroBatch]:
+        for indices in dealt:
+            self.beat("evaluate", step)
+            yield self.samples.micro_batch(indices, _DRAW)

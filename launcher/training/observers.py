@@ -165,6 +165,20 @@ def with_memory(state: TrainState, observers: Iterable[Observer]) -> TrainState:
     return replace(state, observers=memory)
 
 
+@dataclass(slots=True)
+class Beating:
+    """Reports each step as progress; the last observer, so that a save is not taken for a step."""
+
+    beat: Callable[[str, int], None]
+
+    def __call__(self, report: StepReport) -> None:
+        """The step and what follows it are done."""
+        self.beat("step", report.state.step)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def stopped(signal: Signals, step: int) -> Preempted | Interrupted:
     """The error with which a run ends that a signal stopped."""
     kind = Interrupted if signal is Signals.SIGINT else Preempted

@@ -39,7 +39,7 @@ from launcher.training.closing import close_all, closing
 from launcher.training.columns import check_columns
 from launcher.training.evaluation import Evaluator
 from launcher.training.loop import train
-from launcher.training.observers import Progress, Recorder, Saver, stopped, with_memory
+from launcher.training.observers import Beating, Progress, Recorder, Saver, stopped, with_memory
 from launcher.training.out_of_memory import refusals_explained
 from launcher.training.requests import RankRequests, stop_signal
 
@@ -90,7 +90,11 @@ class Parts:
 
 
 def run(
-    config: RunConfig, run_dir: RunDir, world: World, stop: Callable[[], Signals | None]
+    config: RunConfig,
+    run_dir: RunDir,
+    world: World,
+    stop: Callable[[], Signals | None],
+    beat: Callable[[str, int], None],
 ) -> Outcome:
     """Run this rank's share: from the newest checkpoint if there is one, else from the beginning.
 
@@ -99,6 +103,8 @@ def run(
         run_dir: Where the run's files are.
         world: This process's place among the ranks.
         stop: The signal that asked the run to end, or None.
+        beat: Called with the phase (`step`, `evaluate`, `save`, `end`) and the steps done whenever
+            the rank has made progress, so that the launcher can tell a hang.
 
     Raises:
         TrainctlError: The run cannot be built or executed, or was asked to end.
@@ -115,11 +121,12 @@ def run(
         # Not this rank's own signal: the others would wait for it in the first step.
         if (signal := stop_signal(parts.engine.agree(requests()))) is not None:
             raise stopped(signal, state.step)
-        evaluate = _evaluator(config, parts, world)
+        evaluate = _evaluator(config, parts, world, beat)
         progress = Progress(state)
         observers: list[Observer] = [progress]
 
         def snapshot(state: TrainState) -> Snapshot:
+            beat("save", state.step)
             return _snapshot(config, parts, with_memory(state, observers))
 
         context = RunContext(
@@ -140,6 +147,8 @@ def run(
             for group in GROUPS:
                 option: Option = getattr(config, group)
                 observers += option.observers(context)
+            observers.append(Beating(beat))
+            beat("step", state.step)
             state = _train(
                 config,
                 parts,
@@ -149,6 +158,7 @@ def run(
                 evaluate=evaluate,
                 observers=observers,
             )
+            beat("end", state.step)
         if state.stopped is not None:
             _log.info("stopped after step %d: %s", state.step, state.stopped)
         sample = _export(config, run_dir, parts)
@@ -243,7 +253,9 @@ def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainSt
     return state
 
 
-def _evaluator(config: RunConfig, parts: Parts, world: World) -> Evaluator:
+def _evaluator(
+    config: RunConfig, parts: Parts, world: World, beat: Callable[[str, int], None]
+) -> Evaluator:
     return Evaluator(
         world=world,
         engine=parts.engine,
@@ -253,6 +265,7 @@ def _evaluator(config: RunConfig, parts: Parts, world: World) -> Evaluator:
         every_steps=config.eval_every_steps,
         max_samples=config.eval_max_samples,
         max_steps=parts.max_steps,
+        beat=beat,
     )
 
 

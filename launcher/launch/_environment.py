@@ -1,0 +1,56 @@
+"""Environment variables between the launcher and its ranks."""
+
+from __future__ import annotations
+
+import os
+
+HEARTBEAT_FD = "TRAINCTL_HEARTBEAT_FD"
+STORE_FD = "TRAINCTL_STORE_FD"
+LAUNCHER_PID = "TRAINCTL_LAUNCHER_PID"
+
+RANK_VARIABLES = frozenset(
+    [
+        # What torch.distributed and torchrun's workers read.
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "ROLE_RANK",
+        "ROLE_NAME",
+        "ROLE_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "TORCHELASTIC_ERROR_FILE",
+        "TORCHELASTIC_MAX_RESTARTS",
+        "TORCHELASTIC_RESTART_COUNT",
+        "TORCHELASTIC_RUN_ID",
+        "TORCHELASTIC_USE_AGENT_STORE",
+        # What DeepSpeed and Accelerate read to find the ranks of an MPI job.
+        "CROSS_RANK",
+        "CROSS_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "MV2_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_SIZE",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+        "PMI_RANK",
+        "PMI_SIZE",
+        "MPI_LOCALRANKID",
+        "MPI_LOCALNRANKS",
+    ]
+)
+"""Variables that say which rank a process is."""
+
+
+def without_rank() -> dict[str, str]:
+    """Return this process's environment without the variables that say which rank it is.
+
+    The launcher may itself have been started by torchrun, srun or mpirun; its ranks are its own.
+    """
+    ours = {HEARTBEAT_FD, STORE_FD, LAUNCHER_PID}
+    return {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and k not in ours}

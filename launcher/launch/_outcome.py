@@ -1,0 +1,172 @@
+"""How the ranks of a run ended, and what that says of the run."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import errors
+from launcher.errors import Interrupted, Preempted, RankFailed, TrainctlError
+from launcher.launch._processes import RankProcess
+from launcher.launch._record import MISMATCH, to_json
+from launcher.run_dir import RunDir, write_atomically
+
+_TAIL_BYTES = 65_536
+# Frames in which a rank calls, or waits for, other ranks.
+_COLLECTIVE = re.compile(r'File "[^"]*torch/(distributed|autograd|nn/parallel)/')
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended that reached its last step.
+
+    Attributes:
+        step: Optimizer steps done.
+        scores: The last validation scores.
+        references: Figures that put the scores in perspective.
+        sample: Generated text, if the task has some.
+    """
+
+    step: int
+    scores: Mapping[str, float]
+    references: Mapping[str, float]
+    sample: str | None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Failure:
+    """One rank's failure; the least of all is what is reported."""
+
+    severity: int  # 0: its own; 1: asked to end; 2: it lost another rank; 3: ended by the launcher
+    time: float
+    rank: int
+
+
+def clear(run_dir: RunDir) -> None:
+    """Remove the outcome of an earlier attempt."""
+    run_dir.result.unlink(missing_ok=True)
+    folder = run_dir.rank_result(0).parent
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("rank-*.json"):
+        path.unlink(missing_ok=True)
+
+
+def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
+    """Return what the run made, or raise what ended it.
+
+    Args:
+        run_dir: The run directory.
+        ranks: The processes, all of which have ended.
+
+    Raises:
+        TrainctlError: The first failure in time; a rank's own failure comes before what the loss of
+            that rank made of the others.
+    """
+    started = [rank.rank for rank in ranks]
+    records = {rank: read for rank in _recorded(run_dir, started) if (read := _read(run_dir, rank))}
+    failures = [
+        failure for rank in ranks if (failure := _failure(rank, records.get(rank.rank))) is not None
+    ]
+    # A program that starts the ranks itself ends with a status that says nothing about them.
+    failures += [
+        _Failure(_severity(values), values["time"], rank)
+        for rank, values in records.items()
+        if rank not in started and "error" in values
+    ]
+    if failures:
+        first = min(failures)
+        process = next((rank for rank in ranks if rank.rank == first.rank), None)
+        raise _error(run_dir, first.rank, records.get(first.rank), process, len(ranks))
+    values = records[0]
+    return Result(values["step"], values["scores"], values["references"], values["sample"])
+
+
+def write_result(run_dir: RunDir, result: Result | TrainctlError) -> None:
+    """Write RUN_DIR/result.json, from which other programs read how the run ended."""
+    values: dict[str, Any]
+    if isinstance(result, TrainctlError):
+        stopped = isinstance(result, Preempted | Interrupted)
+        values = {"status": "stopped" if stopped else "failed", **errors.record(result)}
+    else:
+        values = {
+            "status": "completed",
+            "exit_status": 0,
+            "step": result.step,
+            "scores": dict(result.scores),
+            "references": dict(result.references),
+            "sample": result.sample,
+        }
+    write_atomically(run_dir.result, to_json(values))
+
+
+def log_tail(log: Path, start: int = 0) -> str:
+    """Return the end of a log, from an offset on."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(start, size - _TAIL_BYTES))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def in_collective(stack: str) -> bool:
+    """Whether a Python stack has a frame that calls or waits for other ranks."""
+    return _COLLECTIVE.search(stack) is not None
+
+
+def _recorded(run_dir: RunDir, started: Iterable[int]) -> list[int]:
+    paths = run_dir.rank_result(0).parent.glob("rank-*.json")
+    found = {int(path.stem.removeprefix("rank-")) for path in paths}
+    return sorted(found | set(started))
+
+
+def _read(run_dir: RunDir, rank: int) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = json.loads(run_dir.rank_result(rank).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values
+
+
+def _failure(process: RankProcess, values: Mapping[str, Any] | None) -> _Failure | None:
+    if values is not None:
+        if "error" not in values:
+            return None
+        return _Failure(_severity(values), values["time"], process.rank)
+    return _Failure(3 if process.killed else 0, process.ended, process.rank)
+
+
+def _severity(values: Mapping[str, Any]) -> int:
+    if values["lost_peer"]:
+        return 2
+    return 1 if values["error"] in {Preempted.__name__, Interrupted.__name__} else 0
+
+
+def _error(
+    run_dir: RunDir,
+    rank: int,
+    values: Mapping[str, Any] | None,
+    process: RankProcess | None,
+    ranks: int,
+) -> TrainctlError:
+    if values is not None:
+        if values["traceback"]:
+            print(values["traceback"], file=sys.stderr)  # noqa: T201 - a bug prints whole
+        return errors.revive(values)
+    log = run_dir.log(rank)
+    status = 1 if process is None or process.status is None else process.status
+    if status >= 0:
+        return RankFailed(f"rank {rank} ended with status {status}; see {log}", status or 1)
+    number = signal.Signals(-status)
+    text = f"rank {rank} was killed by {number.name}; see {log}"
+    # Gloo ends the process when the other side sends what was not asked for.
+    if number is signal.SIGABRT and ranks > 1 and in_collective(log_tail(log)):
+        text = f"rank {rank} was aborted in a collective: {MISMATCH} ({log})"
+    return RankFailed(text, 128 + number)

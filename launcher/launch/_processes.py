@@ -1,0 +1,149 @@
+"""The processes that a launcher starts, one per rank: start, signal, wait, end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from launcher.errors import LaunchError
+from launcher.launch._signals import DUMP, STOPPING
+
+_POLL_S = 0.05
+
+
+@dataclass(slots=True, eq=False)
+class RankProcess:
+    """One process that runs a rank.
+
+    Attributes:
+        rank: Its rank.
+        process: The process, in a session of its own.
+        status: Exit status, -n where signal n ended it; None while it runs.
+        ended: When its end was seen: seconds since the epoch.
+        killed: True if the launcher itself ended it.
+    """
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    status: int | None = None
+    ended: float = 0.0
+    killed: bool = False
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also that of its process group."""
+        return self.process.pid
+
+    def send(self, number: int) -> None:
+        """Send a signal, if it runs."""
+        # Only this object waits for the process: until then no other can have its id.
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End it because the launcher says so."""
+        self.killed = self.killed or self.status is None
+        self.send(number)
+
+    def reap(self) -> bool:
+        """Return True when it has ended; what it started ends with it."""
+        if self.status is None and _has_ended(self.pid):
+            # Before its id is free for others: data workers and the like, of the same group.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.status, self.ended = self.process.wait(), time.time()
+        return self.status is not None
+
+
+def _has_ended(pid: int) -> bool:
+    options = os.WEXITED | os.WNOWAIT | os.WNOHANG
+    return os.waitid(os.P_PID, pid, options) is not None
+
+
+@dataclass(slots=True)
+class Waiter:
+    """Waits until a process ends or time passes; signal handlers run meanwhile."""
+
+    _descriptors: dict[RankProcess, int] = field(default_factory=dict)
+
+    def add(self, rank: RankProcess) -> None:
+        """Wait for this process too."""
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):  # a sandbox may refuse the call
+                self._descriptors[rank] = os.pidfd_open(rank.pid)
+
+    def remove(self, rank: RankProcess) -> None:
+        """Wait no longer for a process that has ended."""
+        if rank in self._descriptors:
+            os.close(self._descriptors.pop(rank))
+
+    def wait(self, running: Sequence[RankProcess], seconds: float) -> None:
+        """Return when one of the processes has ended, and after so many seconds at the latest."""
+        if any(rank not in self._descriptors for rank in running):
+            time.sleep(min(seconds, _POLL_S))
+            return
+        poll = select.poll()
+        for rank in running:
+            poll.register(self._descriptors[rank], select.POLLIN)
+        poll.poll(seconds * 1000)
+
+
+def start_process(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    rank: int,
+    folder: str | None,
+    descriptors: Sequence[int],
+    output: IO[bytes] | None,
+) -> RankProcess:
+    """Start one rank.
+
+    Args:
+        command: The program and its arguments.
+        environment: All of its environment.
+        rank: Its rank.
+        folder: Its working directory; None for ours.
+        descriptors: File descriptors that it inherits.
+        output: Where its standard output and error go; None for ours.
+
+    Raises:
+        LaunchError: The program cannot be started.
+    """
+    # A signal that comes before the rank has its handlers waits for them: it inherits the mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [*STOPPING, DUMP])
+    try:
+        # A session of its own: Ctrl-C reaches the rank once, from us, and not a second time from
+        # the terminal.
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+            pass_fds=descriptors,
+            stdout=output,
+            stderr=output,
+        )
+    except OSError as error:
+        raise LaunchError(f"cannot start {command[0]}: {error.strerror}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return RankProcess(rank, process)
+
+
+def process_state(pid: int) -> tuple[str, float] | None:
+    """Return a process's state (`R`, `S`, `D`, `T`, …) and its CPU seconds; None without /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,110 @@
+"""What a rank writes down of its end: RUN_DIR/result/rank-N.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from launcher import errors
+from launcher.errors import Hang, RankFailed, TrainctlError
+from launcher.run_dir import RunDir, write_atomically
+
+if TYPE_CHECKING:
+    from launcher.training.runner import Outcome
+
+MISMATCH = (
+    "the ranks called different collectives, or one with tensors of different sizes; compare the "
+    "Python stacks in the ranks' logs"
+)
+# What gloo, NCCL and the store raise on a rank whose peer has gone.
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "failed to recv, got 0 bytes",
+    "remote process exited",
+    "NCCL communicator was aborted",
+)
+_TIMED_OUT = ("Timed out waiting", "wait timeout after", "Timed out after", "Watchdog caught")
+_MISMATCHED = ("doesn't match expected size", "[enforce fail", "Detected mismatch between")
+
+
+def record_completed(run_dir: RunDir, rank: int, outcome: Outcome) -> None:
+    """Write down that a rank reached the last step."""
+    _write(
+        run_dir,
+        rank,
+        {
+            "step": outcome.state.step,
+            "scores": dict(outcome.scores),
+            "references": dict(outcome.references),
+            "sample": outcome.sample,
+        },
+    )
+
+
+def record_failed(run_dir: RunDir, rank: int, error: BaseException) -> int:
+    """Write down what ended a rank, and return its exit status."""
+    found = _classified(rank, error)
+    values: dict[str, Any] = errors.record(found)
+    values["lost_peer"] = any(_is_lost_peer(each) for each in _chain(error))
+    # A TrainctlError is the user's to correct; a lost peer has its own report.
+    known = isinstance(error, TrainctlError) or values["lost_peer"]
+    values["traceback"] = "" if known else "".join(traceback.format_exception(error)).rstrip()
+    _write(run_dir, rank, values)
+    return found.exit_status
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """Return standard JSON: a number that is not finite becomes null."""
+    return json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
+
+
+def _write(run_dir: RunDir, rank: int, values: Mapping[str, Any]) -> None:
+    path = run_dir.rank_result(rank)
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, to_json({"rank": rank, "time": time.time(), **values}))
+
+
+def _classified(rank: int, error: BaseException) -> TrainctlError:
+    """The error as the launcher is to report it."""
+    if isinstance(error, TrainctlError):
+        return error
+    text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if _says(error, _TIMED_OUT):
+        return Hang(f"rank {rank} waited too long for another rank ({text})")
+    if _says(error, _MISMATCHED):
+        return RankFailed(f"rank {rank} failed in a collective: {MISMATCH} ({text})", 1)
+    return RankFailed(f"rank {rank} failed: {text}", 1)
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    return _says(error, (*_LOST_PEER, *_TIMED_OUT))
+
+
+def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
+    # torch.distributed's own errors are RuntimeErrors as well.
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    while True:
+        yield error
+        if error.__cause__ is None:
+            return
+        error = error.__cause__
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value

@@ -1,0 +1,119 @@
+"""Watches over the ranks of a run until the last of them has ended."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from launcher.errors import Interrupted
+from launcher.launch._processes import RankProcess, Waiter
+from launcher.launch._signals import handled
+from launcher.launch._watch import Watch
+from launcher.run_dir import RunDir
+
+# When one rank has failed the others find out by themselves, at their next collective, and write
+# down what they know. All of this has to pass within five seconds.
+_GRACE_S = 1.5
+_TERMINATE_S = 1.0
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Forwards signals to the ranks, ends them when one of them fails, and reports a hang.
+
+    Attributes:
+        run_dir: The run directory.
+        ranks: The processes.
+        watch: Finds ranks that make no progress.
+    """
+
+    run_dir: RunDir
+    ranks: Sequence[RankProcess]
+    watch: Watch
+    _interrupted: bool = False
+    _left: bool = False
+    _waiter: Waiter = field(default_factory=Waiter)
+
+    def run(self) -> None:
+        """Return when the last rank has ended.
+
+        Raises:
+            Hang: A rank made no progress within `launch.timeout_s`.
+            Interrupted: A second Ctrl-C came before the ranks had saved.
+        """
+        for rank in self.ranks:
+            self._waiter.add(rank)
+        try:
+            with self._forwarding():
+                self._wait()
+        finally:
+            for rank in self.ranks:
+                rank.kill()
+            self._wait_for_the_killed()
+        if self._left:
+            raise Interrupted("SIGINT received twice: left at once, without saving")
+
+    def _wait(self) -> None:
+        deadlines: list[tuple[float, signal.Signals]] | None = None
+        while running := self._running():
+            if deadlines is None and any(_failed(rank) for rank in self.ranks):
+                now = time.monotonic()
+                deadlines = [
+                    (now + _GRACE_S, signal.SIGTERM),
+                    (now + _GRACE_S + _TERMINATE_S, signal.SIGKILL),
+                ]
+            now = time.monotonic()
+            while deadlines and now >= deadlines[0][0]:
+                number = deadlines.pop(0)[1]
+                for rank in running:
+                    rank.kill(number)
+            if deadlines is None and self.watch.silent(running):
+                raise self.watch.report(self.run_dir, self.ranks)
+            seconds = self.watch.tick_s
+            if deadlines:
+                seconds = min(seconds, max(0.0, deadlines[0][0] - now))
+            self._waiter.wait(running, seconds)
+
+    def _running(self) -> list[RankProcess]:
+        for rank in self.ranks:
+            if rank.reap():
+                self._waiter.remove(rank)
+        return [rank for rank in self.ranks if rank.status is None]
+
+    def _wait_for_the_killed(self) -> None:
+        while running := self._running():
+            self._waiter.wait(running, 1.0)
+
+    @contextmanager
+    def _forwarding(self) -> Iterator[None]:
+        """Pass on what asks us to end; the ranks decide how."""
+        # A thread (of a sweep's launcher) may not set handlers: there the main thread's hold.
+        ours = handled() if threading.current_thread() is threading.main_thread() else []
+        before = {number: signal.signal(number, self._forward) for number in ours}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        again = number == signal.SIGINT and self._interrupted
+        self._interrupted = self._interrupted or number == signal.SIGINT
+        self._left = self._left or again
+        for rank in self.ranks:
+            if again:
+                # Whoever presses twice wants out, and a stopped rank heeds nothing else.
+                rank.kill()
+            else:
+                rank.send(number)
+
+
+def _failed(rank: RankProcess) -> bool:
+    """Whether a rank ended in a way that leaves the others waiting."""
+    return rank.status not in {None, 0, 75, 130}
