@@ -166,17 +166,14 @@ def with_memory(state: TrainState, observers: Iterable[Observer]) -> TrainState:
 
 
 @dataclass(slots=True)
-class Beating:
+class Beating(Observer):
     """Reports each step as progress; the last observer, so that a save is not taken for a step."""
 
     beat: Callable[[str, int], None]
 
+    @override
     def __call__(self, report: StepReport) -> None:
-        """The step and what follows it are done."""
         self.beat("step", report.state.step)
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def stopped(signal: Signals, step: int) -> Preempted | Interrupted:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import errors
 from tests.conftest import Console, toy_words
 
 
@@ -23,6 +24,7 @@ def test_the_run_directory(trainctl: Console) -> None:
         "command.sh",
         "run.lock",
         "result.json",
+        "result",
         "metrics.jsonl",
         "logs",
         "checkpoints",
@@ -36,7 +38,10 @@ def test_the_run_directory(trainctl: Console) -> None:
     result = json.loads((run_dir / "result.json").read_text())
     scores = {"eval_loss": rows[-1]["eval_loss"]}
     references = {"documents": 5.0}
-    assert result == {"step": 12, "scores": scores, "references": references, "sample": "abc"}
+    outcome = {"step": 12, "scores": scores, "references": references, "sample": "abc"}
+    assert result == {"status": "completed", "exit_status": 0, **outcome}
+    rank = json.loads((run_dir / "result" / "rank-0.json").read_text())
+    assert rank == {"rank": 0, "time": rank["time"], **outcome}
     assert "sample:\nabc\n" in out
     assert "seed=1" in (run_dir / "overrides.txt").read_text().splitlines()
     assert json.loads((run_dir / "provenance.json").read_text())["seed"].endswith("seed=1")
@@ -60,7 +65,11 @@ def test_a_poisoned_batch_ends_the_run_and_is_named(trainctl: Console) -> None:
     rows = trainctl.rows(run_dir)
     assert f"step {rows[-1]['step'] + 1}" in err
     assert all(isinstance(row["loss"], float) for row in rows)
-    assert json.loads((run_dir / "result.json").read_text())["error"] == "NonFinite"
+    result = json.loads((run_dir / "result.json").read_text())
+    assert (result["status"], result["error"], result["exit_status"]) == ("failed", "NonFinite", 10)
+    error = errors.revive(result)
+    assert isinstance(error, errors.NonFinite)
+    assert 17 in error.indices
 
 
 def test_a_poisoned_batch_can_be_skipped(trainctl: Console) -> None:

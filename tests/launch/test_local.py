@@ -13,9 +13,20 @@ from launcher.run_dir import RunDir
 RUN_DIR = RunDir(Path("/runs/default/20260101-000000-abcdef"))
 
 
-def local(processes: object = 1, device: object = "auto", threads: object = None) -> Local:
+def local(
+    processes: object = 1,
+    device: object = "auto",
+    threads: object = None,
+    timeout_s: object = 600.0,
+) -> Local:
     return Local.model_validate(
-        {"kind": "local", "processes": processes, "device": device, "threads": threads}
+        {
+            "kind": "local",
+            "processes": processes,
+            "device": device,
+            "threads": threads,
+            "timeout_s": timeout_s,
+        }
     )
 
 
@@ -30,12 +41,17 @@ def test_one_process_runs_the_worker_itself() -> None:
     ]
 
 
-def test_more_processes_are_started_by_torchrun() -> None:
-    command = local(processes=3).command(RUN_DIR)
-    assert local(processes=3).ranks == 3
-    assert command[:4] == [sys.executable, "-P", "-m", "torch.distributed.run"]
-    assert "--nproc-per-node=3" in command
-    assert command[-3:] == ["-m", "launcher.launch._worker", str(RUN_DIR.path)]
+def test_each_rank_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert local().rank_environments() == ({},)
+    ranks = local(processes=3).rank_environments()
+    assert [each["RANK"] for each in ranks] == ["0", "1", "2"]
+    assert [each["LOCAL_RANK"] for each in ranks] == ["0", "1", "2"]
+    assert {each["WORLD_SIZE"] for each in ranks} == {"3"}
+    assert {each["LOCAL_WORLD_SIZE"] for each in ranks} == {"3"}
+    assert {each["GLOO_SOCKET_IFNAME"] for each in ranks} <= {"lo", "lo0"}
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    assert "GLOO_SOCKET_IFNAME" not in local(processes=3).rank_environments()[0]
 
 
 def test_threads_reach_the_ranks_only_when_set() -> None:
@@ -83,7 +99,15 @@ def test_what_no_possible_device_can_do_is_refused_before_a_run(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("processes", 0), ("processes", 1.5), ("device", "gpu"), ("threads", 0), ("threads", "2")],
+    [
+        ("processes", 0),
+        ("processes", 1.5),
+        ("device", "gpu"),
+        ("threads", 0),
+        ("threads", "2"),
+        ("timeout_s", 0.0),
+        ("timeout_s", 1e6),
+    ],
 )
 def test_what_is_no_world_is_refused(field: str, value: object) -> None:
     with pytest.raises(ValidationError, match=field):

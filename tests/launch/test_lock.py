@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,9 @@ def test_a_rank_that_never_dies_is_given_up_on(
 
 def test_inherited_descriptors_hold_the_lock(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
-    with locked(run_dir) as descriptor:
+    with locked(run_dir) as descriptors:
         child = subprocess.Popen(
-            [sys.executable, "-c", "import time; time.sleep(1.5)"], pass_fds=(descriptor,)
+            [sys.executable, "-c", "import time; time.sleep(1.5)"], pass_fds=descriptors
         )
     # The launcher is still alive, so a second run is refused at once and not made to wait.
     with pytest.raises(LaunchError, match="in use"), locked(run_dir):
@@ -73,6 +74,41 @@ def test_inherited_descriptors_hold_the_lock(tmp_path: Path) -> None:
     child.wait()
     with locked(run_dir):
         assert json.loads(run_dir.lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_deleted_file_unlocks_nothing(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    with locked(run_dir):
+        run_dir.lock.unlink()
+        holder = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                f"""
+from launcher.launch import _lock
+from launcher.run_dir import RunDir
+from pathlib import Path
+_lock.GRACE_S = 0.1
+with _lock.locked(RunDir(Path({str(tmp_path)!r}))):
+    print("in")
+""",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert holder.returncode == 1
+    assert "in use" in holder.stderr
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("elsewhere")])
+def test_the_lock_file_is_a_file_of_the_run(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    run_dir = RunDir(tmp_path)
+    make(run_dir.lock)
+    refused = pytest.raises(LaunchError, match=r"run.lock must be a .*file, but is .*; remove it")
+    with refused, locked(run_dir):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_directories_are_never_shared(tmp_path: Path) -> None:
