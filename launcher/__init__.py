@@ -1,6 +1,6 @@
 """trainctl: a training launcher driven by one resolved config.
 
-The rooms, from the street to the cellar (imports run downward only):
+Packages from top to bottom (imports run downward only):
 
     cli         verbs; the only place where an error becomes an exit status
     launch      starts the ranks of a run and waits for them; what a rank does first
@@ -8,7 +8,9 @@ The rooms, from the street to the cellar (imports run downward only):
     config      Hydra composes here, once; validation, rules, provenance
     optimizer, scheduler, precision, accumulation, parallelism, model, task, data,
     checkpoint, logging     one package per config group, one module per kind
-    contracts   the nouns that every room shares
+    registry    finds the kinds of a group
+    suggest     the closest words to a misspelt one
+    contracts   what each group must offer, and the types that all packages share
     run_dir     the names of the files of a run
     errors      the exceptions and the exit status of each
 """

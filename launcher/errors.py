@@ -1,6 +1,7 @@
 """What can go wrong, and the exit status that says so.
 
     TrainctlError
+    ├── UsageError         2   the words of a command line are not ones that the verb knows
     ├── ConfigError        2   every problem at once: key, what is wrong, what to do, who set it
     ├── LaunchError        3   the world cannot be built: run directory, lock, ports, devices
     ├── NonFinite         10   loss or gradient norm is not finite; the weights are untouched
@@ -43,6 +44,12 @@ class TrainctlError(Exception):
             # JSON has no tuples.
             setattr(error, name, tuple(value) if isinstance(value, list) else value)
         return error
+
+
+class UsageError(TrainctlError):
+    """A command line has a word that the verb does not know."""
+
+    exit_status = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,8 +169,8 @@ def field_of_a_protocol(node: Documented) -> bool:
 
 
 def test_field_docs_are_written() -> None:
+    from launcher import registry
     from launcher.cli._types import meaning
-    from launcher.config import registry
 
     silent = [
         f"{group}.{kind}.{name}"
@@ -179,6 +180,26 @@ def test_field_docs_are_written() -> None:
         if not meaning(registry.option_class(group, kind), name)
     ]
     assert not silent
+
+
+def test_every_module_is_in_a_layer() -> None:
+    """Import-linter checks only the modules that its layers name."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]
+    [contract] = [each for each in tool["contracts"] if each["type"] == "layers"]
+    layers = {name for layer in contract["layers"] for name in re.split(r"\s*\|\s*", layer)}
+    outside = []
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = ".".join(parts).removesuffix(".__init__")
+        above = {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
+        # A package whose modules are in different layers must import nothing itself.
+        empty = any(layer.startswith(f"{module}.") for layer in layers) and not any(
+            isinstance(node, ast.Import | ast.ImportFrom)
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        )
+        if not above & layers and not empty:
+            outside.append(module)
+    assert not outside
 
 
 def test_there_are_no_drawers_for_odds_and_ends() -> None:

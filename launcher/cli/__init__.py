@@ -55,8 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         _forget_stdout()
         return _BROKEN_PIPE
     except KeyboardInterrupt:
+        from launcher.errors import Interrupted
+
         print("trainctl: interrupted", file=sys.stderr)
-        return 130
+        return Interrupted.exit_status
     except Exception as error:
         from launcher.errors import TrainctlError
 
@@ -114,7 +116,7 @@ def _unknown(verb: str, words: Sequence[str]) -> str:
         import shlex
 
         return f"a verb must come first; did you mean `trainctl run {shlex.join(words)}`?"
-    from launcher.config.suggest import closest, did_you_mean
+    from launcher.suggest import closest, did_you_mean
 
     hint = did_you_mean(closest(verb, VERBS)) or f"; it can be: {', '.join(VERBS)}"
     return f"no verb {verb!r}{hint}"

@@ -10,17 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from typing_extensions import override
 
-from launcher.config.suggest import closest, did_you_mean
-from launcher.errors import TrainctlError
+from launcher.errors import UsageError
+from launcher.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
     from launcher.config.door import Checked
-
-
-class UsageError(TrainctlError):
-    """The words of a command line are not ones that the verb knows."""
-
-    exit_status = 2
 
 
 class Arguments(argparse.ArgumentParser):

@@ -75,8 +75,8 @@ def _runs() -> Iterator[str]:
 
 
 def _kinds(last: str) -> Iterator[str]:
-    from launcher.config.registry import kinds
     from launcher.contracts import GROUPS
+    from launcher.registry import kinds
 
     yield from GROUPS
     group = last.partition(".")[0]

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from launcher.cli._arguments import Arguments
 from launcher.cli._console import table
-from launcher.config.suggest import closest, did_you_mean
+from launcher.suggest import closest, did_you_mean
 
 VERBS = {
     "show": "the resolved config",

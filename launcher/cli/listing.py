@@ -12,8 +12,8 @@ from launcher.cli._arguments import Arguments, add_composition_flags
 from launcher.cli._console import bold, print_json, table
 from launcher.cli._presets import kind, presets, summary
 from launcher.cli._types import meaning, type_text
-from launcher.config.suggest import closest, did_you_mean
 from launcher.errors import ConfigError
+from launcher.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -75,7 +75,7 @@ def _groups_text(groups: Mapping[str, Any]) -> str:
 
 
 def _options(group: str, flags: Namespace) -> dict[str, Any]:
-    from launcher.config import registry
+    from launcher import registry
     from launcher.config.schema import RunConfig
 
     found = presets(group, flags.config_dir)
@@ -108,7 +108,7 @@ def _options_text(facts: Mapping[str, Any]) -> str:
 
 def _fields_of(group: str, name: str, flags: Namespace, arguments: Arguments) -> dict[str, Any]:
     """The fields of a kind, or of a preset's kind, with the values of the preset."""
-    from launcher.config import registry
+    from launcher import registry
 
     found = presets(group, flags.config_dir)
     kinds = {preset: kind(path) for preset, path in found.items()}
@@ -180,7 +180,7 @@ def _values(group: str, preset: str, flags: Namespace) -> Any:
 
 
 def _doc(group: str, name: str | None) -> str:
-    from launcher.config import registry
+    from launcher import registry
 
     try:
         return registry.summary(group, name or "").removesuffix(".")

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli._arguments import Arguments, UsageError, add_composition_flags, composition
+from launcher.cli._arguments import Arguments, add_composition_flags, composition
 from launcher.cli._console import print_json
-from launcher.errors import ConfigError, Problem, TrainctlError
+from launcher.errors import ConfigError, Problem, TrainctlError, UsageError
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig

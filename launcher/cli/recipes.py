@@ -6,7 +6,7 @@ from launcher.cli._arguments import Arguments, add_composition_flags
 from launcher.cli._console import print_json, table
 from launcher.cli._presets import presets, summary
 from launcher.config.paths import shown
-from launcher.config.suggest import closest, did_you_mean
+from launcher.suggest import closest, did_you_mean
 
 
 def main(argv: list[str]) -> int:

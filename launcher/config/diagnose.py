@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from launcher.config.fields import field_at, other_kinds_with
 from launcher.config.provenance import COMMAND_LINE, ConfigFile
-from launcher.config.suggest import closest, closest_keys, did_you_mean
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
+from launcher.suggest import closest, closest_keys, did_you_mean
 
 if TYPE_CHECKING:
     from launcher.config.compose import Loader

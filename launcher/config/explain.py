@@ -13,8 +13,8 @@ from launcher.config.fields import field_at
 from launcher.config.provenance import Origin
 from launcher.config.resume_rules import rule_of
 from launcher.config.schema import RunConfig
-from launcher.config.suggest import closest_keys, did_you_mean
 from launcher.errors import ConfigError, Problem
+from launcher.suggest import closest_keys, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from launcher.config.registry import kinds, option_class
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError
+from launcher.registry import kinds, option_class
 
 
 def settings_at(

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config.problems import NO_VALUE, leaves
-from launcher.config.suggest import closest_keys, did_you_mean
 from launcher.errors import Problem
+from launcher.suggest import closest_keys, did_you_mean
 
 _UNESCAPED = r"(?<!\\)(?:\\\\)*"  # an even number of backslashes escape each other
 _ANY = re.compile(_UNESCAPED + r"\$\{")

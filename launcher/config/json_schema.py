@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from launcher.config.registry import kinds, option_class
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS
+from launcher.registry import kinds, option_class
 
 
 def json_schema() -> dict[str, Any]:

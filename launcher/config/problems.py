@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from launcher.config.fields import other_kinds_with, settings_at
-from launcher.config.registry import kinds
-from launcher.config.suggest import closest, did_you_mean
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
+from launcher.registry import kinds
+from launcher.suggest import closest, did_you_mean
 
 Location = tuple[str | int, ...]
 _SHOWN = 60

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from launcher.config import rules
 from launcher.config.problems import leaves, merged
 from launcher.config.schema import RunConfig
-from launcher.config.suggest import closest_keys, did_you_mean
 from launcher.errors import ConfigError, Problem
+from launcher.suggest import closest_keys, did_you_mean
 
 Kind = Literal["safe", "allow", "impossible"]
 

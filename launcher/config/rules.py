@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator
 
 from launcher.config import derive
 from launcher.config.schema import RunConfig
-from launcher.config.suggest import closest, did_you_mean
 from launcher.contracts import BatchPlan, Horizon, Schedule
 from launcher.errors import ConfigError, Problem
+from launcher.suggest import closest, did_you_mean
 
 # A schedule may count in epochs, and how many steps an epoch has is known only with the data. What
 # is wrong however short or long it is, is wrong now.

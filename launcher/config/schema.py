@@ -11,7 +11,6 @@ from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, Wit
 from pydantic_core import PydanticCustomError
 
 from launcher.config.problems import problems_in
-from launcher.config.registry import OPTION_TYPES, option_class
 from launcher.contracts import (
     GROUPS,
     AccumulationOption,
@@ -29,6 +28,7 @@ from launcher.contracts import (
     TaskOption,
 )
 from launcher.errors import ConfigError, Problem
+from launcher.registry import OPTION_TYPES, option_class
 
 
 def _reader(group: str) -> Callable[[Any], Option]:

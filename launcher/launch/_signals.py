@@ -6,6 +6,8 @@ import os
 import signal
 from types import FrameType
 
+from launcher.errors import Interrupted
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that ask a run to save and end."""
 DUMP = signal.SIGUSR2
@@ -42,5 +44,5 @@ class StopFlag:
         del frame
         if number == signal.SIGINT and self._received is signal.SIGINT:
             # No clean-up: whoever presses twice wants out, and what is published stays whole.
-            os._exit(130)
+            os._exit(Interrupted.exit_status)
         self._received = self._received or signal.Signals(number)

@@ -1,55 +1,33 @@
 """Schedules inside a schedule: validated by their `kind`, remembered under a prefix."""
 
 import json
-import pkgutil
 from collections.abc import Mapping
-from difflib import get_close_matches
-from importlib import import_module
-from importlib.metadata import entry_points
-from types import ModuleType
 from typing import Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-import launcher.scheduler
 from launcher.contracts import Misfit, SchedulerOption
+from launcher.errors import ConfigError
+from launcher.registry import option_class
 
 
 def _option_class(kind: object) -> type[SchedulerOption]:
-    """The class of a kind: a module of this package, or one that another package adds."""
-    if kind == "adafactor":
+    """The class of a kind that can be part of another schedule."""
+    if not isinstance(kind, str):
+        raise ValueError("must have a `kind`, which names a schedule")  # noqa: TRY004 - likewise
+    try:
+        found = option_class("scheduler", kind)
+    except ConfigError as error:
+        # Not a ValueError: pydantic collects only those.
+        [problem] = error.problems
+        raise ValueError(problem.message) from error
+    assert issubclass(found, SchedulerOption), "the registry checks it"  # noqa: S101
+    if found.uses_optimizer_lr:
         raise ValueError(
-            "adafactor leaves the rate to the optimizer for the whole run; it is no part of "
-            "another schedule"
+            f"{kind} leaves the rate to the optimizer for the whole run; it is no part of another "
+            "schedule"
         )
-    modules = pkgutil.iter_modules(launcher.scheduler.__path__)
-    packaged = [module.name for module in modules if not module.name.startswith("_")]
-    if kind in packaged:
-        return _only_option(import_module(f"launcher.scheduler.{kind}"))
-    added = {
-        entry_point.name.removeprefix("scheduler."): entry_point
-        for entry_point in entry_points(group="trainctl.options")
-        if entry_point.name.startswith("scheduler.")
-    }
-    if isinstance(kind, str) and kind in added:
-        loaded: type[SchedulerOption] = added[kind].load()
-        return loaded
-    kinds = [name for name in (*packaged, *added) if name != "adafactor"]
-    close = get_close_matches(str(kind), kinds, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it can be: {', '.join(kinds)}"
-    raise ValueError(f"no such kind of schedule: {kind!r}; {hint}")
-
-
-def _only_option(module: ModuleType) -> type[SchedulerOption]:
-    """The one public option that a kind's module defines."""
-    return next(
-        value
-        for name, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, SchedulerOption)
-        and value.__module__ == module.__name__
-        and not name.startswith("_")
-    )
+    return found
 
 
 def _validated(value: object) -> object:

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from launcher.config.json_schema import json_schema
-from launcher.config.registry import kinds
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS
+from launcher.registry import kinds
 
 
 def references(schema: Any) -> set[str]:

@@ -8,11 +8,11 @@ import pytest
 from launcher.config.compose import compose
 from launcher.config.door import Checked, checked
 from launcher.config.problems import leaves
-from launcher.config.registry import kinds, option_class
 from launcher.config.resume_rules import TABLE, Change, apply, classify, rule_of
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError
+from launcher.registry import kinds, option_class
 
 
 def refusals(stored: str, words: list[str], *allow: str) -> list[tuple[str, str]]:

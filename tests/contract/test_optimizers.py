@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.config import door, registry
+from launcher import registry
+from launcher.config import door
 from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError
 from launcher.parallelism._optimizer_state import (

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.config.registry import option_class
 from launcher.contracts import (
     BatchPlan,
     Clipping,
@@ -25,6 +24,7 @@ from launcher.contracts import (
 )
 from launcher.errors import CheckpointError, NonFinite
 from launcher.parallelism._single_engine import SingleEngine
+from launcher.registry import option_class
 from tests.tasks import LogitsTask, mean_loss
 
 VOCABULARY, LENGTH = 17, 12

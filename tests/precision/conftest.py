@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from launcher.config import registry
+from launcher import registry
 from launcher.contracts import PrecisionOption
 
 CONF = Path(__file__).parent.parent.parent / "conf" / "precision"

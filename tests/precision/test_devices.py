@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from launcher.config import registry
+from launcher import registry
 from launcher.contracts import PrecisionOption
 from launcher.errors import LaunchError
 from launcher.precision._devices import require_cuda

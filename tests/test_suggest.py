@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.config.suggest import closest, closest_keys, did_you_mean, edit_distance
+from launcher.suggest import closest, closest_keys, did_you_mean, edit_distance
 
 
 @pytest.mark.parametrize(

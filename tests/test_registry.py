@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import registry
+from launcher import registry
 from launcher.config.compose import compose
 from launcher.config.door import checked
 from launcher.contracts import GROUPS
@@ -68,7 +68,7 @@ def test_every_kind_has_one_class_and_a_summary(group: str) -> None:
 
 def test_listing_kinds_imports_none_of_them() -> None:
     code = (
-        "import sys; from launcher.config.registry import kinds; kinds('optimizer');"
+        "import sys; from launcher.registry import kinds; kinds('optimizer');"
         "print([m for m in sys.modules if m.startswith('launcher.optimizer.')])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

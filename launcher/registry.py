@@ -14,9 +14,9 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from launcher import contracts
-from launcher.config.suggest import closest, did_you_mean
 from launcher.contracts import GROUPS, Option
 from launcher.errors import ConfigError, Problem
+from launcher.suggest import closest, did_you_mean
 
 ENTRY_POINTS = "trainctl.options"
 
