@@ -167,10 +167,15 @@ class ModelOption(Option):
     def build(self, head: Head, device: str) -> nn.Module:
         """Build the network in float32, in training mode.
 
+        Tensors with memory are final: a file gave them. Those on the meta device are allocated and
+        drawn afterwards, each from (seed, name), by the `_init_weights` of a transformers model or
+        the `reset_parameters` of their modules. So a network without files is best built on the
+        meta device, whatever `device` is.
+
         Args:
             head: Its output layer.
-            device: Where its tensors are, as torch names it. `meta`: names and shapes only, nothing
-                is loaded and no memory is taken.
+            device: Where loaded tensors are, as torch names it. `meta`: nothing is loaded, no
+                memory is taken.
 
         Raises:
             DataError: The files do not hold such a network.

@@ -1,7 +1,9 @@
-"""Any causal language model that transformers knows, from a local folder."""
+"""Any model that transformers knows, from a local folder."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +18,14 @@ from launcher.model._tokenizer_name import BYT5, build_tokenizer
 if TYPE_CHECKING:
     from torch import nn
 
+_log = logging.getLogger("trainctl.model")
+
 
 class HuggingFace(ModelOption):
-    """A causal language model from a local folder that transformers saved.
+    """A model from a local folder that transformers saved, with the head that the task needs.
+
+    Where the folder's weights are those of another head (a pretrained encoder, say), the weights of
+    the task's head are drawn.
 
     Nothing is downloaded, no code in the folder is run, and weights are read from safetensors only.
     """
@@ -44,40 +51,29 @@ class HuggingFace(ModelOption):
 
     @override
     def build(self, head: Head, device: str) -> nn.Module:
-        import torch
         from safetensors import SafetensorError
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
         from transformers.utils import logging
+
+        from launcher.model._heads import build_on_meta
 
         read_config(self._folder)
         logging.disable_progress_bar()
+        verbosity = logging.get_verbosity()
+        # Its report of missing weights is replaced by ours.
+        logging.set_verbosity_error()
         try:
-            if self.init == "random" or device == "meta":
-                config = AutoConfig.from_pretrained(
-                    self._folder, local_files_only=True, trust_remote_code=False
-                )
-                with torch.device(device):
-                    fresh: nn.Module = AutoModelForCausalLM.from_config(
-                        config, dtype=torch.float32, trust_remote_code=False
-                    )
-                return fresh
-            check_weights(self._folder)
-            module, report = AutoModelForCausalLM.from_pretrained(
-                self._folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                # Reported, then refused below.
-                ignore_mismatched_sizes=True,
+            config = AutoConfig.from_pretrained(
+                self._folder, local_files_only=True, trust_remote_code=False
             )
+            if self.init == "random" or device == "meta":
+                return build_on_meta(config, head)
+            check_weights(self._folder)
+            return self._load(config, head, device)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise DataError(f"{self._folder}: no model can be built from here: {error}") from error
-        self._check_loaded(report)
-        loaded: nn.Module = module
-        # from_pretrained leaves a model in evaluation mode; a new one is in training mode.
-        return loaded.to(device).train()
+        finally:
+            logging.set_verbosity(verbosity)
 
     @override
     def build_tokenizer(self) -> Tokenizer:
@@ -91,11 +87,58 @@ class HuggingFace(ModelOption):
     def _tokenizer_name(self) -> str:
         return self.path if self.tokenizer is None else self.tokenizer
 
-    def _check_loaded(self, report: dict[str, Any]) -> None:
-        """Every weight came from the file, and every weight in the file was used."""
+    def _load(self, config: Any, head: Head, device: str) -> nn.Module:
+        """Load the weights; those that only the task's head has are left on the meta device."""
+        import torch
+
+        from launcher.model._heads import auto_class
+
+        module, report = auto_class(config, head).from_pretrained(
+            self._folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            # Reported, then refused below.
+            ignore_mismatched_sizes=True,
+        )
+        drawn = self._check_loaded(module, report)
+        module.to(device)
+        for name in drawn:
+            parent, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(parent)
+            owner.register_parameter(leaf, torch.nn.Parameter(getattr(owner, leaf).to("meta")))
+        if drawn:
+            _log.warning(
+                "%s: the weights have no %s head; drawn instead: %s",
+                self._folder,
+                head.name,
+                ", ".join(drawn),
+            )
+        loaded: nn.Module = module
+        # from_pretrained leaves a model in evaluation mode; a new one is in training mode.
+        return loaded.train()
+
+    def _check_loaded(self, module: Any, report: dict[str, Any]) -> Sequence[str]:
+        """Return the names of the weights that the files need not have: those of another head.
+
+        Raises:
+            DataError: Other weights are missing, left over, or of another shape.
+        """
+        base = f"{module.base_model_prefix}."
+        saved = read_config(self._folder).get("architectures") or [type(module).__name__]
+        new_head = type(module).__name__ not in saved
+        missing = set(report.get("missing_keys") or ())
+        drawn = {key for key in missing if new_head and not key.startswith(base)}
         problems = {
-            "missing": report.get("missing_keys"),
-            "left over": report.get("unexpected_keys"),
+            "missing": missing - drawn,
+            "left over": {
+                key
+                for key in report.get("unexpected_keys") or ()
+                if not new_head or key.startswith(base)
+            },
             "of another shape": report.get("mismatched_keys"),
         }
         found = [
@@ -108,3 +151,4 @@ class HuggingFace(ModelOption):
                 f"{self._folder}: the weights do not fit the model in config.json: "
                 f"{'; '.join(found)}"
             )
+        return sorted(drawn)

@@ -20,7 +20,7 @@ class Llama(ModelOption):
     """Llama from random weights: RMS norms, rotary positions, gated MLP, grouped-query attention.
 
     Source: Touvron et al. 2023, arXiv:2302.13971; Grattafiori et al. 2024, arXiv:2407.21783; the
-    code is transformers' LlamaForCausalLM.
+    code is transformers'.
     """
 
     tokenizer: str = Field(min_length=1)
@@ -81,8 +81,9 @@ class Llama(ModelOption):
 
     @override
     def build(self, head: Head, device: str) -> nn.Module:
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import LlamaConfig
+
+        from launcher.model._heads import build_on_meta
 
         config = LlamaConfig(
             vocab_size=self.vocab_size,
@@ -99,9 +100,8 @@ class Llama(ModelOption):
             bos_token_id=None,
             eos_token_id=self.build_tokenizer().eos_id,
         )
-        with torch.device(device):
-            module: nn.Module = LlamaForCausalLM(config)
-        return module
+        del device
+        return build_on_meta(config, head)
 
     @override
     def build_tokenizer(self) -> Tokenizer:

@@ -32,6 +32,7 @@ from launcher.contracts import (
     World,
 )
 from launcher.errors import CheckpointError, ConfigError, DataError, NonFinite
+from launcher.model import build_module
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.batches import Windows
@@ -194,7 +195,7 @@ def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> P
     horizon = derive.horizon(config, len(train_samples))
     schedule = derive.schedule(config, horizon)
     references = task.references(splits.validation)
-    module = config.model.build(task.head, "cpu")
+    module = build_module(config.model, task.head, config.seed)
     engine = config.parallelism.build(
         EngineParts(
             module=module,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from launcher.contracts import Head, ModelLimits
 from launcher.errors import DataError
+from launcher.model import build_module
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.model.hf import HuggingFace
 
 CAUSAL_LM = Head("causal_lm")
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def hf(folder: Path, **changes: Any) -> HuggingFace:
@@ -82,21 +92,53 @@ def test_embeddings_saved_tied_are_loaded_tied(tmp_path: Path) -> None:
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
-def test_random_weights_come_from_torchs_generator(folder: Path) -> None:
+def test_random_weights_come_from_the_seed(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         path.unlink()
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
     option = hf(folder, init="random")
     option.preflight()
-    torch.manual_seed(3)
-    first = option.build(CAUSAL_LM, "cpu")
-    torch.manual_seed(3)
-    second = option.build(CAUSAL_LM, "cpu")
+    first, second, other = (build_module(option, CAUSAL_LM, seed) for seed in (3, 3, 4))
     assert first.training
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert a.dtype == torch.float32
         assert torch.equal(a, b)
+    assert not torch.equal(first.get_parameter(EMBEDDING), other.get_parameter(EMBEDDING))
+
+
+def test_the_meta_device_loads_nothing(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    assert all(p.is_meta for p in hf(folder).build(CAUSAL_LM, "meta").parameters())
+
+
+def test_only_the_weights_of_a_new_head_are_drawn(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = Head("sequence_classification", ("bad", "good"))
+    with caplog.at_level(logging.WARNING):
+        first, second = (build_module(hf(folder), head, seed) for seed in (0, 1))
+    assert "have no sequence_classification head; drawn instead: score.weight" in caplog.text
+    saved = load_file(folder / "model.safetensors")
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]) == (name != "score.weight"), name
+        assert name == "score.weight" or torch.equal(value, saved[name]), name
+    assert first.training
+
+
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+def test_an_encoder_does_not_predict_the_next_token(tmp_path: Path, init: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForMaskedLM(BertConfig(vocab_size=384, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="bert is an encoder"):
+        hf(tmp_path, init=init, tokenizer="byt5").build(CAUSAL_LM, "cpu")
+    hf(tmp_path, init=init, tokenizer="byt5").build(Head("masked_lm"), "cpu")
+
+
+def test_a_head_that_the_architecture_lacks_is_an_error(folder: Path) -> None:
+    with pytest.raises(DataError, match="llama has no seq2seq head, which the task needs"):
+        hf(folder).build(Head("seq2seq"), "cpu")
 
 
 def test_the_tokenizer_may_come_from_elsewhere(folder: Path, bpe_folder: Path) -> None:

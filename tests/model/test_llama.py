@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from launcher.contracts import Head, ModelLimits
 from launcher.errors import DataError
+from launcher.model import build_module
 from launcher.model.llama import Llama
 
 CAUSAL_LM = Head("causal_lm")
@@ -49,16 +50,26 @@ def test_the_presets_in_the_table_are_all() -> None:
     }
 
 
-def test_weights_come_from_torchs_generator_in_float32() -> None:
+def test_weights_come_from_the_seed_in_float32() -> None:
     weights = []
     for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        module = llama().build(CAUSAL_LM, "cpu")
+        module = build_module(llama(), CAUSAL_LM, seed)
         assert module.training
         assert {p.dtype for p in module.parameters()} == {torch.float32}
         weights.append(torch.cat([p.flatten() for p in module.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_other_heads_are_those_of_transformers() -> None:
+    module: Any = build_module(llama(), Head("sequence_classification", ("no", "yes", "?")), 0)
+    assert type(module).__name__ == "LlamaForSequenceClassification"
+    assert module.score.weight.shape[0] == 3
+    assert module.config.id2label == {0: "no", 1: "yes", 2: "?"}
+    with pytest.raises(
+        DataError, match=r"llama has no masked_lm head.*: causal_lm, sequence_class"
+    ):
+        llama().build(Head("masked_lm"), "meta")
 
 
 def test_every_field_reaches_transformers() -> None:
@@ -75,7 +86,7 @@ def test_every_field_reaches_transformers() -> None:
         init_std=0.5,
         tie_embeddings=True,
     )
-    module: Any = option.build(CAUSAL_LM, "cpu")
+    module: Any = build_module(option, CAUSAL_LM, 0)
     config = module.config
     assert config.eos_token_id == option.build_tokenizer().eos_id
     assert config.rope_parameters["rope_theta"] == 123.0
