@@ -118,13 +118,19 @@ class Index:
                 if place.relative_path not in files:
                     files[place.relative_path] = stack.enter_context(path.open("rb"))
                 with _refused(path, f"the entry of {index.fqn}"):
-                    tensor = self._load(files[place.relative_path], index)
-                    for item, target in reads[index]:
-                        fill(target, _narrow(tensor, item.storage_offsets, item.lengths))
+                    self._copy(files[place.relative_path], index, reads[index])
 
     def _position(self, index: MetadataIndex) -> tuple[str, int]:
         place = self._places[index]
         return place.relative_path, place.offset
+
+    def _copy(
+        self, file: BinaryIO, index: MetadataIndex, reads: Iterable[tuple[Any, Tensor]]
+    ) -> None:
+        # A function of its own: when it returns, the saved box is freed before the next is loaded.
+        tensor = self._load(file, index)
+        for item, target in reads:
+            fill(target, _narrow(tensor, item.storage_offsets, item.lengths))
 
     def _load(self, file: BinaryIO, index: MetadataIndex) -> Tensor:
         """Return the box that an index entry is about."""

@@ -1,0 +1,343 @@
+"""Saves and loads on several ranks: any sharding into any other, and failures that all learn of."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from typing_extensions import Buffer, override
+
+from launcher.checkpoint import _manifest
+from launcher.checkpoint._storage import Storage
+from launcher.contracts import EngineState
+from launcher.errors import CheckpointError
+from tests.checkpoint import sharded
+from tests.distributed import run_on_ranks
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    path = tmp_path / "run-1"
+    path.mkdir()
+    return path
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def save(run: Path, steps: Sequence[int], *, asynchronous: bool = False) -> None:
+    store = sharded.store(run, asynchronous=asynchronous)
+    for step in steps:
+        store.save(sharded.snapshot(step))
+    store.close()
+
+
+def load(run: Path, turn: int = 0) -> tuple[int, bool, bool]:
+    """Load into tensors of another step; the step, and if engine and generators are as saved."""
+    live = sharded.snapshot(0, turn=turn).engine
+    loaded = sharded.store(run).load(live)
+    assert loaded is not None
+    assert all(loaded.engine[name] is live[name] for name in live)
+    expected = sharded.snapshot(loaded.step, turn=turn)
+    same_rng = loaded.rng.keys() == expected.rng.keys() and all(
+        torch.equal(loaded.rng[name], tensor) for name, tensor in expected.rng.items()
+    )
+    return loaded.step, sharded.same_engines(loaded.engine, expected.engine), same_rng
+
+
+def load_in_every_layout(run: Path) -> list[tuple[int, bool, bool]]:
+    return [load(run, turn) for turn in range(len(sharded.LAYOUTS))]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_any_sharding_on_any_ranks_into_any_other(run: Path, ranks: int) -> None:
+    run_on_ranks(save, run, [5], ranks=ranks)
+    written = sorted(path.name for path in (run / "checkpoints/step-00000005/state").iterdir())
+    assert written == [".metadata", *(f"__{rank}_0.distcp" for rank in range(ranks))]
+    manifest = _manifest.peek(run / "checkpoints" / "step-00000005")
+    assert manifest is not None
+    assert manifest.world_size == ranks
+    for others in (1, 2, 3):
+        loads = run_on_ranks(load_in_every_layout, run, ranks=others)
+        for rank, found in enumerate(loads):
+            # A rank that did not exist when the checkpoint was saved has no generators in it.
+            assert found == [(5, True, rank < ranks)] * len(sharded.LAYOUTS)
+
+
+def test_torch_reads_what_several_ranks_wrote(run: Path, tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    run_on_ranks(save, run, [5], ranks=3)
+    dcp_to_torch_save(run / "checkpoints/step-00000005/state", tmp_path / "all.pt")
+    tensors: dict[str, Any] = torch.load(tmp_path / "all.pt", weights_only=True)
+    whole = sharded.whole_tensors(5)
+    places = range(len(sharded.LAYOUTS))
+    model = {f"model.{name}.{place}": tensor for name, tensor in whole.items() for place in places}
+    rng = {f"rng.rank{rank}.torch" for rank in range(3)}
+    assert tensors.keys() == model.keys() | rng
+    assert all(sharded.bits(tensors[name]) == sharded.bits(model[name]) for name in model)
+
+
+def save_replicated(run: Path) -> tuple[int, int]:
+    """Bytes that this rank has staged and that it has written."""
+    store = sharded.store(run, asynchronous=True)
+    snapshot = sharded.snapshot(1)
+    snapshot.engine.clear()
+    snapshot.engine.update({f"model.{index}": torch.zeros(1000) for index in range(20)})
+    store.save(snapshot)
+    staged = sum(tensor.nbytes for tensor in store._staging._buffers.values())
+    store.wait()
+    file = run / "checkpoints/step-00000001/state" / f"__{dist.get_rank()}_0.distcp"
+    return staged, file.stat().st_size
+
+
+def test_each_rank_copies_and_writes_its_part_of_what_all_hold(run: Path) -> None:
+    found = run_on_ranks(save_replicated, run)
+    for staged, written in found:
+        assert 40_000 <= staged < 40_100
+        assert written < 60_000
+
+
+def save_while_reducing(run: Path) -> float:
+    """Save in the background, again and again, while the main thread's collectives go on."""
+    store = sharded.store(run, asynchronous=True, keep=2)
+    total = torch.zeros(1)
+    for step in range(1, 9):
+        store.save(sharded.snapshot(step))
+        for _ in range(50):
+            one = torch.ones(1)
+            dist.all_reduce(one)
+            total += one
+        store.poll()
+    store.close()
+    return total.item()
+
+
+def test_saves_in_the_background_do_not_disturb_collectives(run: Path) -> None:
+    assert run_on_ranks(save_while_reducing, run) == [800, 800]
+    assert names(run) == ["step-00000007", "step-00000008"]
+    assert run_on_ranks(load, run) == [(8, True, True)] * 2
+
+
+class Breaking(Storage):
+    """Fails at an action on the files of one ending, as long as `broken`."""
+
+    def __init__(self, action: str, ending: str, error: Exception) -> None:
+        self.broken = True
+        self._where = action, ending
+        self._error = error
+
+    @override
+    def act(self, action: str, path: Path) -> None:
+        if self.broken and action == self._where[0] and path.name.endswith(self._where[1]):
+            raise self._error
+
+
+def save_on_breaking(
+    run: Path, rank: int, action: str, ending: str, error: Exception, asynchronous: bool
+) -> str:
+    """Save twice; the first time a rank's disk breaks. What the first save ended with."""
+    disk = Breaking(action, ending, error)
+    disk.broken = dist.get_rank() == rank
+    store = sharded.store(run, disk, asynchronous=asynchronous)
+    found = ""
+    try:
+        store.save(sharded.snapshot(2))
+        store.wait()
+    except (CheckpointError, ZeroDivisionError) as raised:
+        found = f"{type(raised).__name__}: {raised}"
+    dist.barrier()
+    assert names(run) == ["step-00000001"]
+    dist.barrier()
+    disk.broken = False
+    store.save(sharded.snapshot(3))
+    store.close()
+    return found
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "file")
+BREAKS = {
+    "a full disk on rank 1": (1, "write", ".distcp", FULL),
+    "rank 1's file cannot be made": (1, "create", ".distcp", FULL),
+    "a full disk on rank 0": (0, "write", ".distcp", FULL),
+    "no folder": (0, "mkdir", "state", FULL),
+    "no manifest": (0, "fsync", "manifest.json", FULL),
+    "no rename": (0, "rename", "", FULL),
+}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_failure_on_one_rank_is_the_same_error_on_all(
+    run: Path, name: str, *, asynchronous: bool
+) -> None:
+    run_on_ranks(save, run, [1])
+    texts = run_on_ranks(save_on_breaking, run, *BREAKS[name], asynchronous)
+    assert len(set(texts)) == 1
+    assert texts[0].startswith("CheckpointError: ")
+    assert "No space left on device" in texts[0]
+    assert "cannot save step 2" in texts[0]
+    if BREAKS[name][0] == 1:
+        assert "rank 1: " in texts[0]
+    assert names(run) == ["step-00000001", "step-00000003"]
+    assert run_on_ranks(load, run) == [(3, True, True)] * 2
+
+
+def test_a_bug_on_one_rank_is_raised_there_and_named_elsewhere(run: Path) -> None:
+    run_on_ranks(save, run, [1])
+    bug = ZeroDivisionError("planted")
+    texts = run_on_ranks(save_on_breaking, run, 1, "write", ".distcp", bug, False)
+    assert texts[1] == "ZeroDivisionError: planted"
+    assert texts[0] == "CheckpointError: rank 1: ZeroDivisionError: planted"
+
+
+class Corrupting(Storage):
+    """Writes other bytes than it was given."""
+
+    @override
+    def write(self, descriptor: int, path: Path, data: Buffer) -> int:
+        return super().write(descriptor, path, bytes(len(bytes(data))))
+
+
+def save_on_corrupting(run: Path) -> str:
+    store = sharded.store(run, Corrupting() if dist.get_rank() == 1 else None)
+    with pytest.raises(CheckpointError) as raised:
+        store.save(sharded.snapshot(2))
+    return str(raised.value)
+
+
+def test_every_rank_reads_back_its_own_files(run: Path) -> None:
+    texts = run_on_ranks(save_on_corrupting, run)
+    assert texts[0] == texts[1]
+    assert "rank 1: " in texts[0]
+    assert "__1_0.distcp" in texts[0]
+    assert "does not read back" in texts[0]
+    assert names(run) == []
+
+
+class Stuck(Storage):
+    """Lets no fsync through until a file is there."""
+
+    def __init__(self, key: Path) -> None:
+        self._key = key
+
+    @override
+    def act(self, action: str, path: Path) -> None:
+        while action == "fsync" and not self._key.exists():
+            time.sleep(0.01)
+
+
+def save_on_stuck(run: Path) -> str:
+    """Save with a rank whose disk is stuck until rank 0 has given up."""
+    key = run / "key"
+    store = sharded.store(run, Stuck(key) if dist.get_rank() == 1 else None, timeout_s=2)
+    with pytest.raises(CheckpointError) as raised:
+        store.save(sharded.snapshot(2))
+    key.touch()
+    # The ranks may not be in the same round any more: there is no other one.
+    with pytest.raises(CheckpointError):
+        store.save(sharded.snapshot(3))
+    return str(raised.value)
+
+
+def test_a_rank_that_does_not_report_in_time_is_named(run: Path) -> None:
+    texts = run_on_ranks(save_on_stuck, run)
+    assert "rank 1 did not answer rank 0" in texts[0]
+    assert "checkpoint.timeout_s is 2 s" in texts[0]
+    assert names(run) == []
+
+
+def load_with_warnings(run: Path) -> tuple[int, bool, bool, str]:
+    messages: list[str] = []
+
+    class Keeping(logging.Handler):
+        @override
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler = Keeping(logging.WARNING)
+    logging.getLogger("trainctl.checkpoint").addHandler(handler)
+    return *load(run), "\n".join(messages)
+
+
+def test_damage_is_found_by_whichever_rank_and_all_fall_back(run: Path) -> None:
+    run_on_ranks(save, run, [1, 2], ranks=3)
+    damaged = run / "checkpoints/step-00000002/state/__2_0.distcp"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    loads = run_on_ranks(load_with_warnings, run)
+    assert [found[:3] for found in loads] == [(1, True, True)] * 2
+    assert "__2_0.distcp" in loads[0][3]
+    assert loads[1][3] == ""
+    assert names(run) == ["step-00000001", "step-00000002.corrupt"]
+
+
+def load_another_model_on_rank_1(run: Path) -> tuple[str, bool]:
+    """The error, and whether the live tensors are as they were."""
+    live: EngineState = sharded.snapshot(0).engine
+    before = sharded.snapshot(0).engine
+    if dist.get_rank() == 1:
+        live["model.more"] = before["model.more"] = torch.zeros(2)
+    with pytest.raises(CheckpointError) as raised:
+        sharded.store(run).load(live)
+    return str(raised.value), sharded.same_engines(live, before)
+
+
+def test_another_model_on_one_rank_is_refused_by_all_before_anything_is_read(run: Path) -> None:
+    run_on_ranks(save, run, [1])
+    (first, unchanged), other = run_on_ranks(load_another_model_on_rank_1, run)
+    assert (first, unchanged) == other
+    assert unchanged
+    assert "another model" in first
+    assert "model.more" in first
+
+
+def save_with_a_gap(run: Path) -> str:
+    snapshot = sharded.snapshot(1)
+    if dist.get_rank() == 1:
+        del snapshot.engine[f"model.float32.{sharded.LAYOUTS.index('rows')}"]
+    with pytest.raises((ValueError, CheckpointError)) as raised:
+        sharded.store(run).save(snapshot)
+    return str(raised.value)
+
+
+def test_a_tensor_of_which_no_rank_has_a_part_is_not_saved(run: Path) -> None:
+    texts = run_on_ranks(save_with_a_gap, run)
+    assert all("model.float32.2" in text for text in texts)
+    assert names(run) == []
+
+
+def peak_of_a_load(path: Path) -> int:
+    """MiB by which a load of 128 MiB raises the process's peak memory."""
+    live: EngineState = {f"model.{index}": torch.ones(4 << 20) for index in range(8)}
+    store = sharded.store(path)
+    snapshot = sharded.snapshot(1)
+    snapshot.engine.clear()
+    snapshot.engine.update(live)
+    store.save(snapshot)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_mib()
+    assert store.load(live) is not None
+    return peak_mib() - before
+
+
+def peak_mib() -> int:
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
+    )
+    return int(line.split()[1]) >> 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_a_load_holds_one_saved_box_at_a_time(run: Path) -> None:
+    (peak,) = run_on_ranks(peak_of_a_load, run, ranks=1)
+    assert peak < 40
