@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -97,6 +97,20 @@ class Waiter:
         poll.poll(seconds * 1000)
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back signals while ranks are started.
+
+    A rank inherits the mask: a signal that comes before it has its handlers waits for them. One for
+    the launcher waits until there are ranks to forward it to.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [*STOPPING, DUMP])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_process(
     command: Sequence[str],
     environment: Mapping[str, str],
@@ -106,7 +120,7 @@ def start_process(
     descriptors: Sequence[int],
     output: IO[bytes] | None,
 ) -> RankProcess:
-    """Start one rank.
+    """Start one rank, under `signals_held`.
 
     Args:
         command: The program and its arguments.
@@ -119,8 +133,6 @@ def start_process(
     Raises:
         LaunchError: The program cannot be started.
     """
-    # A signal that comes before the rank has its handlers waits for them: it inherits the mask.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [*STOPPING, DUMP])
     try:
         # A session of its own: Ctrl-C reaches the rank once, from us, and not a second time from
         # the terminal.
@@ -135,8 +147,6 @@ def start_process(
         )
     except OSError as error:
         raise LaunchError(f"cannot start {command[0]}: {error.strerror}") from error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return RankProcess(rank, process)
 
 

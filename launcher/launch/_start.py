@@ -15,7 +15,7 @@ from launcher.launch import _outcome
 from launcher.launch._environment import HEARTBEAT_FD, LAUNCHER_PID, STORE_FD, without_rank
 from launcher.launch._heartbeat import Heartbeats
 from launcher.launch._outcome import Result
-from launcher.launch._processes import RankProcess, start_process
+from launcher.launch._processes import RankProcess, signals_held, start_process
 from launcher.launch._supervisor import Supervisor
 from launcher.launch._watch import Watch
 from launcher.run_dir import RunDir
@@ -46,16 +46,13 @@ def _run(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result:
     with ExitStack() as stack:
         heartbeats = Heartbeats(config.launch.ranks)
         stack.callback(heartbeats.close)
-        ranks: list[RankProcess] = []
-        watch = Watch(heartbeats, config.launch.timeout_s)
-        try:
-            _start_ranks(config, run_dir, [*lock, heartbeats.descriptor], ranks, heartbeats)
-        except BaseException:
-            for rank in ranks:
-                rank.kill()
-            raise
-        Supervisor(run_dir, ranks, watch).run()
-        return _outcome.outcome(run_dir, ranks)
+        supervisor = Supervisor(run_dir, Watch(heartbeats, config.launch.timeout_s))
+        with supervisor.forwarding():
+            with signals_held():
+                descriptors = [*lock, heartbeats.descriptor]
+                _start_ranks(config, run_dir, descriptors, supervisor.ranks, heartbeats)
+            supervisor.wait()
+        return _outcome.outcome(run_dir, supervisor.ranks)
 
 
 def _start_ranks(

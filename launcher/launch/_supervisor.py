@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -28,18 +28,34 @@ class Supervisor:
 
     Attributes:
         run_dir: The run directory.
-        ranks: The processes.
         watch: Finds ranks that make no progress.
+        ranks: The processes; whoever starts one adds it.
     """
 
     run_dir: RunDir
-    ranks: Sequence[RankProcess]
     watch: Watch
+    ranks: list[RankProcess] = field(default_factory=list)
     _interrupted: bool = False
     _left: bool = False
     _waiter: Waiter = field(default_factory=Waiter)
 
-    def run(self) -> None:
+    @contextmanager
+    def forwarding(self) -> Iterator[None]:
+        """Pass on what asks us to end; the ranks decide how. No rank is left afterwards."""
+        # A thread (of a sweep's launcher) may not set handlers: there the main thread's hold.
+        ours = handled() if threading.current_thread() is threading.main_thread() else []
+        before = {number: signal.signal(number, self._forward) for number in ours}
+        try:
+            yield
+        finally:
+            for rank in self.ranks:
+                rank.kill()
+            while running := self._running():
+                self._waiter.wait(running, 1.0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def wait(self) -> None:
         """Return when the last rank has ended.
 
         Raises:
@@ -48,13 +64,7 @@ class Supervisor:
         """
         for rank in self.ranks:
             self._waiter.add(rank)
-        try:
-            with self._forwarding():
-                self._wait()
-        finally:
-            for rank in self.ranks:
-                rank.kill()
-            self._wait_for_the_killed()
+        self._wait()
         if self._left:
             raise Interrupted("SIGINT received twice: left at once, without saving")
 
@@ -84,22 +94,6 @@ class Supervisor:
             if rank.reap():
                 self._waiter.remove(rank)
         return [rank for rank in self.ranks if rank.status is None]
-
-    def _wait_for_the_killed(self) -> None:
-        while running := self._running():
-            self._waiter.wait(running, 1.0)
-
-    @contextmanager
-    def _forwarding(self) -> Iterator[None]:
-        """Pass on what asks us to end; the ranks decide how."""
-        # A thread (of a sweep's launcher) may not set handlers: there the main thread's hold.
-        ours = handled() if threading.current_thread() is threading.main_thread() else []
-        before = {number: signal.signal(number, self._forward) for number in ours}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         del frame

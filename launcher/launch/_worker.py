@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 
 
-def main(path: str) -> int:
-    """Run this rank in a run directory and return its exit status."""
+def main(path: str, run: Callable[[RunDir, StopFlag], Outcome] | None = None) -> int:
+    """Run this rank in a run directory and return its exit status.
+
+    Args:
+        path: The run directory.
+        run: What the rank does; by default it trains as config.json says.
+    """
     _die_with_launcher()
     stop = StopFlag()
     stop.install()
@@ -41,7 +46,7 @@ def main(path: str) -> int:
     from launcher.launch._record import record_completed, record_failed
 
     try:
-        outcome = _run(run_dir, stop)
+        outcome = (run or _run)(run_dir, stop)
     except BaseException as error:
         if isinstance(error, TrainctlError):
             logging.getLogger("trainctl").debug("the run ended", exc_info=True)

@@ -1,0 +1,234 @@
+"""Ranks that only behave as told, without a model: what `start` does is tested on them.
+
+`python standin.py RUN_DIR SCENARIO` is such a rank;
+`python standin.py launch RUN_DIR SCENARIO N` is a launcher of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from typing_extensions import override
+
+from launcher.config.schema import RunConfig
+from launcher.errors import DataError, NonFinite, Preempted
+from launcher.launch._heartbeat import Heartbeat
+from launcher.launch._lock import locked
+from launcher.launch._outcome import Result
+from launcher.launch._signals import StopFlag
+from launcher.launch._start import start
+from launcher.launch._worker import main
+from launcher.launch.local import Local
+from launcher.run_dir import RunDir
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class StandIn(Local):
+    """Starts this file instead of the worker."""
+
+    scenario: str
+
+    @override
+    def command(self, run_dir: RunDir) -> Sequence[str]:
+        return [sys.executable, __file__, str(run_dir.path), self.scenario]
+
+    @override
+    def environment(self) -> Mapping[str, str]:
+        return {"PYTHONPATH": str(ROOT)}
+
+
+def launch(path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0) -> Result:
+    """Run ranks of a scenario under a launcher that is this process."""
+    option = StandIn.model_construct(
+        kind="local",
+        processes=ranks,
+        device="cpu",
+        threads=None,
+        timeout_s=timeout_s,
+        scenario=scenario,
+    )
+    config = RunConfig.model_construct(launch=option)
+    run_dir = RunDir(path)
+    with locked(run_dir) as lock:
+        return start(config, run_dir, lock)
+
+
+class Rank:
+    """One rank's view: its number, its heartbeat, and the others, through files."""
+
+    def __init__(self, run_dir: RunDir, stop: StopFlag) -> None:
+        self.number = int(os.environ.get("RANK", "0"))
+        self.path, self.stop = run_dir.path, stop
+        self.beat = Heartbeat(self.number)
+        self.say(f"pid-{self.number}", str(os.getpid()))
+
+    def say(self, name: str, text: str = "") -> None:
+        """Write a file that others wait for."""
+        (self.path / f".{name}").write_text(text)
+        (self.path / f".{name}").rename(self.path / name)
+
+    def await_(self, name: str) -> None:
+        """Wait for another rank's file."""
+        while not (self.path / name).exists():
+            time.sleep(0.01)
+
+    def train(self, steps: int = 10**9) -> None:
+        """Make progress until a signal asks for the end."""
+        for step in range(steps):
+            if (number := self.stop()) is not None:
+                raise Preempted(f"{number.name} received: stopped after step {step}")
+            self.beat("step", step)
+            time.sleep(0.01)
+
+
+def complete(rank: Rank) -> None:
+    rank.train(3)
+
+
+def train(rank: Rank) -> None:
+    rank.train()
+
+
+def data_error(rank: Rank) -> None:
+    if rank.number == 1:
+        raise DataError("corpus.jsonl:7: must be a string, but is 3")
+    rank.train()
+
+
+def lost_peer_first(rank: Rank) -> None:
+    """Rank 0 writes down its loss of rank 1 before rank 1 writes down why."""
+    if rank.number == 0:
+        raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
+    rank.await_("result/rank-0.json")
+    raise NonFinite("the loss is nan", [3, 17])
+
+
+def killed(rank: Rank) -> None:
+    if rank.number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rank.train()
+
+
+def bug(rank: Rank) -> None:
+    if rank.number == 1:
+        raise KeyError("weight")
+    rank.train()
+
+
+def stopped(rank: Rank) -> None:
+    rank.beat("step", 4)
+    if rank.number == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    rank.await_("never")
+
+
+def sleeps(rank: Rank) -> None:
+    """The last rank sleeps in a step; the others wait in something that looks like a collective."""
+    rank.beat("step", 4)
+    if rank.number == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+        rank.await_("never")
+    path = "/site-packages/torch/distributed/distributed_c10d.py"
+    scope: dict[str, Any] = {"time": time}
+    exec(compile("def all_reduce():\n    while True: time.sleep(0.01)", path, "exec"), scope)
+    scope["all_reduce"]()
+
+
+def builds(rank: Rank) -> None:
+    """Rank 0 computes for longer than the timeout before the first step; rank 1 waits for it."""
+    if rank.number == 0:
+        until = time.monotonic() + 2.5
+        while time.monotonic() < until:
+            sum(range(10_000))
+        rank.say("built")
+    rank.await_("built")
+
+
+def signals_launcher(rank: Rank, *, number: int) -> None:
+    if rank.number == 0:
+        os.kill(os.getppid(), number)
+    rank.train()
+
+
+def ctrl_c_twice(rank: Rank) -> None:
+    """Nobody heeds the first; rank 1 is stopped."""
+    if rank.number == 0:
+        rank.await_("pid-1")
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(0.3)
+        os.kill(os.getppid(), signal.SIGINT)
+        rank.await_("never")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def aborts(rank: Rank) -> None:
+    """What gloo does when the other side sends a tensor of another size."""
+    import torch
+    import torch.distributed as dist
+
+    from launcher.contracts import Layout, World
+    from launcher.launch._group import process_group
+
+    world = World(rank.number, 2, rank.number, "cpu", Layout(dp_replicate=2))
+    with process_group(world, 20):
+        dist.all_reduce(torch.ones(3 + 1000 * rank.number))
+    rank.train()
+
+
+def reduces(rank: Rank) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from launcher.contracts import Layout, World
+    from launcher.launch._group import process_group
+
+    world = World(rank.number, 2, rank.number, "cpu", Layout(dp_replicate=2))
+    with process_group(world, 20):
+        one = torch.ones(3)
+        dist.all_reduce(one)
+        assert one.tolist() == [2.0] * 3
+
+
+SCENARIOS: Mapping[str, Callable[[Rank], None]] = {
+    each.__name__: each
+    for each in (
+        complete,
+        train,
+        data_error,
+        lost_peer_first,
+        killed,
+        bug,
+        stopped,
+        sleeps,
+        builds,
+        ctrl_c_twice,
+        aborts,
+        reduces,
+    )
+}
+
+
+def run(run_dir: RunDir, stop: StopFlag) -> Any:
+    """Behave as the scenario says."""
+    scenario = sys.argv[2]
+    rank = Rank(run_dir, stop)
+    if scenario.startswith("SIG"):
+        signals_launcher(rank, number=signal.Signals[scenario])
+    else:
+        SCENARIOS[scenario](rank)
+    scores = {"eval_loss": float("nan")}
+    return SimpleNamespace(state=SimpleNamespace(step=3), scores=scores, references={}, sample=None)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "launch":
+        launch(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    else:
+        sys.exit(main(sys.argv[1], run))
