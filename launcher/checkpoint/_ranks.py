@@ -7,6 +7,7 @@ name of the rank, so that no rank waits for another that has given up.
 from __future__ import annotations
 
 import pickle
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,8 @@ class Ranks:
 
     def _lose(self, rank: int, error: RuntimeError) -> _Failure:
         """Give up on a rank; messages of this round may still arrive, so no round can follow."""
-        reason = str(error).partition("\n")[0]
+        # gloo puts the place in its own source first.
+        reason = re.sub(r"^\[[^\]]*\] ", "", str(error).partition("\n")[0])
         self._lost = (
             f"rank {rank} did not answer rank {self.rank} while checkpoints were being saved or "
             f"loaded: {reason}; see the log of rank {rank} (checkpoint.timeout_s is "

@@ -340,4 +340,4 @@ def peak_mib() -> int:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_a_load_holds_one_saved_box_at_a_time(run: Path) -> None:
     (peak,) = run_on_ranks(peak_of_a_load, run, ranks=1)
-    assert peak < 40
+    assert peak < 28
