@@ -51,7 +51,7 @@ class Ended:
 
 
 def run_on_ranks(
-    function: Callable[..., Any], *args: Any, ranks: int = 2, timeout_s: float = 60
+    function: Callable[..., Any], *args: Any, ranks: int = 2, timeout_s: float = 120
 ) -> list[Any]:
     """Run a function on every rank of a new world, and return what each rank returned.
 
@@ -80,7 +80,7 @@ def run_on_ranks(
 
 
 def end_of_ranks(
-    function: Callable[..., Any], *args: Any, ranks: int = 2, timeout_s: float = 60
+    function: Callable[..., Any], *args: Any, ranks: int = 2, timeout_s: float = 120
 ) -> list[Ended]:
     """Run a function on every rank, as `run_on_ranks` does, and return how each rank ended."""
     server = _server()
