@@ -7,7 +7,7 @@ Packages from top to bottom (imports run downward only):
     training    the runner that builds a run, the loop that executes it, its state
     config      Hydra composes here, once; validation, rules, provenance
     optimizer, scheduler, precision, accumulation, parallelism, model, task, data,
-    checkpoint, logging     one package per config group, one module per kind
+    observer, checkpoint, logging     one package per config group, one module per kind
     registry    finds the kinds of a group
     suggest     the closest words to a misspelt one
     contracts   what each group must offer, and the types that all packages share

@@ -73,11 +73,12 @@ def _arguments() -> Arguments:
 
 
 def _launch(one: Checked, overrides: Sequence[str]) -> float | None:
-    """Run one job to its end; its metric is what sweepers minimise."""
+    """Run one job to its end and return what a sweeper minimises."""
     from launcher.launch._begin import begin
 
     result = begin(one.config, one.provenance, overrides)
-    return result.scores.get("eval_loss")
+    score = result.scores.get(one.config.objective)
+    return -score if score is not None and one.config.objective_mode == "max" else score
 
 
 def _plan(one: Checked) -> str:

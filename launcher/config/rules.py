@@ -94,22 +94,36 @@ def scores_are_made(config: RunConfig) -> Iterator[Problem]:
 
 
 def unknown_scores(config: RunConfig, names: Collection[str]) -> Iterator[Problem]:
-    """Yield the options that act on a score that no evaluation has.
+    """Yield what names a score that no evaluation has: the objective, and options that act on one.
 
     Args:
         config: The run.
         names: Scores of an evaluation.
     """
     there_are = f"; it has: {', '.join(sorted(names))}"
+    named = [("objective", config.objective)]
     for group, option in config.options():
-        for score, field in option.watches.items():
-            if score not in names:
-                hint = did_you_mean(closest(score, names)) or there_are
-                message = f"must be a score of the evaluation, but is {score}{hint}"
-                yield Problem(f"{group}.{field}", message)
+        named += [(f"{group}.{field}", score) for score, field in option.watches.items()]
+    for key, score in named:
+        if score not in names:
+            hint = did_you_mean(closest(score, names)) or there_are
+            yield Problem(key, f"must be a score of the evaluation, but is {score}{hint}")
 
 
-RULES = (batch_is_whole, run_ends, schedule_fits, supported_on_device, scores_are_made)
+def scores_exist(config: RunConfig) -> Iterator[Problem]:
+    """A score that is named must be one of the task's, as far as the data does not matter."""
+    if (names := config.task.score_names) is not None:
+        yield from unknown_scores(config, names)
+
+
+RULES = (
+    batch_is_whole,
+    run_ends,
+    schedule_fits,
+    supported_on_device,
+    scores_are_made,
+    scores_exist,
+)
 
 
 def broken(config: RunConfig) -> list[Problem]:

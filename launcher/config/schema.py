@@ -19,6 +19,7 @@ from launcher.contracts import (
     LaunchOption,
     LoggingOption,
     ModelOption,
+    ObserverOption,
     OptimizerOption,
     Option,
     ParallelismOption,
@@ -81,6 +82,11 @@ class RunConfig(Settings):
     """Score the held-out documents after every so many steps; null only at the end of the run."""
     eval_max_samples: int | None = Field(gt=0)
     """Held-out samples that an evaluation looks at; null takes all."""
+    objective: str = Field(min_length=1)
+    """Validation score of the finished run that a sweep improves, as metrics.jsonl names it."""
+    objective_mode: Literal["min", "max"]
+    """Whether a lower or a higher objective is better; a sweeper gets the negative of one to
+    maximise."""
     log_every_steps: int = Field(gt=0)
     """Write a row of metrics after every so many steps."""
     on_nonfinite: Literal["stop", "skip"]
@@ -114,6 +120,8 @@ class RunConfig(Settings):
         SerializeAsAny[ParallelismOption], PlainValidator(_reader("parallelism")), _GROUP
     ]
     """Which engine runs the model."""
+    observer: Annotated[SerializeAsAny[ObserverOption], PlainValidator(_reader("observer")), _GROUP]
+    """What watches the steps in addition to logging and checkpoints."""
     checkpoint: Annotated[
         SerializeAsAny[CheckpointOption], PlainValidator(_reader("checkpoint")), _GROUP
     ]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         LaunchOption,
         LoggingOption,
         ModelOption,
+        ObserverOption,
         ParallelismOption,
         PrecisionOption,
         SchedulerOption,
@@ -56,6 +57,8 @@ class ConfigView(Protocol):
     def accumulation(self) -> AccumulationOption: ...
     @property
     def parallelism(self) -> ParallelismOption: ...
+    @property
+    def observer(self) -> ObserverOption: ...
     @property
     def logging(self) -> LoggingOption: ...
     @property

@@ -38,6 +38,7 @@ GROUPS = (
     "precision",
     "accumulation",
     "parallelism",
+    "observer",
     "logging",
     "checkpoint",
     "launch",
@@ -203,6 +204,8 @@ class TaskOption(Option):
 
     head: ClassVar[HeadName]
     """The output layer that the task needs."""
+    score_names: ClassVar[frozenset[str] | None] = None
+    """All scores that an evaluation may have; None where only the data tells (names of labels)."""
     seq_len: int = Field(gt=0)
     """Longest example, in tokens."""
 
@@ -292,6 +295,14 @@ class ParallelismOption(Option):
     @abstractmethod
     def build(self, parts: EngineParts) -> Engine:
         """The engine; it moves the module, then builds the optimizer from what it became."""
+
+
+class ObserverOption(Option):
+    """What watches the steps of the run in addition to logging and checkpoints."""
+
+    @abstractmethod
+    @override
+    def observers(self, context: RunContext) -> Sequence[Observer]: ...
 
 
 class CheckpointOption(Option):

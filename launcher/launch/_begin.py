@@ -88,13 +88,16 @@ def run_ranks(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result
     except TrainctlError as error:
         error.add_note(f"resume with: {command}")
         raise
+    if result.stopped is not None:
+        print(f"stopped after step {result.step:,}: {result.stopped}")  # noqa: T201
     if result.scores:
         print(f"held out: {_figures(result.scores)}; {_figures(result.references)}")  # noqa: T201
     if result.sample is not None:
         print(f"sample:\n{result.sample}\n")  # noqa: T201 - what was learned is the result
     if run_dir.export.exists():
         print(f"exported to {shown / 'export'}")  # noqa: T201
-    print(f"train on with: {command} max_steps={2 * result.step}", flush=True)  # noqa: T201 - the last line
+    change = f"max_steps={2 * result.step}" if result.stopped is None else "observer=none"
+    print(f"train on with: {command} {change}", flush=True)  # noqa: T201 - the last line
     return result
 
 

@@ -31,12 +31,14 @@ class Result:
         scores: The last validation scores.
         references: Figures that put the scores in perspective.
         sample: Generated text, if the task has some.
+        stopped: Reason why the run ended before its full length; None if it did not.
     """
 
     step: int
     scores: Mapping[str, float]
     references: Mapping[str, float]
     sample: str | None
+    stopped: str | None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -84,7 +86,8 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
         process = next((rank for rank in ranks if rank.rank == first.rank), None)
         raise _error(run_dir, first.rank, records.get(first.rank), process, len(ranks))
     values = records[0]
-    return Result(values["step"], values["scores"], values["references"], values["sample"])
+    names = ("step", "scores", "references", "sample", "stopped")
+    return Result(**{name: values[name] for name in names})
 
 
 def write_result(run_dir: RunDir, result: Result | TrainctlError) -> None:
@@ -101,6 +104,7 @@ def write_result(run_dir: RunDir, result: Result | TrainctlError) -> None:
             "scores": dict(result.scores),
             "references": dict(result.references),
             "sample": result.sample,
+            "stopped": result.stopped,
         }
     write_atomically(run_dir.result, to_json(values))
 

@@ -43,6 +43,7 @@ def record_completed(run_dir: RunDir, rank: int, outcome: Outcome) -> None:
             "step": outcome.state.step,
             "scores": dict(outcome.scores),
             "references": dict(outcome.references),
+            "stopped": outcome.state.stopped,
             "sample": outcome.sample,
         },
     )

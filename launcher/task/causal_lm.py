@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from typing_extensions import override
 
@@ -16,6 +18,10 @@ class CausalLM(TaskOption):
     """
 
     head = "causal_lm"
+
+    score_names: ClassVar[frozenset[str] | None] = frozenset(
+        {"eval_loss", "eval_perplexity", "eval_bits_per_byte"}
+    )
 
     packing: bool
     """True: documents are joined and cut into blocks of `seq_len` tokens; only the last, ragged

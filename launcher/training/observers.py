@@ -129,14 +129,11 @@ class Saver(Observer):
         if signal is not None or report.last or self._due(state.step, requests):
             self._store.save(self._snapshot(state))
             self._requests.saved()
-        if signal is not None:
+        if signal is not None or report.last:
+            # Not in `close`: after a failure the other ranks may be gone, and would be waited for.
             self._store.wait()
+        if signal is not None:
             raise stopped(signal, state.step)
-
-    @override
-    def close(self) -> None:
-        """Wait until what was saved is published."""
-        self._store.wait()
 
     def _due(self, step: int, requests: Request) -> bool:
         on_cadence = self._every_steps is not None and step % self._every_steps == 0

@@ -1,0 +1,88 @@
+"""End of a run that no longer improves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import Observer, ObserverOption, StepReport, Stop
+
+if TYPE_CHECKING:
+    from launcher.contracts import RunContext
+
+
+class EarlyStopping(ObserverOption):
+    """End the run normally when a validation score has stopped improving.
+
+    The scores are the same on all ranks, so that all of them stop after the same step. A score that
+    is not finite is no improvement. A resumed run goes on counting where the checkpoint was.
+    """
+
+    kind: Literal["early_stopping"]
+    metric: str
+    """Validation score to watch, as metrics.jsonl names it: `eval_loss`."""
+    mode: Literal["min", "max"]
+    """Whether a lower or a higher score is better."""
+    patience: int = Field(ge=1)
+    """Evaluations in a row without an improvement after which the run ends."""
+    min_delta: float = Field(ge=0)
+    """Least difference from the best score that is an improvement."""
+
+    @property
+    @override
+    def watches(self) -> Mapping[str, str]:
+        return {self.metric: "metric"}
+
+    @override
+    def observers(self, context: RunContext) -> Sequence[Observer]:
+        return [_EarlyStopping(self, context.start.observers)]
+
+
+class _EarlyStopping(Observer):
+    """Counts the evaluations since the best score.
+
+    Args:
+        option: The settings.
+        memory: What `memory` returned when the state was saved; without its keys for a new run.
+    """
+
+    def __init__(self, option: EarlyStopping, memory: Mapping[str, float]) -> None:
+        self._option = option
+        # With the score in their names: the best of another score is no reference.
+        self._best_key = f"early_stopping.best.{option.metric}"
+        self._waited_key = f"early_stopping.waited.{option.metric}"
+        self._best = memory.get(self._best_key)
+        self._waited = int(memory.get(self._waited_key, 0))
+
+    @override
+    def __call__(self, report: StepReport) -> Stop | None:
+        if not report.scores:
+            return None
+        score = report.scores[self._option.metric]
+        if self._improves(score):
+            self._best, self._waited = score, 0
+            return None
+        self._waited += 1
+        if self._waited < self._option.patience:
+            return None
+        best = "never finite" if self._best is None else f"best {self._best:.4g}"
+        return Stop(
+            f"{self._option.metric} has not improved in {self._waited} evaluations ({best})"
+        )
+
+    @override
+    def memory(self) -> Mapping[str, float]:
+        best = {} if self._best is None else {self._best_key: self._best}
+        return {**best, self._waited_key: self._waited}
+
+    def _improves(self, score: float) -> bool:
+        if not math.isfinite(score):
+            return False
+        if self._best is None:
+            return True
+        gain = score - self._best if self._option.mode == "max" else self._best - score
+        return gain > self._option.min_delta
