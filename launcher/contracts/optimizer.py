@@ -181,6 +181,18 @@ class OptimizerOption(DeviceOption):
                     key, f"changes what {self.kind} computes, which limits its own updates"
                 )
 
+    def state_bytes(self, params: Mapping[str, Tensor]) -> Mapping[str, int] | None:
+        """Return the bytes of the state over some parameters, by key of the state.
+
+        None (the default): they are found by a step on the meta device. An optimizer whose step
+        does not run there computes them.
+
+        Args:
+            params: By name; on the meta device.
+        """
+        del params
+        return None
+
     def own_rate(self, step: int) -> float | None:
         """The learning rate that the optimizer sets itself at a step, the first of which is 0.
 

@@ -102,8 +102,8 @@ class LowBit(OptimizerOption):
 
         return plain(self.classes[library], groups, kept, {**values, "block_size": self.block})
 
-    def state_bytes(self, params: Mapping[str, Tensor]) -> dict[str, int]:
-        """Bytes of the moments of some parameters: codes, scales, and what stays in 32 bits."""
+    @override
+    def state_bytes(self, params: Mapping[str, Tensor]) -> Mapping[str, int]:
         whole = [p.numel() for name, p in params.items() if self._keeps(name, p)]
         coded = [p.numel() for name, p in params.items() if not self._keeps(name, p)]
         scales = sum(-(-size // self.block) for size in coded)

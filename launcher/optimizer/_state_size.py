@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from launcher.contracts import OptimizerOption, OptimizerTarget
-from launcher.optimizer._low_bit import LowBit
 from launcher.optimizer._param_groups import assign
 
 _PROXY = 1024
@@ -28,8 +27,9 @@ def state_bytes(option: OptimizerOption, module: nn.Module) -> dict[str, int]:
         ConfigError: As the optimizer's `build`.
     """
     target = OptimizerTarget(module, "meta")
-    if isinstance(option, LowBit):
-        return option.state_bytes({a.name: a.param for a in assign(target, option)})
+    known = option.state_bytes({a.name: a.param for a in assign(target, option)})
+    if known is not None:
+        return dict(known)
     optimizer = option.build(target)
     try:
         return _after_a_step(optimizer)
