@@ -10,6 +10,7 @@ runs/<name>/<id>/
     run.lock          held by the launcher and its ranks as long as they live
     result.json       how the run ended, from the launcher: status, step, scores, or the error
     result/rank-0.json    how each rank ended
+    references.json   the task's baselines on the held-out data, kept for resumed runs
     metrics.jsonl     one object per logged step
     logs/rank-0.log
     trials/micro-batch-16/    what accumulation=auto tried: config, log and outcome
@@ -64,6 +65,11 @@ class RunDir:
     def decisions(self) -> Path:
         """The overrides of the same run with nothing left to decide at launch."""
         return self.path / "decisions.txt"
+
+    @property
+    def references(self) -> Path:
+        """The task's baselines on the held-out data."""
+        return self.path / "references.json"
 
     @property
     def env(self) -> Path:

@@ -77,7 +77,14 @@ def trainctl(tmp_path: Path) -> Console:
     info = tmp_path / "site" / "toy-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
-    kinds = {"model": "ToyModel", "task": "ToyTask", "data": "ToyData"}
-    lines = [f"{group}.toy = options:{name}" for group, name in kinds.items()]
+    kinds = {
+        "model.toy": "options:ToyModel",
+        "task.toy": "options:ToyTask",
+        "data.toy": "options:ToyData",
+        "task.toy_classes": "encoders:ToyClasses",
+        "task.toy_masked": "encoders:ToyMasked",
+        "data.toy_labels": "encoders:ToyLabels",
+    }
+    lines = [f"{name} = {source}" for name, source in kinds.items()]
     (info / "entry_points.txt").write_text("\n".join(["[trainctl.options]", *lines, ""]))
     return Console(tmp_path)

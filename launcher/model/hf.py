@@ -112,7 +112,7 @@ class HuggingFace(ModelOption):
             owner.register_parameter(leaf, torch.nn.Parameter(getattr(owner, leaf).to("meta")))
         if drawn:
             _log.warning(
-                "%s: the weights have no %s head; drawn instead: %s",
+                "%s: no weights of a %s head; drawn: %s",
                 self._folder,
                 head.name,
                 ", ".join(drawn),
@@ -128,17 +128,19 @@ class HuggingFace(ModelOption):
             DataError: Other weights are missing, left over, or of another shape.
         """
         base = f"{module.base_model_prefix}."
+        # Only some heads read the pooled output of an encoder.
+        pooler = f"{base}pooler."
         saved = read_config(self._folder).get("architectures") or [type(module).__name__]
         new_head = type(module).__name__ not in saved
+
+        def of_head(key: str) -> bool:
+            return new_head and (key.startswith(pooler) or not key.startswith(base))
+
         missing = set(report.get("missing_keys") or ())
-        drawn = {key for key in missing if new_head and not key.startswith(base)}
+        drawn = {key for key in missing if of_head(key)}
         problems = {
             "missing": missing - drawn,
-            "left over": {
-                key
-                for key in report.get("unexpected_keys") or ()
-                if not new_head or key.startswith(base)
-            },
+            "left over": {key for key in report.get("unexpected_keys") or () if not of_head(key)},
             "of another shape": report.get("mismatched_keys"),
         }
         found = [

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from signal import Signals
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ from launcher.training.evaluation import Evaluator
 from launcher.training.loop import train
 from launcher.training.observers import Beating, Progress, Recorder, Saver, stopped, with_memory
 from launcher.training.out_of_memory import refusals_explained
+from launcher.training.references import references_of
 from launcher.training.requests import RankRequests, stop_signal
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ def run(
     with contextlib.ExitStack() as stack:
         with refusals_explained(lambda: "before the first step", _SMALLER_PARTS):
             requests = RankRequests(stop, config.checkpoint.every_minutes)
-            parts = build(config, world, requests)
+            parts = build(config, world, requests, references=run_dir.references)
             stack.enter_context(closing(parts.engine.close))
             store = config.checkpoint.build(run_dir, world)
             stack.enter_context(closing(store.close))
@@ -166,13 +168,21 @@ def run(
         return Outcome(state, evaluate.last, parts.references, sample)
 
 
-def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> Parts:
+def build(
+    config: RunConfig,
+    world: World,
+    requests: Callable[[], Request],
+    *,
+    references: Path | None = None,
+) -> Parts:
     """Data, task, model and engine, in the order in which mistakes are cheapest to find.
 
     Args:
         config: The resolved config.
         world: This process's place among the ranks.
         requests: What this rank asks of all ranks, asked once per step.
+        references: File of the task's baselines, which only rank 0 reads or computes; None for
+            none: a trial shows no scores.
 
     Raises:
         TrainctlError: One of them cannot be built.
@@ -194,7 +204,9 @@ def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> P
         raise ConfigError(problems)
     horizon = derive.horizon(config, len(train_samples))
     schedule = derive.schedule(config, horizon)
-    references = task.references(splits.validation)
+    baselines: Mapping[str, float] = {}
+    if references is not None and world.rank == 0:
+        baselines = references_of(task, splits.validation, references)
     module = build_module(config.model, task.head, config.seed)
     engine = config.parallelism.build(
         EngineParts(
@@ -215,7 +227,7 @@ def build(config: RunConfig, world: World, requests: Callable[[], Request]) -> P
         task=task,
         train=train_samples,
         validation=validation,
-        references=references,
+        references=baselines,
         plan=plan,
         max_steps=horizon.max_steps,
         schedule=schedule,

@@ -25,6 +25,7 @@ def test_the_run_directory(trainctl: Console) -> None:
         "run.lock",
         "result.json",
         "result",
+        "references.json",
         "metrics.jsonl",
         "logs",
         "checkpoints",

@@ -119,7 +119,7 @@ def test_only_the_weights_of_a_new_head_are_drawn(
     head = Head("sequence_classification", ("bad", "good"))
     with caplog.at_level(logging.WARNING):
         first, second = (build_module(hf(folder), head, seed) for seed in (0, 1))
-    assert "have no sequence_classification head; drawn instead: score.weight" in caplog.text
+    assert "no weights of a sequence_classification head; drawn: score.weight" in caplog.text
     saved = load_file(folder / "model.safetensors")
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]) == (name != "score.weight"), name

@@ -1,0 +1,154 @@
+"""Evaluation over several data ranks: every sample once, in order, with the same metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from launcher.config import door
+from launcher.contracts import (
+    BatchPlan,
+    Clipping,
+    EngineParts,
+    Layout,
+    Metrics,
+    MicroBatch,
+    Request,
+    Samples,
+    TrainState,
+    World,
+)
+from launcher.training.evaluation import Evaluator
+from tests.distributed import run_on_ranks
+from tests.tasks import LogitsTask, MeanLoss
+
+BATCH, LENGTH = 3, 5
+
+
+class Ragged(Samples):
+    """Sample i has 1 + i % LENGTH targets."""
+
+    fingerprint = "ragged"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.lengths = np.arange(count) % LENGTH + 1
+        self.ids = torch.randint(11, (count, LENGTH), generator=torch.Generator().manual_seed(0))
+
+    @override
+    def __len__(self) -> int:
+        return self.count
+
+    @override
+    def num_targets(self, indices: Sequence[int]) -> int:
+        return int(self.lengths[list(indices)].sum())
+
+    @override
+    def micro_batch(self, indices: Sequence[int], draw: int) -> MicroBatch:
+        if not indices:
+            row = torch.zeros(1, 1, dtype=torch.int64)
+            inputs = {"ids": row, "labels": row - 100, "index": row[0] - 1}
+            return MicroBatch(inputs, 0, ())
+        width = int(self.lengths[list(indices)].max())
+        ids = self.ids[list(indices), :width]
+        inside = torch.arange(width) < torch.from_numpy(self.lengths[list(indices)])[:, None]
+        inputs = {"ids": ids, "labels": ids.where(inside, -100), "index": torch.tensor(indices)}
+        return MicroBatch(inputs, self.num_targets(indices), indices)
+
+    @override
+    def describe(self, index: int) -> str:
+        return f"sample {index}"
+
+
+class Order(MeanLoss):
+    """The mean loss, and which samples it was computed from, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[int] = []
+
+    @override
+    def add(self, predictions: Mapping[str, Tensor]) -> None:
+        super().add(predictions)
+        self.order += predictions["index"].tolist()
+
+
+class Indexed(LogitsTask):
+    def __init__(self) -> None:
+        super().__init__("input", "ids")
+        self.started: list[Order] = []
+
+    @override
+    def predict(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {**super().predict(outputs, inputs), "index": inputs["index"]}
+
+    @override
+    def metrics(self, samples: Samples) -> Metrics:
+        self.started.append(Order())
+        return self.started[-1]
+
+
+def evaluated(
+    rank: int, ranks: int, count: int, max_samples: int | None
+) -> tuple[list[int], Mapping[str, float], int]:
+    """The order of the samples, the metrics, and the number of forward passes of one rank."""
+    config: Any = door.checked(["optimizer=adamw", "scheduler=constant"]).config
+    words = ["parallelism=ddp", "launch.processes=2"] if ranks > 1 else ["parallelism=single"]
+    chosen: Any = door.checked(words).config
+    torch.manual_seed(0)
+    task, passes = Indexed(), []
+    module = nn.Sequential(nn.Embedding(11, 8), nn.Dropout(0.5), nn.Linear(8, 11))
+    module.register_forward_hook(lambda *_: passes.append(1))
+    world = World(rank, ranks, rank, "cpu", Layout(dp_replicate=ranks))
+    engine = chosen.parallelism.build(
+        EngineParts(
+            module=module,
+            task=task,
+            optimizer=config.optimizer,
+            precision=config.precision,
+            clipping=Clipping(1.0, None),
+            skip_nonfinite=False,
+            world=world,
+            plan=BatchPlan(micro_batch_size=BATCH, micro_batches=1, ranks=ranks, seq_len=LENGTH),
+            requests=lambda: Request.NONE,
+        )
+    )
+    evaluate = Evaluator(
+        world=world,
+        engine=engine,
+        task=task,
+        samples=Ragged(count),
+        batch_size=BATCH,
+        every_steps=1,
+        max_samples=max_samples,
+        max_steps=9,
+        beat=lambda phase, step: None,
+    )
+    found = evaluate(TrainState(step=1))
+    engine.close()
+    return task.started[-1].order, found, len(passes)
+
+
+def on_rank(ranks: int, count: int, max_samples: int | None) -> Any:
+    return evaluated(torch.distributed.get_rank(), ranks, count, max_samples)
+
+
+@pytest.mark.parametrize(("count", "max_samples"), [(31, None), (31, 7), (2, None), (18, None)])
+def test_every_sample_is_evaluated_once_on_any_number_of_ranks(
+    count: int, max_samples: int | None
+) -> None:
+    order, metrics, _ = evaluated(0, 1, count, max_samples)
+    assert len(order) == (max_samples or count)
+    assert order == sorted(set(order))
+    for ranks in (2, 3):
+        found = run_on_ranks(on_rank, ranks, count, max_samples, ranks=ranks)
+        for each_order, each_metrics, _ in found:
+            assert each_order == order
+            assert each_metrics == metrics  # bit for bit
+        assert len({passes for *_, passes in found}) == 1

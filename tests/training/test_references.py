@@ -1,0 +1,39 @@
+"""Baselines are computed once in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from typing_extensions import override
+
+from launcher.contracts import Records
+from launcher.data._files import Document
+from launcher.data._records import TextRecords
+from launcher.training.references import references_of
+from tests.tasks import LogitsTask
+
+
+class Counting(LogitsTask):
+    calls = 0
+
+    @override
+    def references(self, records: Records) -> Mapping[str, float]:
+        self.calls += 1
+        return {"records": float(len(records))}
+
+
+def test_a_resumed_run_reads_what_the_first_start_computed(tmp_path: Path) -> None:
+    task, path = Counting("x", "x"), tmp_path / "references.json"
+    records = TextRecords([Document("a", "text"), Document("b", "more")])
+    first = references_of(task, records, path)
+    assert references_of(task, records, path) == first == {"records": 2.0}
+    assert task.calls == 1
+
+
+def test_other_records_have_other_baselines(tmp_path: Path) -> None:
+    task, path = Counting("x", "x"), tmp_path / "references.json"
+    references_of(task, TextRecords([Document("a", "text")]), path)
+    changed = TextRecords([Document("a", "text"), Document("b", "more")])
+    assert references_of(task, changed, path) == {"records": 2.0}
+    assert task.calls == 2
