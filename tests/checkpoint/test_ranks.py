@@ -144,10 +144,14 @@ class Breaking(Storage):
 def save_on_breaking(
     run: Path, rank: int, action: str, ending: str, error: Exception, asynchronous: bool
 ) -> str:
-    """Save twice; the first time a rank's disk breaks. What the first save ended with."""
+    """Save three times; at the second a rank's disk breaks. What that save ended with."""
     disk = Breaking(action, ending, error)
-    disk.broken = dist.get_rank() == rank
+    disk.broken = False
     store = sharded.store(run, disk, asynchronous=asynchronous)
+    store.save(sharded.snapshot(1))
+    store.wait()
+    dist.barrier()
+    disk.broken = dist.get_rank() == rank
     found = ""
     try:
         store.save(sharded.snapshot(2))
@@ -160,6 +164,7 @@ def save_on_breaking(
     disk.broken = False
     store.save(sharded.snapshot(3))
     store.close()
+    assert load(run) == (3, True, True)
     return found
 
 
@@ -179,7 +184,6 @@ BREAKS = {
 def test_a_failure_on_one_rank_is_the_same_error_on_all(
     run: Path, name: str, *, asynchronous: bool
 ) -> None:
-    run_on_ranks(save, run, [1])
     texts = run_on_ranks(save_on_breaking, run, *BREAKS[name], asynchronous)
     assert len(set(texts)) == 1
     assert texts[0].startswith("CheckpointError: ")
@@ -188,15 +192,40 @@ def test_a_failure_on_one_rank_is_the_same_error_on_all(
     if BREAKS[name][0] == 1:
         assert "rank 1: " in texts[0]
     assert names(run) == ["step-00000001", "step-00000003"]
-    assert run_on_ranks(load, run) == [(3, True, True)] * 2
 
 
 def test_a_bug_on_one_rank_is_raised_there_and_named_elsewhere(run: Path) -> None:
-    run_on_ranks(save, run, [1])
     bug = ZeroDivisionError("planted")
     texts = run_on_ranks(save_on_breaking, run, 1, "write", ".distcp", bug, False)
     assert texts[1] == "ZeroDivisionError: planted"
     assert texts[0] == "CheckpointError: rank 1: ZeroDivisionError: planted"
+
+
+def open_a_store(run: Path) -> str:
+    with pytest.raises(CheckpointError) as raised:
+        sharded.store(run)
+    return str(raised.value)
+
+
+def test_a_folder_that_cannot_be_made_is_the_same_error_on_all(tmp_path: Path) -> None:
+    (tmp_path / "run-1").write_text("a file")
+    first, second = run_on_ranks(open_a_store, tmp_path / "run-1")
+    assert first == second
+    assert "cannot be used for checkpoints: Not a directory" in first
+
+
+def save_the_same_step_again(run: Path) -> tuple[bool, bool, bool]:
+    store = sharded.store(run)
+    before = store.has_any()
+    store.save(sharded.snapshot(1))
+    inode = (run / "checkpoints/step-00000001").stat().st_ino
+    store.save(sharded.snapshot(1))
+    return before, store.has_any(), (run / "checkpoints/step-00000001").stat().st_ino == inode
+
+
+def test_a_state_that_is_published_already_is_not_written_again(run: Path) -> None:
+    assert run_on_ranks(save_the_same_step_again, run) == [(False, True, True)] * 2
+    assert names(run) == ["step-00000001"]
 
 
 class Corrupting(Storage):
