@@ -106,7 +106,8 @@ class NormTimesRanks(Defect):
     def engine(self, option: ParallelismOption, parts: EngineParts) -> Engine:
 
         def wrong(*args: Any, **kwargs: Any) -> Tensor:
-            return total_norm(*args, **kwargs) * self.world.size**0.5
+            norm: Tensor = total_norm(*args, **kwargs)
+            return norm * self.world.size**0.5
 
         class Spoiled(DDPEngine):
             @override
