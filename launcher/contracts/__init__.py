@@ -28,7 +28,7 @@ from launcher.contracts.engine import (
     param_of,
 )
 from launcher.contracts.layout import AXES, Layout
-from launcher.contracts.names import canonical_name
+from launcher.contracts.names import canonical_name, named_tensors
 from launcher.contracts.observers import (
     LogContext,
     Observer,
@@ -134,5 +134,6 @@ __all__ = [
     "Window",
     "World",
     "canonical_name",
+    "named_tensors",
     "param_of",
 ]

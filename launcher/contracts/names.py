@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _PARALLEL = re.compile(r"^(module\.)+")
@@ -17,3 +21,17 @@ def canonical_name(name: str) -> str:
     DeepSpeed have it.
     """
     return _PARALLEL.sub("", _WRAPPERS.sub("", name))
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers by canonical name, detached.
+
+    A tied tensor is there once, by its first name.
+    """
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[canonical_name(name)] = tensor.detach()
+    return tensors

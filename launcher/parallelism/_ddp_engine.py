@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from launcher.contracts import Request
-from launcher.errors import NonFinite
+from launcher.errors import ConfigError, NonFinite, Problem
 from launcher.parallelism._torch_engine import TorchEngine
 
 if TYPE_CHECKING:
-    from launcher.contracts import EngineParts
+    from launcher.contracts import EngineParts, Window
     from launcher.parallelism.ddp import DDP
 
 _COMPRESSED = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,8 +98,14 @@ class DDPEngine(TorchEngine):
         self._mean_loss = self._shared[0]
 
     @override
-    def forward_backward(self, window: Any) -> Tensor:
-        loss = super().forward_backward(window)
+    def forward_backward(self, window: Window) -> Tensor:
+        try:
+            loss = super().forward_backward(window)
+        except RuntimeError as error:
+            if "Expected to have finished reduction" not in str(error):
+                raise
+            problem = "must be true, because some parameters take no part in the loss of a step"
+            raise ConfigError([Problem("parallelism.find_unused_parameters", problem)]) from error
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
@@ -123,11 +129,14 @@ class DDPEngine(TorchEngine):
         return NonFinite(str(error), [index for *_, indices in found for index in indices])
 
     @override
-    def _gather(self, predictions: Mapping[str, Tensor]) -> Iterable[Mapping[str, Tensor]]:
-        mine = {name: value.cpu() for name, value in predictions.items()}
+    def _gather(
+        self, predictions: Sequence[Mapping[str, Tensor]]
+    ) -> Iterable[Mapping[str, Tensor]]:
+        own = [{name: value.cpu() for name, value in each.items()} for each in predictions]
         found: list[Any] = [None] * self._world.size
-        dist.all_gather_object(found, mine, group=self._group)
-        return found
+        dist.all_gather_object(found, own, group=self._group)
+        # Micro-batches go round the ranks: one of each rank, then the next of each.
+        return [each for turn in zip(*found, strict=True) for each in turn]
 
     def _sum_hook(self) -> Callable[[object, GradBucket], Future[Tensor]]:
         dtype = _COMPRESSED[self._option.gradient_compression]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -28,10 +28,18 @@ if TYPE_CHECKING:
     from launcher.contracts import EngineParts, EngineState, MicroBatch, Request, Window
     from launcher.contracts.engine import Predict
 
-from launcher.contracts import LocalShard, OptimizerTarget, UpdateStats
+from launcher.contracts import (
+    LocalShard,
+    OptimizerTarget,
+    UpdateStats,
+    canonical_name,
+    named_tensors,
+)
 
 _log = logging.getLogger("trainctl.engine")
 _NAMED = 5
+# Micro-batches of an evaluation whose predictions travel in one collective.
+_GATHERED_TOGETHER = 16
 
 
 class TorchEngine:
@@ -116,12 +124,17 @@ class TorchEngine:
         self._training(on=False)
         try:
             with torch.no_grad(), self._precision.evaluation(self._module):
+                predictions: list[Mapping[str, Tensor]] = []
                 for micro_batch in micro_batches:
                     inputs = self._on_device(micro_batch.inputs)
                     outputs = self._module(**self._task.forward_inputs(inputs))
                     count = len(micro_batch.indices)
                     found = {name: v[:count] for name, v in predict(outputs, inputs).items()}
-                    yield from self._gather(found)
+                    predictions.append(found)
+                    if len(predictions) == _GATHERED_TOGETHER:
+                        yield from self._gather(predictions)
+                        predictions = []
+                yield from self._gather(predictions)
         finally:
             self._training(on=True)
 
@@ -140,7 +153,7 @@ class TorchEngine:
 
     def state(self) -> EngineState:
         """Parameters, buffers and optimizer state by name; see `Engine`."""
-        model = {f"model.{name}": tensor for name, tensor in self._model_tensors().items()}
+        model = {f"model.{name}": tensor for name, tensor in named_tensors(self._module).items()}
         formats = {f"precision.{name}": value for name, value in self._precision.state().items()}
         take = optimizer_tensors if self._has_stepped else optimizer_template
         return {**model, **formats, **take(self._optimizer, self._names())}
@@ -196,14 +209,16 @@ class TorchEngine:
         del bad_loss
         return error
 
-    def _gather(self, predictions: Mapping[str, Tensor]) -> Iterable[Mapping[str, Tensor]]:
-        """Return the predictions of one micro-batch per data rank, in the order of the ranks."""
-        return (predictions,)
+    def _gather(
+        self, predictions: Sequence[Mapping[str, Tensor]]
+    ) -> Iterable[Mapping[str, Tensor]]:
+        """Return the predictions of all data ranks' micro-batches, in sample order."""
+        return predictions
 
     # End of what ranks exchange.
 
     def _load_model(self, given: Mapping[str, Tensor]) -> None:
-        live = self._model_tensors()
+        live = named_tensors(self._module)
         if given.keys() != live.keys():
             missing, left = sorted(live.keys() - given.keys()), sorted(given.keys() - live.keys())
             raise CheckpointError(
@@ -242,26 +257,16 @@ class TorchEngine:
         if switch is not None:
             switch()
 
-    def _model_tensors(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name; a tied one once, under its first name."""
-        tensors: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, tensor in self._module.state_dict(keep_vars=True).items():
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                tensors[name] = tensor.detach()
-        return tensors
-
     def _names(self) -> dict[Tensor, str]:
-        return {p: name for name, p in self._module.named_parameters()}
+        return {p: canonical_name(name) for name, p in self._module.named_parameters()}
 
     def _warn_unused_parameters(self) -> None:
         """Name, once, the trainable parameters that take no part in the loss."""
         if self._warned_unused:
             return
         self._warned_unused = True
-        params = self._module.named_parameters()
-        if idle := [name for name, p in params if p.requires_grad and p.grad is None]:
+        params = self._names().items()
+        if idle := [name for p, name in params if p.requires_grad and p.grad is None]:
             more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
             _log.warning(
                 "parameters without a gradient stay as they are until they get one: %s%s; if they "

@@ -40,6 +40,7 @@ from launcher.contracts import (
     TrainState,
     World,
 )
+from launcher.errors import NonFinite
 from launcher.parallelism import _ddp_engine  # noqa: F401 - imported before ranks are forked
 from launcher.precision._autocast import Whole
 from launcher.training import rng
@@ -74,6 +75,8 @@ class Case:
         dtype: Number format of everything.
         dropout: Probability in the network.
         asked: By rank, the step after which the rank asks for something, and what.
+        poisoned: Sample whose loss is not a number; None for none.
+        skip_nonfinite: Skip such a window instead of ending the run.
         planted: Defect to plant; see `planted.DEFECTS`.
     """
 
@@ -84,6 +87,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     dropout: float = 0.0
     asked: Mapping[int, tuple[int, Request]] = field(default_factory=dict)
+    poisoned: int | None = None
+    skip_nonfinite: bool = False
     planted: str | None = None
 
 
@@ -100,6 +105,8 @@ class Trajectory:
         last_step: Step after which the run ended.
         own_indices: Samples that this rank computed, by step.
         draws: A random number of each step.
+        applied: Which updates were applied.
+        error: The error that ended the run, as (class, message, samples); None where none did.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -110,6 +117,8 @@ class Trajectory:
     last_step: int = 0
     own_indices: list[list[int]] = field(default_factory=list)
     draws: list[float] = field(default_factory=list)
+    applied: list[bool] = field(default_factory=list)
+    error: tuple[str, str, tuple[int, ...]] | None = None
 
 
 class Network(nn.Module):
@@ -140,7 +149,8 @@ class Ragged(Samples):
 
     fingerprint = "ragged"
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, poisoned: int | None = None) -> None:
+        self.poisoned = poisoned
         generator = torch.Generator().manual_seed(seed)
         self.ids = torch.randint(VOCABULARY, (count, LENGTH), generator=generator)
         self.labels = torch.randint(VOCABULARY, (count, LENGTH), generator=generator)
@@ -161,7 +171,13 @@ class Ragged(Samples):
         del draw
         rows = list(indices) or [0]
         labels = self.labels[rows] if indices else torch.full_like(self.labels[rows], NO_TARGET)
-        inputs = {"ids": self.ids[rows], "labels": labels, "index": torch.tensor(rows)}
+        weight = [float("nan") if row == self.poisoned else 1.0 for row in rows]
+        inputs = {
+            "ids": self.ids[rows],
+            "labels": labels,
+            "index": torch.tensor(rows),
+            "weight": torch.tensor(weight),
+        }
         return MicroBatch(inputs, self.num_targets(indices), list(indices))
 
     @override
@@ -185,7 +201,7 @@ class NextToken(Task):
 
     @override
     def loss(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        return self._losses(outputs, inputs).sum()
+        return (self._losses(outputs, inputs).sum(dim=1) * inputs["weight"]).sum()
 
     @override
     def predict(self, outputs: Tensor, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -277,6 +293,7 @@ class Notes(Observer):
         own.last_step = report.state.step
         own.own_indices.append([i for m in report.window.micro_batches for i in m.indices])
         own.draws.append(torch.rand(()).item())
+        own.applied.append(report.update.applied)
         if report.scores:
             own.scores.append(report.scores)
         signal = stop_signal(report.update.requests)
@@ -307,7 +324,7 @@ def run_case(case: Case) -> Trajectory:
         optimizer=case.optimizer,
         precision=InFormat(kind="in_format", float64=case.dtype == torch.float64),
         clipping=CLIPPINGS[case.clipping],
-        skip_nonfinite=False,
+        skip_nonfinite=case.skip_nonfinite,
         world=world,
         plan=plan,
         requests=requests,
@@ -324,7 +341,7 @@ def run_case(case: Case) -> Trajectory:
         max_steps=STEPS,
         max_samples=None,
     )
-    samples = Ragged(NUM_SAMPLES, seed=7)
+    samples = Ragged(NUM_SAMPLES, seed=7, poisoned=case.poisoned)
     windows = Windows(
         samples,
         plan,
@@ -347,6 +364,8 @@ def run_case(case: Case) -> Trajectory:
         with engine.full_module() as module:
             if module is not None:
                 own.weights = {k: v.detach().clone() for k, v in module.named_parameters()}
+    except NonFinite as error:
+        own.error = (type(error).__name__, str(error), error.indices)
     finally:
         engine.close()
     return own

@@ -215,6 +215,32 @@ def test_dropout_differs_between_data_ranks_and_repeats(preset: str, ranks: int)
     assert len({draw for own in draws for draw in own}) == ranks * STEPS
 
 
+POISONED = 5
+
+
+@pytest.mark.parametrize(("preset", "ranks"), DISTRIBUTED)
+def test_a_non_finite_loss_of_one_rank_ends_all_with_the_same_words(
+    preset: str, ranks: int
+) -> None:
+    by_rank = run_on_ranks(run_cases, [case_of(preset, ranks, poisoned=POISONED)], ranks=ranks)
+    [error] = {own.error for [own] in by_rank}
+    assert error is not None
+    assert "the loss is nan" in error[1]
+    assert POISONED in error[2]
+    assert len({own.last_step for [own] in by_rank}) == 1
+
+
+@pytest.mark.parametrize(("preset", "ranks"), DISTRIBUTED)
+def test_a_non_finite_window_is_skipped_by_all_ranks(preset: str, ranks: int) -> None:
+    case = case_of(preset, ranks, poisoned=POISONED, skip_nonfinite=True)
+    alone = case_of("single", 1, poisoned=POISONED, skip_nonfinite=True)
+    [[reference]] = run_on_ranks(run_cases, [alone], ranks=1)
+    assert reference.applied.count(False) == 1
+    for [own] in run_on_ranks(run_cases, [case], ranks=ranks):
+        assert own.applied == reference.applied
+        assert own.last_step == STEPS
+
+
 TRAJECTORY_DEFECTS = (
     "mean of means",
     "schedule times ranks",

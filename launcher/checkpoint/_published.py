@@ -1,0 +1,74 @@
+"""Published checkpoints of a run, read without a running engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.checkpoint import _manifest
+from launcher.errors import CheckpointError
+from launcher.run_dir import RunDir, step_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedCheckpoint:
+    """A checkpoint that a run has published.
+
+    Attributes:
+        step: Optimizer steps done when it was saved.
+        path: Its folder.
+        num_bytes: Size of its files, in bytes.
+        ranks: Number of ranks that wrote it.
+    """
+
+    step: int
+    path: Path
+    num_bytes: int
+    ranks: int
+
+
+def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
+    """Return the run's checkpoints in the order of their steps; their tensors are not read."""
+    found = []
+    for path in run_dir.checkpoints.glob("step-*"):
+        step, manifest = step_of(path), _manifest.peek(path)
+        if step is not None and manifest is not None:
+            size = sum(record.size for record in manifest.files.values())
+            found.append(PublishedCheckpoint(step, path, size, manifest.world_size))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def load_tensors(path: Path, live: Mapping[str, Tensor]) -> None:
+    """Verify a checkpoint and copy some of its entries into tensors.
+
+    Args:
+        path: The checkpoint's folder.
+        live: Tensors by the name of the entry; filled in place.
+
+    Raises:
+        CheckpointError: A file is damaged, or an entry is missing or of another shape or dtype.
+    """
+    from launcher.checkpoint._index import Index
+
+    verdict = _manifest.examine(path)
+    if verdict.manifest is None or verdict.faults:
+        raise CheckpointError(f"{path} is damaged: {'; '.join(verdict.faults)}")
+    index = Index(path, {name: record.size for name, record in verdict.manifest.files.items()})
+    saved = index.describe()
+    wrong = [
+        name
+        for name, tensor in live.items()
+        if saved.get(name) != (tuple(tensor.shape), tensor.dtype)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another model: {len(wrong)} tensors are missing or "
+            f"differ in shape or dtype, the first is {min(wrong)}"
+        )
+    index.fill(live)
