@@ -116,7 +116,7 @@ class UpdateStats:
     requests: Request = Request.NONE
 
 
-EngineState = dict[str, "Tensor | LocalShard"]
+EngineState = Mapping[str, "Tensor | LocalShard"]
 """Model and optimizer state, flat: `model.<parameter>`, `optimizer.<parameter>.<key>`,
 `optimizer_group.<group>.<key>` and `precision.<key>`; tensors only, so that nothing needs pickle;
 named by parameter, so that any engine can load what another saved. Plain tensors are equal on all

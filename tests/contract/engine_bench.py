@@ -340,6 +340,7 @@ def run_case(case: Case) -> Trajectory:
         every_steps=4,
         max_steps=STEPS,
         max_samples=None,
+        beat=lambda _phase, _step: None,
     )
     samples = Ragged(NUM_SAMPLES, seed=7, poisoned=case.poisoned)
     windows = Windows(

@@ -104,10 +104,9 @@ class NormTimesRanks(Defect):
 
     @override
     def engine(self, option: ParallelismOption, parts: EngineParts) -> Engine:
-
         def wrong(*args: Any, **kwargs: Any) -> Tensor:
-            norm: Tensor = total_norm(*args, **kwargs)
-            return norm * self.world.size**0.5
+            norm: Tensor = total_norm(*args, **kwargs) * self.world.size**0.5
+            return norm
 
         class Spoiled(DDPEngine):
             @override

@@ -93,7 +93,7 @@ class ShardedEngine(DDPEngine):
     @override
     def state(self) -> EngineState:
         """Return the whole weights, and the optimizer's state as shards where it is one."""
-        state = super().state()
+        state = dict(super().state())
         shards = {self._rows.shards[local].name: local for _, local in self._pairs}
         for entry, value in list(state.items()):
             name = param_of(entry, shards)

@@ -13,7 +13,7 @@ from tests.parallelism.test_single import Toy, engine, optimizer_option, ragged,
 
 def wrapped() -> nn.Module:
     module = Toy()
-    module.hidden = checkpoint_wrapper(module.hidden)
+    module.hidden = checkpoint_wrapper(module.hidden)  # type: ignore[assignment]
     compiled = torch.compile(module.norm, backend="eager")
     assert isinstance(compiled, nn.Module)
     module.norm = compiled  # type: ignore[assignment]

@@ -21,7 +21,7 @@ from launcher.contracts import (
     World,
 )
 from launcher.parallelism._single_engine import SingleEngine
-from tests.parallelism.test_single import Toy, optimizer_option, ragged, window
+from tests.parallelism.test_single import Toy, optimizer_option, ragged, tensors, window
 from tests.tasks import LogitsTask
 
 PRECISIONS = ["fp32", "bf16_pure", "bf16_pure_stochastic", "fp16"]
@@ -91,7 +91,7 @@ def train(live: SingleEngine, windows: list[Window], *, late: bool) -> list[floa
 
 def moved(live: SingleEngine, precision: PrecisionOption) -> SingleEngine:
     """Another engine that goes on where this one is, as a resumed run makes it."""
-    saved = {name: tensor.clone() for name, tensor in live.state().items()}
+    saved = {name: tensor.clone() for name, tensor in tensors(live).items()}
     other = engine(precision, seed=1)
     assert other.state().keys() >= saved.keys()
     other.load_state(saved)
@@ -108,8 +108,8 @@ def test_a_parameter_without_gradient_does_not_keep_a_run_from_going_on(preset: 
     second = moved(first, precision)
     for part, late in ((windows[3:5], False), (windows[5:], True)):
         assert train(first, part, late=late) == train(second, part, late=late)
-    for name, tensor in first.state().items():
-        assert torch.equal(tensor, second.state()[name]), name
+    for name, tensor in tensors(first).items():
+        assert torch.equal(tensor, tensors(second)[name]), name
 
 
 @pytest.mark.parametrize("preset", PRECISIONS)
@@ -125,9 +125,9 @@ def test_a_save_before_the_first_update_changes_nothing(preset: str) -> None:
     losses = train(quiet, windows[1:], late=False)
     assert train(saving, windows[1:], late=False) == losses
     assert train(resumed, windows[1:], late=False) == losses
-    for name, tensor in quiet.state().items():
-        assert torch.equal(tensor, saving.state()[name]), name
-        assert torch.equal(tensor, resumed.state()[name]), name
+    for name, tensor in tensors(quiet).items():
+        assert torch.equal(tensor, tensors(saving)[name]), name
+        assert torch.equal(tensor, tensors(resumed)[name]), name
 
 
 def test_parameters_that_take_no_part_are_named_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from launcher.contracts import (
 )
 from launcher.errors import CheckpointError
 from launcher.parallelism._single_engine import SingleEngine
+from tests.parallelism.test_single import tensors
 from tests.tasks import LogitsTask, mean_loss
 
 Build = Callable[..., PrecisionOption]
@@ -74,12 +75,12 @@ def test_learns_and_goes_on_bit_for_bit(
     option = build_option(preset, **changes)
     first, second = engine(option, adamw), engine(option, adamw)
     losses = train(first, range(20))
-    saved = {name: tensor.clone() for name, tensor in first.state().items()}
+    saved = {name: tensor.clone() for name, tensor in tensors(first).items()}
     second.state()
     second.load_state(saved)
     assert train(first, range(20, 30)) == train(second, range(20, 30))
-    for name, tensor in first.state().items():
-        assert torch.equal(tensor, second.state()[name]), name
+    for name, tensor in tensors(first).items():
+        assert torch.equal(tensor, tensors(second)[name]), name
     assert losses[-1] < 0.8 * losses[0]
     assert mean_loss(first, window(30).micro_batches) < losses[-1] + 0.1
 
@@ -102,10 +103,10 @@ def test_a_run_may_go_on_in_another_format_of_the_same_weights(
     """As we advise where float16 overflows however small the scale is."""
     first, second = engine(build_option(saved), adamw), engine(build_option(live), adamw)
     losses = train(first, range(10))
-    second.load_state({name: tensor.clone() for name, tensor in first.state().items()})
+    second.load_state({name: tensor.clone() for name, tensor in tensors(first).items()})
     assert says in caplog.text
     assert train(second, range(10, 30))[-1] < losses[-1]
-    for name, tensor in second.state().items():
+    for name, tensor in tensors(second).items():
         assert name.startswith(("model.", "optimizer.", "precision."))
         assert tensor.isfinite().all()
 
