@@ -11,12 +11,27 @@ from typing import TYPE_CHECKING
 from launcher.cli._arguments import Arguments, add_composition_flags
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from launcher.config.door import Checked
+    from launcher.launch._early import EarlyRank
 
 
 def main(argv: list[str]) -> int:
     """Train, or show what would be trained."""
     flags, overrides = _arguments().split(argv)
+    if flags.multirun or flags.cfg or flags.info or flags.hydra_help or flags.dry_run:
+        return _run(flags, argv, overrides, None)
+    from launcher.launch._early import EarlyRank
+
+    # It imports torch while we compose; whatever happens here, it does not outlive us.
+    with EarlyRank() as early:
+        return _run(flags, argv, overrides, early)
+
+
+def _run(
+    flags: Namespace, argv: list[str], overrides: Sequence[str], early: EarlyRank | None
+) -> int:
     from launcher.config.door import checked
 
     def admit(jobs: Sequence[Checked]) -> bool:
@@ -40,7 +55,7 @@ def main(argv: list[str]) -> int:
         return run_multirun(_launch, [word for word in argv if word not in ours], admit=admit)
     job = checked(overrides, flags.config_name, flags.config_dir)
     if admit([job]):
-        _launch(job, overrides)
+        _launch(job, overrides, early)
     return 0
 
 
@@ -72,11 +87,11 @@ def _arguments() -> Arguments:
     return parser
 
 
-def _launch(one: Checked, overrides: Sequence[str]) -> float | None:
+def _launch(one: Checked, overrides: Sequence[str], early: EarlyRank | None = None) -> float | None:
     """Run one job to its end and return what a sweeper minimises."""
     from launcher.launch._begin import begin
 
-    result = begin(one.config, one.provenance, overrides)
+    result = begin(one.config, one.provenance, overrides, early)
     score = result.scores.get(one.config.objective)
     return -score if score is not None and one.config.objective_mode == "max" else score
 

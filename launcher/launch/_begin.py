@@ -17,6 +17,7 @@ from launcher.config.rules import unsupported
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS, Option
 from launcher.errors import ConfigError, LaunchError, TrainctlError
+from launcher.launch._early import EarlyRank
 from launcher.launch._fit import fitted
 from launcher.launch._lock import locked
 from launcher.launch._outcome import Result
@@ -48,13 +49,19 @@ def preflight(config: RunConfig) -> None:
         raise found[0]
 
 
-def begin(config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[str]) -> Result:
+def begin(
+    config: RunConfig,
+    provenance: Mapping[str, str],
+    overrides: Sequence[str],
+    early: EarlyRank | None = None,
+) -> Result:
     """Make a run directory, write the run down in it, and run it to its end.
 
     Args:
         config: The resolved config.
         provenance: For every key, what set it.
         overrides: The words of the command line.
+        early: A process that has begun to be rank 0.
 
     Raises:
         TrainctlError: The directory cannot be made, or what `run_ranks` raises.
@@ -62,10 +69,12 @@ def begin(config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[
     run_dir = run_dirs.create(Path(config.run_root), config.name)
     with locked(run_dir) as lock:
         _write_down(config, provenance, overrides, run_dir)
-        return run_ranks(config, run_dir, lock)
+        return run_ranks(config, run_dir, lock, early)
 
 
-def run_ranks(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result:
+def run_ranks(
+    config: RunConfig, run_dir: RunDir, lock: Sequence[int], early: EarlyRank | None = None
+) -> Result:
     """Run the ranks to their end, and say what came of it.
 
     The last thing said, well or badly, is the command that goes on.
@@ -74,6 +83,7 @@ def run_ranks(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result
         config: What config.json holds.
         run_dir: The run directory, locked by us.
         lock: The descriptors that hold the lock.
+        early: A process that has begun to be rank 0.
 
     Raises:
         TrainctlError: What the ranks recorded, with the command as its note.
@@ -82,7 +92,7 @@ def run_ranks(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     command = shlex.join(["trainctl", "resume", str(shown)])
     try:
-        result = start(fitted(config, run_dir, lock), run_dir, lock)
+        result = start(fitted(config, run_dir, lock), run_dir, lock, early)
     except ConfigError:
         raise  # it would meet the same config again
     except TrainctlError as error:

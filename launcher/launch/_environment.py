@@ -6,6 +6,7 @@ import os
 
 HEARTBEAT_FD = "TRAINCTL_HEARTBEAT_FD"
 STORE_FD = "TRAINCTL_STORE_FD"
+EARLY_FD = "TRAINCTL_EARLY_FD"
 LAUNCHER_PID = "TRAINCTL_LAUNCHER_PID"
 
 RANK_VARIABLES = frozenset(
@@ -52,5 +53,18 @@ def without_rank() -> dict[str, str]:
 
     The launcher may itself have been started by torchrun, srun or mpirun; its ranks are its own.
     """
-    ours = {HEARTBEAT_FD, STORE_FD, LAUNCHER_PID}
+    ours = {HEARTBEAT_FD, STORE_FD, EARLY_FD, LAUNCHER_PID}
     return {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and k not in ours}
+
+
+def common_to_ranks() -> dict[str, str]:
+    """Return what every rank on this machine finds in its environment, whatever the config."""
+    return {
+        # Rust's tokenizer pool warns, or deadlocks, in a process that forks after using it.
+        "TOKENIZERS_PARALLELISM": "false",
+        # A run must not start to download in the middle of the night.
+        "HF_HUB_OFFLINE": "1",
+        # Threads that spin at a barrier starve each other as soon as anything else wants a core: a
+        # small model on two busy cores ran ten times slower than on one. What the user set wins.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+    }

@@ -53,6 +53,15 @@ def locked(run_dir: RunDir) -> Iterator[Sequence[int]]:
         yield (directory, file)
 
 
+def name_ranks(lock: Sequence[int], pids: Sequence[int]) -> None:
+    """Write into the lock's file which processes run the ranks, for people and for `kill`."""
+    file = lock[-1]
+    holder = {**json.loads(os.pread(file, 65_536, 0)), "ranks": list(pids)}
+    text = json.dumps(holder).encode()
+    os.pwrite(file, text, 0)
+    os.ftruncate(file, len(text))
+
+
 def _open(run_dir: RunDir, stack: ExitStack, flags: int) -> int:
     path = run_dir.path if flags & os.O_DIRECTORY else run_dir.lock
     try:

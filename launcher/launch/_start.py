@@ -12,8 +12,10 @@ from contextlib import ExitStack
 from launcher.config.schema import RunConfig
 from launcher.errors import TrainctlError
 from launcher.launch import _outcome
+from launcher.launch._early import EarlyRank
 from launcher.launch._environment import HEARTBEAT_FD, LAUNCHER_PID, STORE_FD, without_rank
 from launcher.launch._heartbeat import Heartbeats
+from launcher.launch._lock import name_ranks
 from launcher.launch._outcome import Result
 from launcher.launch._processes import RankProcess, signals_held, start_process
 from launcher.launch._supervisor import Supervisor
@@ -21,20 +23,23 @@ from launcher.launch._watch import Watch
 from launcher.run_dir import RunDir
 
 
-def start(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result:
+def start(
+    config: RunConfig, run_dir: RunDir, lock: Sequence[int], early: EarlyRank | None = None
+) -> Result:
     """Run the ranks of a run directory to their end.
 
     Args:
         config: What config.json holds.
         run_dir: The run directory, locked by us.
         lock: The descriptors that hold the lock; the ranks inherit them.
+        early: A process that has begun to be rank 0.
 
     Raises:
         TrainctlError: The first failure of a rank.
     """
     try:
         _outcome.clear(run_dir)
-        result = _run(config, run_dir, lock)
+        result = _run(config, run_dir, lock, early)
     except TrainctlError as error:
         _outcome.write_result(run_dir, error)
         raise
@@ -42,15 +47,24 @@ def start(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result:
     return result
 
 
-def _run(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result:
+def _run(
+    config: RunConfig, run_dir: RunDir, lock: Sequence[int], early: EarlyRank | None
+) -> Result:
     with ExitStack() as stack:
         heartbeats = Heartbeats(config.launch.ranks)
         stack.callback(heartbeats.close)
         supervisor = Supervisor(run_dir, Watch(heartbeats, config.launch.timeout_s))
         with supervisor.forwarding():
             with signals_held():
-                descriptors = [*lock, heartbeats.descriptor]
-                _start_ranks(config, run_dir, descriptors, supervisor.ranks, heartbeats)
+                _start_ranks(
+                    config,
+                    run_dir,
+                    lock,
+                    ranks=supervisor.ranks,
+                    heartbeats=heartbeats,
+                    early=early,
+                )
+            name_ranks(lock, [rank.pid for rank in supervisor.ranks])
             supervisor.wait()
         return _outcome.outcome(run_dir, supervisor.ranks)
 
@@ -58,18 +72,17 @@ def _run(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> Result:
 def _start_ranks(
     config: RunConfig,
     run_dir: RunDir,
-    descriptors: Sequence[int],
+    lock: Sequence[int],
+    *,
     ranks: list[RankProcess],
     heartbeats: Heartbeats,
+    early: EarlyRank | None,
 ) -> None:
     """Start the processes; those that were started are in `ranks` even if the next one fails."""
     command = list(config.launch.command(run_dir))
-    environment = {
-        **without_rank(),
-        **config.launch.environment(),
-        LAUNCHER_PID: str(os.getpid()),
-        HEARTBEAT_FD: str(heartbeats.descriptor),
-    }
+    environment = {**without_rank(), **config.launch.environment()}
+    common = {LAUNCHER_PID: str(os.getpid()), HEARTBEAT_FD: str(heartbeats.descriptor)}
+    descriptors = [*lock, heartbeats.descriptor]
     environments = config.launch.rank_environments()
     folder = _folder(run_dir)
     run_dir.log(0).parent.mkdir(exist_ok=True)
@@ -79,20 +92,31 @@ def _start_ranks(
             # Bound here and inherited by rank 0: the port cannot be taken in between.
             store = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
             host, port = store.getsockname()
-            environment |= {"MASTER_ADDR": host, "MASTER_PORT": str(port), STORE_FD: ""}
+            common |= {"MASTER_ADDR": host, "MASTER_PORT": str(port), STORE_FD: ""}
             first = {STORE_FD: str(store.fileno())}
-            descriptors = [*descriptors, store.fileno()]
-        for rank, variables in enumerate(environments):
-            # Rank 0 has the console; what the others print is in their logs.
-            output = stack.enter_context(run_dir.log(rank).open("ab")) if rank > 0 else None
-            process = start_process(
-                command,
-                {**environment, **variables, **(first if rank == 0 else {})},
-                rank=rank,
-                folder=folder,
-                descriptors=descriptors,
-                output=output,
-            )
+            descriptors.append(store.fileno())
+        for rank, given in enumerate(environments):
+            variables = {**common, **given, **(first if rank == 0 else {})}
+            process = None
+            if rank == 0 and early is not None:
+                process = early.take(
+                    command,
+                    environment,
+                    variables=variables,
+                    folder=folder,
+                    descriptors=descriptors,
+                )
+            if process is None:
+                # Rank 0 has the console; what the others print is in their logs.
+                output = stack.enter_context(run_dir.log(rank).open("ab")) if rank > 0 else None
+                process = start_process(
+                    command,
+                    {**environment, **variables},
+                    rank=rank,
+                    folder=folder,
+                    descriptors=descriptors,
+                    output=output,
+                )
             ranks.append(process)
 
 

@@ -1,5 +1,7 @@
 """What every rank executes: `python -m launcher.launch._worker RUN_DIR`.
 
+Without a run directory it waits for one (see `_early`).
+
 Reads RUN_DIR/config.json, runs, and records how it ended in RUN_DIR/result/rank-N.json, from which
 the launcher takes result, error and exit status. The launcher prints; a rank that was started by
 another program prints what is a bug itself.
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import ConfigError, LaunchError, Problem, TrainctlError
-from launcher.launch._environment import LAUNCHER_PID
+from launcher.launch._environment import EARLY_FD, LAUNCHER_PID
 from launcher.launch._signals import DUMP, StopFlag
 from launcher.run_dir import RunDir
 
@@ -154,5 +156,14 @@ def _die_with_launcher() -> None:
         pass
 
 
+def _early() -> int:
+    """Run as a rank that was started before its config was known."""
+    from launcher.launch._early import wait_for_run
+
+    _die_with_launcher()
+    path = wait_for_run()
+    return 0 if path is None else main(path)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(_early() if EARLY_FD in os.environ else main(sys.argv[1]))

@@ -13,6 +13,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import LaunchOption
+from launcher.launch._environment import common_to_ranks
 
 if TYPE_CHECKING:
     from launcher.run_dir import RunDir
@@ -55,12 +56,7 @@ class Local(LaunchOption):
     @override
     def environment(self) -> Mapping[str, str]:
         """Thread count, and no thread pools or network where a rank does not expect them."""
-        # Rust's tokenizer pool warns, or deadlocks, in a process that forks after using it; and a
-        # run must not start to download in the middle of the night.
-        variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        # Threads that spin at a barrier starve each other as soon as anything else wants a core:
-        # a small model on two busy cores ran ten times slower than on one. What the user set wins.
-        variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+        variables = common_to_ranks()
         if self.threads is not None:
             variables["OMP_NUM_THREADS"] = str(self.threads)
         return variables

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
 import time
@@ -25,16 +27,9 @@ def weights(run_dir: Path) -> bytes:
 
 
 def kill_rank(run_dir: Path, number: int) -> None:
-    """Send the ranks of a run a signal; they hold its path on their command line."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"launcher.launch._worker" in words and str(run_dir).encode() in words:
-            import os
-
-            os.kill(int(process.name), number)
+    """Send the ranks of a run a signal."""
+    for pid in json.loads((run_dir / "run.lock").read_text())["ranks"]:
+        os.kill(pid, number)
 
 
 def wait_for_step(trainctl: Console, step: int) -> Path:

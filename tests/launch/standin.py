@@ -47,15 +47,16 @@ class StandIn(Local):
 
 def launch(path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0) -> Result:
     """Run ranks of a scenario under a launcher that is this process."""
-    option = StandIn.model_construct(
-        kind="local",
-        processes=ranks,
-        device="cpu",
-        threads=None,
-        timeout_s=timeout_s,
-        scenario=scenario,
-    )
-    config = RunConfig.model_construct(launch=option)
+    values: dict[str, Any] = {
+        "kind": "local",
+        "processes": ranks,
+        "device": "cpu",
+        "threads": None,
+        "timeout_s": timeout_s,
+        "scenario": scenario,
+    }
+    parts: dict[str, Any] = {"launch": StandIn.model_construct(**values)}
+    config = RunConfig.model_construct(**parts)
     run_dir = RunDir(path)
     with locked(run_dir) as lock:
         return start(config, run_dir, lock)

@@ -1,0 +1,165 @@
+"""A rank that is started before its config is known: it imports while the launcher composes.
+
+It is `python -m launcher.launch._worker` without a run directory, which it learns through a socket,
+together with the file descriptors that a rank inherits otherwise. It is rank 0 of the run if the
+config asks for what it was started with: the worker, and an environment without `launch.threads`,
+which libraries read when they are imported. Otherwise, and after an error, it is killed before it
+has printed anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from launcher.launch._environment import EARLY_FD, LAUNCHER_PID, common_to_ranks, without_rank
+from launcher.launch._processes import RankProcess, signals_held, start_process
+
+WORKER = "launcher.launch._worker"
+_MESSAGE_BYTES = 1 << 20
+
+
+class EarlyRank:
+    """The launcher's side: starts the process; kills it unless it was taken."""
+
+    def __init__(self) -> None:
+        # -P: a launcher/ or a random.py in the user's folder must not be taken for ours or
+        # Python's.
+        self._command = [sys.executable, "-P", "-m", WORKER]
+        self._environment = {**without_rank(), **common_to_ranks()}
+        self._folder = os.getcwd()  # noqa: PTH109 - as a string
+        self._socket, theirs = socket.socketpair()
+        with theirs, signals_held():
+            self._process: RankProcess | None = start_process(
+                self._command,
+                {
+                    **self._environment,
+                    LAUNCHER_PID: str(os.getpid()),
+                    EARLY_FD: str(theirs.fileno()),
+                },
+                rank=0,
+                folder=None,
+                descriptors=[theirs.fileno()],
+                output=None,
+            )
+
+    def take(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        variables: Mapping[str, str],
+        folder: str | None,
+        descriptors: Sequence[int],
+    ) -> RankProcess | None:
+        """Make it rank 0 of a run.
+
+        Args:
+            command: What would start a rank: the worker and the run directory.
+            environment: What a rank finds in its environment when it starts.
+            variables: What it finds there besides; values may name descriptors.
+            folder: Its working directory; None for ours.
+            descriptors: File descriptors that it is given.
+
+        Returns:
+            The process; None if a rank of this run has to be started afresh.
+        """
+        *program, path = command
+        fits = program == self._command and environment == self._environment
+        if not fits or folder not in {None, self._folder} or self._process is None:
+            return None
+        message = {"path": path, "variables": variables, "descriptors": list(descriptors)}
+        try:
+            socket.send_fds(self._socket, [json.dumps(message).encode()], list(descriptors))
+        except OSError:  # it has died
+            return None
+        process, self._process = self._process, None
+        return process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill it, unless it was taken."""
+        self._socket.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.process.wait()
+            self._process = None
+
+
+def wait_for_run() -> str | None:
+    """Import what every run needs, and wait for the run: the rank's side.
+
+    Returns:
+        The run directory; None if there is none to run.
+    """
+    connection = socket.socket(fileno=int(os.environ.pop(EARLY_FD)))
+    with _OutputHeld() as output, suppress(Exception):
+        # An import that fails here fails again, and is reported, where it is needed.
+        _import()
+    with connection:
+        data, received, _, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 64)
+    if not data:
+        return None
+    output.release()
+    message = json.loads(data)
+    given = {str(old): str(new) for old, new in zip(message["descriptors"], received, strict=True)}
+    for descriptor in received:
+        os.set_inheritable(descriptor, False)
+    for name, value in message["variables"].items():
+        # The numbers of file descriptors are others here.
+        os.environ[name] = given[value] if name.endswith("_FD") and value else value
+    path: str = message["path"]
+    return path
+
+
+def _import() -> None:
+    import torch  # noqa: F401
+
+    import launcher.training.runner  # noqa: F401
+
+
+class _OutputHeld:
+    """Keeps what imports print until it is known that there is a run to print for."""
+
+    def __enter__(self) -> Self:
+        self._held = os.memfd_create("output") if hasattr(os, "memfd_create") else -1
+        self._before = [os.dup(1), os.dup(2)] if self._held >= 0 else []
+        for number in (1, 2) if self._before else ():
+            os.dup2(self._held, number)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, before in zip((1, 2), self._before, strict=False):
+            os.dup2(before, number)
+            os.close(before)
+
+    def release(self) -> None:
+        """Print it, as errors: what imports say is never a result."""
+        if self._held >= 0:
+            os.lseek(self._held, 0, os.SEEK_SET)
+            while text := os.read(self._held, 1 << 16):
+                os.write(2, text)
+            os.close(self._held)
