@@ -23,6 +23,24 @@ class Console:
 
     folder: Path
 
+    @classmethod
+    def in_folder(cls, folder: Path) -> Console:
+        """The command, in an empty folder."""
+        info = folder / "site" / "toy-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
+        kinds = {
+            "model.toy": "options:ToyModel",
+            "task.toy": "options:ToyTask",
+            "data.toy": "options:ToyData",
+            "task.toy_classes": "encoders:ToyClasses",
+            "task.toy_masked": "encoders:ToyMasked",
+            "data.toy_labels": "encoders:ToyLabels",
+        }
+        lines = [f"{name} = {source}" for name, source in kinds.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[trainctl.options]", *lines, ""]))
+        return cls(folder)
+
     def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
         """Start `trainctl WORDS`."""
         environment = os.environ | {
@@ -74,17 +92,4 @@ def toy_words(*words: str) -> Sequence[str]:
 @pytest.fixture
 def trainctl(tmp_path: Path) -> Console:
     """The command, in an empty folder."""
-    info = tmp_path / "site" / "toy-1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
-    kinds = {
-        "model.toy": "options:ToyModel",
-        "task.toy": "options:ToyTask",
-        "data.toy": "options:ToyData",
-        "task.toy_classes": "encoders:ToyClasses",
-        "task.toy_masked": "encoders:ToyMasked",
-        "data.toy_labels": "encoders:ToyLabels",
-    }
-    lines = [f"{name} = {source}" for name, source in kinds.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[trainctl.options]", *lines, ""]))
-    return Console(tmp_path)
+    return Console.in_folder(tmp_path)

@@ -32,11 +32,11 @@ def kill_rank(run_dir: Path, number: int) -> None:
         os.kill(pid, number)
 
 
-def wait_for_step(trainctl: Console, step: int) -> Path:
+def wait_for_step(trainctl: Console, step: int, name: str = "toy") -> Path:
     """The run's directory, once it has logged a step."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        metrics = list((trainctl.folder / "runs" / "toy").glob("*/metrics.jsonl"))
+        metrics = list((trainctl.folder / "runs" / name).glob("*/metrics.jsonl"))
         if metrics and metrics[0].read_text().count("\n") >= step:
             return metrics[0].parent
         time.sleep(0.005)
