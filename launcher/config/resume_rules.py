@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from launcher.config import rules
+from launcher.config import derive, rules
 from launcher.config.problems import leaves, merged
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
@@ -56,7 +56,8 @@ TABLE: dict[str, tuple[Kind, str]] = {
     "accumulation.memory_limit_gib": ("safe", "only how the micro-batch is sought changes"),
     "accumulation.memory_margin": ("safe", "only how the micro-batch is sought changes"),
     "accumulation.max_micro_batch_size": ("safe", "only how the micro-batch is sought changes"),
-    "parallelism": ("allow", "sums are taken in another order: equal, but not bit for bit"),
+    "parallelism": ("safe", "sums are taken in another order: equal up to rounding"),
+    "parallelism.gradient_compression": ("allow", "gradients are rounded differently from here on"),
     "observer": ("safe", "only who watches the run, and may end it, changes"),
     "checkpoint": ("safe", "only what is saved, and when, changes"),
     "checkpoint.kind": ("impossible", "another kind does not find what was saved; start a new run"),
@@ -140,12 +141,27 @@ def apply(
     else:
         problems += rules.broken(config)
     new = config.model_dump(mode="json")
-    changes = classify(old, new)
+    changes = classify(old, new) + _batch_changes(stored, config)
     problems += _unknown_allowed(allow, {**old, **new})
     problems += [problem for change in changes if (problem := _refused(change, allow))]
     if problems:
         raise ConfigError(_from_store(composed.attributed(problems), old, composed.mapping))
     return config, changes
+
+
+def _batch_changes(stored: RunConfig, config: RunConfig) -> list[Change]:
+    """Return the change of the global batch that another number of ranks brings."""
+    if config.accumulation != stored.accumulation or config.task != stored.task:
+        return []  # a change of its own
+    try:
+        before, after = derive.batch_plan(stored), derive.batch_plan(config)
+    except ValueError:
+        return []  # a rule of its own
+    sizes = before.samples_per_step, after.samples_per_step
+    if sizes[0] == sizes[1]:
+        return []
+    reason = "another number of ranks makes another global batch, in samples per step"
+    return [Change("accumulation", *sizes, "allow", reason)]
 
 
 def _from_store(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from launcher.contracts import EngineParts, Window
     from launcher.parallelism.ddp import DDP
 
-_COMPRESSED = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_COMPRESSED = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DDPEngine(TorchEngine):

@@ -27,8 +27,9 @@ class DDP(ParallelismOption):
     find_unused_parameters: bool
     """Look in every step for parameters that take no part in the loss; costs a pass over the
     graph."""
-    gradient_compression: Literal["none", "bf16", "fp16"]
-    """Number format in which gradients travel; smaller formats halve the traffic and round."""
+    gradient_compression: Literal["bf16", "fp16"] | None
+    """Number format in which gradients travel: half the traffic, and rounded; null for their
+    own."""
 
     @override
     def layout(self, ranks: int) -> Layout:

@@ -57,6 +57,8 @@ def test_the_table_names_only_keys_that_are_there(packaged: Checked) -> None:
         # A run that found no room can be given more.
         ("accumulation.memory_limit_gib", "safe"),
         ("launch.device", "safe"),
+        ("parallelism.kind", "safe"),
+        ("parallelism.gradient_compression", "allow"),
         ("checkpoint.keep", "safe"),
         ("checkpoint.kind", "impossible"),
     ],
@@ -181,3 +183,22 @@ def test_what_stands_as_the_run_has_it_was_set_by_the_run() -> None:
     with pytest.raises(ConfigError) as caught:
         apply(stored, ["max_steps=-1"], [])
     assert caught.value.problems[0].origin == "command line: max_steps=-1"
+
+
+def test_another_engine_and_number_of_ranks_need_no_permission(packaged: Checked) -> None:
+    stored = packaged.config.to_json()
+    config, changes = apply(stored, ["parallelism=ddp", "launch.processes=2"], [])
+    assert config.launch.ranks == 2
+    assert {change.kind for change in changes} == {"safe"}
+    back, _ = apply(config.to_json(), ["parallelism=single", "launch.processes=1"], [])
+    assert back == packaged.config
+
+
+def test_another_global_batch_needs_permission() -> None:
+    words = ["accumulation=steps", "accumulation.micro_batch_size=2"]
+    stored = checked(words).config.to_json()
+    more = ["parallelism=ddp", "launch.processes=2"]
+    [(key, message)] = refusals(stored, more)
+    assert key == "accumulation"
+    assert "another global batch" in message
+    assert apply(stored, more, ["accumulation"])[0].launch.ranks == 2
