@@ -118,6 +118,7 @@ def _server() -> subprocess.Popen[bytes]:
 def _serve() -> None:
     """Fork the ranks of one job after another, until standard input ends."""
     import torch
+    import torch._dynamo  # noqa: F401 - the first optimizer imports it: seconds on every rank
 
     torch.set_num_threads(1)
     # What a test prints must not get among the answers.

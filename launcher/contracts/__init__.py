@@ -44,6 +44,7 @@ from launcher.contracts.optimizer import (
     OptimizerTarget,
     ParamGroups,
     Pattern,
+    is_sharded_state,
 )
 from launcher.contracts.options import (
     GROUPS,
@@ -134,6 +135,7 @@ __all__ = [
     "Window",
     "World",
     "canonical_name",
+    "is_sharded_state",
     "named_tensors",
     "param_of",
 ]

@@ -88,6 +88,10 @@ class ParamGroups(Settings):
                 param.requires_grad_(False)
 
 
+_SCALARS = frozenset({"step", "mu_product"})
+"""What torch's optimizers keep once for each parameter: of the shape of a scalar parameter too."""
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizerTarget:
     """What an optimizer is built for.
@@ -121,6 +125,9 @@ class OptimizerOption(DeviceOption):
     owns_schedule: ClassVar[bool] = False
     """The optimizer finds its own learning rates: only a constant schedule, warm-up aside, fits
     it."""
+    elementwise: ClassVar[bool] = False
+    """The update of an element depends on nothing of the other elements: shards can be updated like
+    tensors."""
     clips_itself: ClassVar[bool] = False
     """The optimizer limits its own updates: clipping the global gradient norm beside it changes its
     maths."""
@@ -193,6 +200,14 @@ class OptimizerOption(DeviceOption):
         del params
         return None
 
+    def refuses_shards(self) -> str | None:
+        """Return why the optimizer cannot update shards of tensors; None where it can.
+
+        It can where it is `elementwise`, and where a kind that overrides this takes what it must
+        know of whole tensors from `OptimizerTarget.sharding`.
+        """
+        return None if self.elementwise else "it needs whole tensors"
+
     def own_rate(self, step: int) -> float | None:
         """The learning rate that the optimizer sets itself at a step, the first of which is 0.
 
@@ -248,6 +263,18 @@ class OptimizerOption(DeviceOption):
         `eval()`, which the engine calls around evaluation, saving and export.
 
         Raises:
-            ConfigError: A pattern matches no parameter, or the device or an installed library does
-                not offer what the option asks for.
+            ConfigError: A pattern matches no parameter, the device or an installed library does not
+                offer what the option asks for, or the parameters are shards and the optimizer
+                `refuses_shards`.
         """
+
+
+def is_sharded_state(optimizer: torch.optim.Optimizer, param: Tensor, key: str) -> bool:
+    """Return whether an entry of a parameter's state is sharded like the parameter.
+
+    If not, it is the same on all ranks: a number of steps, or a statistic of the whole tensor,
+    which an optimizer names in an attribute `whole_state`.
+    """
+    if key in getattr(optimizer, "whole_state", ()) or key in _SCALARS:
+        return False
+    return getattr(optimizer.state[param][key], "shape", None) == param.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -27,6 +27,13 @@ class Box:
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.sizes)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """What to index the whole tensor with."""
+        return tuple(
+            slice(start, start + size) for start, size in zip(self.offsets, self.sizes, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,32 @@ class Shard:
     @property
     def is_whole(self) -> bool:
         """True where this rank holds every element."""
-        return self.numel == math.prod(self.shape)
+        return self.numel == self.whole_numel
+
+    @property
+    def whole_numel(self) -> int:
+        """Number of elements of the whole tensor."""
+        return math.prod(self.shape)
+
+    def parts(self, local: Tensor) -> Iterator[tuple[Box, Tensor]]:
+        """Yield each box with its elements of a local tensor, in the box's shape.
+
+        They are views where the local tensor is contiguous.
+        """
+        flat, start = local.reshape(-1), 0
+        for box in self.boxes:
+            yield box, flat[start : start + box.numel].view(box.sizes)
+            start += box.numel
+
+    def gather(self, local: Tensor, whole: Tensor) -> None:
+        """Copy a local tensor's elements to their places in a whole tensor."""
+        for box, part in self.parts(local):
+            whole[box.slices].copy_(part)
+
+    def scatter(self, whole: Tensor, local: Tensor) -> None:
+        """Copy a whole tensor's elements of the boxes into a local tensor; it is contiguous."""
+        for box, part in self.parts(local):
+            part.copy_(whole[box.slices])
 
     @classmethod
     def whole(cls, name: str, shape: Sequence[int]) -> Self:

@@ -31,6 +31,8 @@ class Scratch:
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self.owner = 0
+        """Changes when other updates may have written to the memory."""
 
     def take(
         self, purpose: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype
@@ -230,7 +232,7 @@ class Cut(Blocks):
         self._whole = self._param.reshape(self.shape)
         self._params = self.cut(self._whole)
         self._grads = self.cut(grad.reshape(self.shape))
-        self._at, self._value = -1, self._whole
+        self._at, self._value, self._owner = -1, self._whole, scratch.owner
         self._taken: dict[tuple[str, torch.Size], Tensor] = {}
 
     @override
@@ -244,11 +246,11 @@ class Cut(Blocks):
 
     @override
     def param(self, index: int) -> Tensor:
-        if index != self._at:
+        if index != self._at or self._owner != self._scratch.owner:
             param = self._params[index]
             same = param.dtype == self.dtype
             self._value = param if same else self._take("params", param).copy_(param)
-            self._at = index
+            self._at, self._owner = index, self._scratch.owner
         return self._value
 
     @override

@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from launcher.contracts import Shard
+
 SMALL_ELEMENTS = 1 << 15
 """Tensors of up to so many elements share buckets; the time of a larger one is in its elements, not
 in the calls."""
@@ -24,11 +26,13 @@ class Bucket:
         params: At least one.
         steps: Updates that each of them has had. Shape (params,), int64, on the CPU.
         state: By key; the first dim is the parameter.
+        shard: What the only parameter holds of a whole tensor; None where all are whole.
     """
 
     params: Sequence[Tensor]
     steps: Tensor
     state: Mapping[str, Tensor]
+    shard: Shard | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -39,6 +43,11 @@ class Bucket:
     def numel(self) -> int:
         """Of each parameter."""
         return self.params[0].numel()
+
+    @property
+    def whole_numel(self) -> int:
+        """Of each parameter's whole tensor."""
+        return self.numel if self.shard is None else self.shard.whole_numel
 
     @property
     def num_params(self) -> int:
@@ -106,7 +115,6 @@ def alike(
     *,
     small: int,
     limit: int,
-    whole_shape: Callable[[Tensor], Sequence[int]],
 ) -> list[list[Tensor]]:
     """Parameters sorted into buckets: small ones by shape, dtype and device, large ones alone.
 
@@ -114,7 +122,6 @@ def alike(
         params: In any order; the order decides who shares a bucket, never the result.
         small: Elements of the largest tensor that shares a bucket.
         limit: Elements of a bucket of several tensors.
-        whole_shape: Of what a parameter is a shard of; those of a bucket have the same.
     """
     found: dict[tuple[object, ...], list[Tensor]] = {}
     buckets: list[list[Tensor]] = []
@@ -122,7 +129,7 @@ def alike(
         if param.numel() > small:
             buckets.append([param])
         else:
-            key = (param.shape, tuple(whole_shape(param)), param.dtype, param.device)
+            key = (param.shape, param.dtype, param.device)
             found.setdefault(key, []).append(param)
     for same in found.values():
         size = max(1, limit // max(1, same[0].numel()))

@@ -8,26 +8,29 @@ size of the update, to apply it. The first two end in sums that other shards may
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from launcher.optimizer._blocks import Blocks, Scratch, Span, blocks_of, compute_dtype
+from launcher.contracts import UNSHARDED, Sharding
+from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, compute_dtype
 from launcher.optimizer._buckets import SMALL_ELEMENTS, Bucket
 from launcher.optimizer._factored_passes import (
+    Moments,
     apply_update,
     fold_squares,
     param_square_sums,
     row_column_sums,
     scaled_square_sums,
+    update_factors,
 )
-from launcher.optimizer._per_tensor import PerTensor, Sharding, Sums, Unsharded
+from launcher.optimizer._factored_shards import MatrixShard
+from launcher.optimizer._packed_sums import Shapes
+from launcher.optimizer._per_tensor import PerTensor, Sums
 from launcher.optimizer._relative_step import relative_step
-from launcher.optimizer._tiny_matrices import multiply
 
 
 class AdafactorOptimizer(PerTensor):
@@ -35,7 +38,8 @@ class AdafactorOptimizer(PerTensor):
 
     State, in float32 (float64 for float64 parameters): of parameters of two dims or more
     `exp_avg_sq_row` and `exp_avg_sq_col`, each without one of the last two dims; of others
-    `exp_avg_sq`; with `beta1` also `exp_avg`.
+    `exp_avg_sq`; with `beta1` also `exp_avg`. Of shards, the means of rows and columns are those of
+    the whole tensor, on every rank; the rest is sharded like the parameter.
 
     Args:
         params: Parameters or groups. A group may differ in every option but the number of dims that
@@ -58,6 +62,8 @@ class AdafactorOptimizer(PerTensor):
         `transformers.optimization.Adafactor` does it.
     """
 
+    whole_state = PerTensor.whole_state | {"exp_avg_sq_row", "exp_avg_sq_col"}
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -71,7 +77,7 @@ class AdafactorOptimizer(PerTensor):
         scale_parameter: bool,
         relative_step: bool,
         warmup_init: bool,
-        sharding: Sharding | None = None,
+        sharding: Sharding = UNSHARDED,
         small_elements: int = SMALL_ELEMENTS,
         block_elements: int | None = None,
     ) -> None:
@@ -89,7 +95,7 @@ class AdafactorOptimizer(PerTensor):
         super().__init__(
             params,
             defaults,
-            sharding=sharding or Unsharded(),
+            sharding=sharding,
             small_elements=small_elements,
             block_elements=block_elements,
         )
@@ -105,37 +111,51 @@ class AdafactorOptimizer(PerTensor):
         return [self._first_rates.get(id(group["params"][0])) for group in self.param_groups]
 
     @override
-    def _forget(self) -> None:
-        super()._forget()
+    def _reset_buckets(self) -> None:
+        super()._reset_buckets()
         self._first_rates: dict[int, Tensor] = {}
 
     @override
     def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        whole = self._sharding.whole_shape(param)
-        if len(whole) != param.ndim:
-            raise ValueError(
-                f"a shard of shape {tuple(param.shape)} of a tensor of shape {tuple(whole)} has "
-                "no rows and columns: Adafactor would silently be another optimizer"
-            )
+        shape = self._whole_shape(param)
         like = torch.empty(param.shape, dtype=compute_dtype(param), device="meta")
         mean = {"exp_avg": like} if group["beta1"] is not None else {}
-        if param.ndim < 2:
+        if len(shape) < 2:
             return {"exp_avg_sq": like, **mean}
-        return {"exp_avg_sq_row": like[..., 0], "exp_avg_sq_col": like[..., 0, :], **mean}
+        return {
+            "exp_avg_sq_row": like.new_empty(shape[:-1]),
+            "exp_avg_sq_col": like.new_empty(shape[:-2] + shape[-1:]),
+            **mean,
+        }
+
+    @override
+    def _sums(self, shape: tuple[int, ...]) -> Sequence[Shapes]:
+        if len(shape) < 2:
+            return [{"params": (), "updates": ()}]
+        rows_and_columns = {"rows": shape[:-1], "columns": shape[:-2] + shape[-1:]}
+        return [{**rows_and_columns, "params": ()}, {"updates": ()}]
 
     @override
     def _update(
         self, bucket: Bucket, step: int, group: Mapping[str, Any], scratch: Scratch
     ) -> Iterator[Sums]:
-        if len(bucket.shape) < 2:
+        shard = bucket.shard
+        keep = 1.0 - step ** group["decay_rate"]
+        lr = self._relative_lr(step, group)
+        if shard is not None and len(shard.shape) > 1:
+            limit = self._block_elements(bucket.device)
+            matrix = MatrixShard(bucket, shard, scratch, limit)
+            yield from self._factored_shard(matrix, bucket, keep, group, lr)
+            return
+        is_vector = shard is not None or len(bucket.shape) < 2
+        if is_vector:
             seen_as: tuple[int, ...] = (bucket.num_params, bucket.numel)
         else:
             matrices = bucket.num_params * math.prod(bucket.shape[:-2])
             seen_as = (matrices, *bucket.shape[-2:])
         blocks = blocks_of(bucket.params, seen_as, scratch, self._block_elements(bucket.device))
-        keep = 1.0 - step ** group["decay_rate"]
-        walk = self._elementwise if len(bucket.shape) < 2 else self._factored
-        yield from walk(bucket, blocks, keep, group, self._relative_lr(step, group))
+        update = self._elementwise if is_vector else self._factored
+        yield from update(bucket, blocks, keep, group, lr)
 
     def _elementwise(
         self, bucket: Bucket, blocks: Blocks, keep: float, group: Mapping[str, Any], lr: float
@@ -160,18 +180,15 @@ class AdafactorOptimizer(PerTensor):
         self, bucket: Bucket, blocks: Blocks, keep: float, group: Mapping[str, Any], lr: float
     ) -> Iterator[Sums]:
         """Update matrices, whose second moment is kept as means of rows and columns."""
-        num_rows, num_columns = self._sharding.whole_shape(bucket.params[0])[-2:]
+        num_rows, num_columns = bucket.shape[-2:]
         eps = group["eps"][0]
         # Span by span: tiny matrices have about as many rows and columns as elements.
-        moments = _Moments.of(bucket, blocks)
+        moments = Moments.of(blocks, bucket.state["exp_avg_sq_row"], bucket.state["exp_avg_sq_col"])
         for moment in moments:
             rows, columns = row_column_sums(blocks, moment.span)
-            yield {"rows": rows, "columns": columns}
             moment.row.mul_(keep).add_(rows.div_(num_columns).add_(eps), alpha=1.0 - keep)
             moment.column.mul_(keep).add_(columns.div_(num_rows).add_(eps), alpha=1.0 - keep)
-            moment.mean = moment.row.sum(-1, keepdim=True)
-            yield {"row_totals": moment.mean}
-            moment.mean.div_(num_rows)
+            moment.mean = moment.row.sum(-1, keepdim=True).div_(num_rows)
 
         squares = [
             scaled_square_sums(blocks, moment.span, *moment.scales())
@@ -186,8 +203,31 @@ class AdafactorOptimizer(PerTensor):
         yield sums
 
         rate, clipped = self._rates(bucket, sums, group, lr)
-        factors = _factors(blocks, moments, blocks.spread(clipped))
+        factors = update_factors(blocks, moments, blocks.spread(clipped))
         apply_update(blocks, factors, **self._rest(bucket, blocks, group, rate))
+
+    def _factored_shard(
+        self,
+        matrix: MatrixShard,
+        bucket: Bucket,
+        keep: float,
+        group: Mapping[str, Any],
+        lr: float,
+    ) -> Iterator[Sums]:
+        """Update what this rank holds of a matrix; the statistics are those of all of it."""
+        sums = matrix.gradient_sums()
+        if group["scale_parameter"]:
+            sums["params"] = matrix.param_square_sums()
+        yield sums
+
+        matrix.update_moments(sums, keep=keep, eps=group["eps"][0])
+        sums["updates"] = matrix.update_square_sums()
+        yield {"updates": sums["updates"]}
+
+        rate, clipped = self._rates(bucket, sums, group, lr)
+        decays = group["weight_decay"] != 0
+        decay = 1.0 - group["weight_decay"] * rate if decays else None
+        matrix.apply(clipped, beta1=group["beta1"], decay=decay)
 
     @staticmethod
     def _relative_lr(step: int, group: Mapping[str, Any]) -> float:
@@ -208,7 +248,7 @@ class AdafactorOptimizer(PerTensor):
         self, bucket: Bucket, sums: Sums, group: Mapping[str, Any], lr: float
     ) -> tuple[Tensor, Tensor]:
         """Learning rate of each parameter, and that of its unclipped update. Shapes (N,)."""
-        numel = math.prod(self._sharding.whole_shape(bucket.params[0]))
+        numel = bucket.whole_numel
         if group["scale_parameter"]:
             rate = (sums["params"] / numel).sqrt_().clamp_(min=group["eps"][1]).mul_(lr)
         else:
@@ -230,48 +270,3 @@ class AdafactorOptimizer(PerTensor):
             "beta1": group["beta1"],
             "decay": blocks.spread(1.0 - group["weight_decay"] * rate) if decays else None,
         }
-
-
-@dataclass(slots=True)
-class _Moments:
-    """The second moments of some matrices.
-
-    Attributes:
-        span: Which.
-        row: Means of rows. Shape (K, R).
-        column: Means of columns. Shape (K, C).
-        mean: Means of `row`. Shape (K, 1).
-    """
-
-    span: Span
-    row: Tensor
-    column: Tensor
-    mean: Tensor
-
-    @classmethod
-    def of(cls, bucket: Bucket, blocks: Blocks) -> list[Self]:
-        """Those of each span, with `mean` not yet known."""
-        row = bucket.state["exp_avg_sq_row"].view(blocks.shape[:2])
-        column = bucket.state["exp_avg_sq_col"].view(blocks.shape[0], blocks.shape[2])
-        return [
-            cls(span, row[span.matrices], column[span.matrices], row) for span in blocks.spans()
-        ]
-
-    def scales(self) -> tuple[Tensor, Tensor]:
-        """What to multiply rows and columns of the gradient with. Shapes (K, R) and (K, C)."""
-        return (self.row / self.mean).rsqrt_(), self.column.rsqrt()
-
-
-def _factors(blocks: Blocks, moments: Iterable[_Moments], scale: Tensor) -> Iterator[Tensor]:
-    """What each block of the gradient must be multiplied with, in scratch memory.
-
-    Args:
-        blocks: Of matrices.
-        moments: Of all spans, in order.
-        scale: Multiplies all; broadcasts over a span.
-    """
-    for moment in moments:
-        rows, columns = moment.scales()
-        pieces = blocks.cut_rows(rows.unsqueeze(-1).mul_(scale))
-        for index, piece in zip(moment.span.blocks, pieces, strict=True):
-            yield multiply(piece, columns.unsqueeze(-2), out=blocks.buffer(index))

@@ -7,13 +7,56 @@ where these are not all of the tensor, they must be completed before the next pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from launcher.optimizer._blocks import Blocks, Span
 from launcher.optimizer._tiny_matrices import multiply, norm_rows, sum_columns, sum_rows
+
+
+@dataclass(slots=True)
+class Moments:
+    """Second moments of some matrices.
+
+    Attributes:
+        span: Which.
+        row: Means of rows. Shape (K, R).
+        column: Means of columns. Shape (K, C).
+        mean: Means of `row`. Shape (K, 1).
+    """
+
+    span: Span
+    row: Tensor
+    column: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(
+        cls, blocks: Blocks, row: Tensor, column: Tensor, mean: Tensor | None = None
+    ) -> list[Self]:
+        """Cut the moments of all matrices into those of each span.
+
+        Args:
+            blocks: Of the matrices.
+            row: As many means as the blocks have rows.
+            column: As many as they have columns.
+            mean: One for each matrix; None where it is not known yet.
+        """
+        matrices, rows, columns = blocks.shape
+        row, column = row.reshape(matrices, rows), column.reshape(matrices, columns)
+        mean = row if mean is None else mean.reshape(matrices, 1)
+        return [
+            cls(span, row[span.matrices], column[span.matrices], mean[span.matrices])
+            for span in blocks.spans()
+        ]
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """What to multiply rows and columns of the gradient with. Shapes (K, R) and (K, C)."""
+        return (self.row / self.mean).rsqrt_(), self.column.rsqrt()
 
 
 def row_column_sums(blocks: Blocks, span: Span) -> tuple[Tensor, Tensor]:
@@ -116,3 +159,18 @@ def apply_update(
             means[index].lerp_(factor.mul_(blocks.grad(index)), 1.0 - beta1)
             param.sub_(means[index])
         blocks.put(index)
+
+
+def update_factors(blocks: Blocks, moments: Iterable[Moments], scale: Tensor) -> Iterator[Tensor]:
+    """Yield what each block of the gradient must be multiplied with, in scratch memory.
+
+    Args:
+        blocks: Of matrices.
+        moments: Of all spans, in order.
+        scale: Multiplies all; broadcasts over a span.
+    """
+    for moment in moments:
+        rows, columns = moment.scales()
+        pieces = blocks.cut_rows(rows.unsqueeze(-1).mul_(scale))
+        for index, piece in zip(moment.span.blocks, pieces, strict=True):
+            yield multiply(piece, columns.unsqueeze(-2), out=blocks.buffer(index))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from launcher.contracts import UNSHARDED, Sharding
 from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, compute_dtype
 from launcher.optimizer._buckets import SMALL_ELEMENTS, Bucket
-from launcher.optimizer._per_tensor import PerTensor, Sharding, Sums, Unsharded
+from launcher.optimizer._packed_sums import Shapes
+from launcher.optimizer._per_tensor import PerTensor, Sums
 
 
 class LambOptimizer(PerTensor):
@@ -50,7 +52,7 @@ class LambOptimizer(PerTensor):
         grad_averaging: bool,
         trust_clip: bool,
         always_adapt: bool,
-        sharding: Sharding | None = None,
+        sharding: Sharding = UNSHARDED,
         small_elements: int = SMALL_ELEMENTS,
         block_elements: int | None = None,
     ) -> None:
@@ -67,7 +69,7 @@ class LambOptimizer(PerTensor):
         super().__init__(
             params,
             defaults,
-            sharding=sharding or Unsharded(),
+            sharding=sharding,
             small_elements=small_elements,
             block_elements=block_elements,
         )
@@ -76,6 +78,10 @@ class LambOptimizer(PerTensor):
     def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
         like = torch.empty(param.shape, dtype=compute_dtype(param), device="meta")
         return {"exp_avg": like, "exp_avg_sq": like}
+
+    @override
+    def _sums(self, shape: tuple[int, ...]) -> Sequence[Shapes]:
+        return [{"params": (), "updates": ()}]
 
     @override
     def _update(

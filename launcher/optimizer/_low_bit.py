@@ -66,6 +66,11 @@ class LowBit(OptimizerOption):
             require(self.libraries[0], extra="8bit", kind=self.kind)
 
     @override
+    def refuses_shards(self) -> str:
+        # A shard begins within a block: other scales, and a state that fits no other layout.
+        return "its moments share scales in blocks of the whole tensor"
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """The library's optimizer; says in the log which library and why."""
         import logging

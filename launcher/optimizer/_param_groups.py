@@ -87,9 +87,16 @@ def param_groups(target: OptimizerTarget, option: OptimizerOption) -> list[dict[
         `weight_decay` and whatever overrides set. `lr` is missing where the option has none.
 
     Raises:
-        ConfigError: A pattern matches nothing, `layer_decay` finds no blocks, or nothing is left to
-            train.
+        ConfigError: A pattern matches nothing, `layer_decay` finds no blocks, nothing is left to
+            train, or the parameters are shards and the optimizer refuses them.
     """
+    if target.is_sharded and (reason := option.refuses_shards()):
+        # Every kind builds from its groups: none can take shards for tensors by mistake.
+        message = (
+            f"{option.kind} cannot update shards of parameters: {reason}; use parallelism=ddp, or "
+            "an optimizer that can, such as adamw or adafactor"
+        )
+        raise ConfigError([Problem("optimizer.kind", message)])
     groups: dict[str, dict[str, Any]] = {}
     for assigned in assign(target, option):
         group = groups.setdefault(

@@ -1,53 +1,34 @@
 """Optimizers whose update needs a quantity of the whole tensor: a norm, means of rows.
 
-Such an optimizer is silently another one when it sees shards as if they were tensors. Here an
-update is therefore a generator: it sums over what it has, yields the sums, and goes on as if they
-were over the whole tensor. On one rank they are. Where parameters are sharded, whoever drives the
-update first adds the other shards' sums, in place: for one bucket at a time (`Sharding.complete`),
-or for many in one collective (`PerTensor.updates`).
+Such an optimizer is silently another one when it takes shards for tensors. Here an update is
+therefore a generator: it sums over what it has, yields the sums, and continues as if they were over
+the whole tensor. Where tensors are whole, they are. Where parameters are sharded, `step` opens the
+updates of all parameters, and each time all have yielded, one collective adds up everything that
+they yielded.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from launcher.contracts import Shard, Sharding
 from launcher.optimizer._blocks import Scratch, block_elements
-from launcher.optimizer._buckets import BUCKET_ELEMENTS, SMALL_ELEMENTS, Bucket, Part, alike
+from launcher.optimizer._buckets import BUCKET_ELEMENTS, Bucket, alike
+from launcher.optimizer._packed_sums import PackedSums, Shapes
 
 Sums = Mapping[str, Tensor]
 """Sums over elements of a bucket's tensors, by the name of what is summed."""
 
 
-class Sharding(Protocol):
-    """How the tensors that an optimizer holds relate to the whole ones."""
-
-    def whole_shape(self, param: Tensor) -> Sequence[int]:
-        """Shape of the tensor that a parameter is, or is a shard of."""
-
-    def complete(self, params: Sequence[Tensor], sums: Sums) -> None:
-        """Add, in place, the other shards' sums of some parameters."""
-
-
-class Unsharded:
-    """Every tensor is whole."""
-
-    def whole_shape(self, param: Tensor) -> Sequence[int]:
-        """The parameter's own."""
-        return param.shape
-
-    def complete(self, params: Sequence[Tensor], sums: Sums) -> None:
-        """Nothing is missing."""
-
-
 class PerTensor(torch.optim.Optimizer):
-    """Steps buckets of like parameters, and lets partial sums be completed.
+    """Steps buckets of like parameters; shards in lockstep, with few collectives.
 
     Results do not depend on which parameters share a bucket. State dicts keep the dtype of the
     state, which torch's own loading casts to the parameter's.
@@ -55,10 +36,13 @@ class PerTensor(torch.optim.Optimizer):
     Args:
         params: Parameters or parameter groups, as torch's optimizers take them.
         defaults: Options of groups that do not say otherwise.
-        sharding: What the parameters are shards of.
+        sharding: Which whole tensors the parameters are shards of.
         small_elements: Elements of the largest tensor that shares a bucket.
         block_elements: Elements of a block of a larger tensor; None for what suits the device.
     """
+
+    whole_state: ClassVar[frozenset[str]] = frozenset({"step"})
+    """Keys of state that every rank holds completely, although the parameter is sharded."""
 
     def __init__(
         self,
@@ -72,12 +56,19 @@ class PerTensor(torch.optim.Optimizer):
         self._sharding = sharding
         self._small_elements = small_elements
         self._block_limit = block_elements
-        self._forget()
+        self._reset_buckets()
         super().__init__(params, defaults)
 
     @abstractmethod
     def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What a new parameter's state looks like: a tensor on the meta device for each key."""
+        """Describe a new parameter's state: a tensor on the meta device for each key."""
+
+    @abstractmethod
+    def _sums(self, shape: tuple[int, ...]) -> Sequence[Shapes]:
+        """Return the shapes of what `_update` may yield, in order, for a whole tensor's shape.
+
+        They must not depend on options, gradients or shards: ranks agree on them without asking.
+        """
 
     @abstractmethod
     def _update(
@@ -92,7 +83,8 @@ class PerTensor(torch.optim.Optimizer):
             scratch: Where temporary memory comes from.
 
         Yields:
-            Sums that must be completed over all shards before it goes on.
+            Sums over what this rank has. Where the parameters are sharded, they are those over all
+            ranks when the update continues.
         """
 
     @torch.no_grad()
@@ -102,33 +94,99 @@ class PerTensor(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for params, update in self.updates():
-            for sums in update:
-                self._sharding.complete(params, sums)
-        return loss
-
-    def updates(
-        self, *, together: bool = False
-    ) -> Iterator[tuple[Sequence[Tensor], Iterator[Sums]]]:
-        """One step: each bucket's parameters and their update, to be driven without gradients.
-
-        Args:
-            together: Several updates will be open at once; each then has scratch memory of its own.
-        """
+        if self._sharding.ranks > 1:
+            self._step_shards()
+            return loss
         for group, buckets in zip(self.param_groups, self._buckets_of_groups(), strict=True):
             for bucket in buckets:
                 for part in bucket.advance():
-                    scratch = Scratch() if together else self._scratch
-                    yield part.bucket.params, self._finished(part, group, scratch)
+                    for _ in self._update(part.bucket, part.step, group, self._scratch):
+                        pass
+                    part.finish()
+        return loss
 
-    def _finished(self, part: Part, group: Mapping[str, Any], scratch: Scratch) -> Iterator[Sums]:
-        yield from self._update(part.bucket, part.step, group, scratch)
-        part.finish()
+    def _step_shards(self) -> None:
+        """Update all shards in lockstep: each round of sums is one collective."""
+        members = [(param, group) for group in self.param_groups for param in group["params"]]
+        opened = {
+            place: self._open(param, group)
+            for place, (param, group) in enumerate(members)
+            if param.grad is not None
+        }
+        for number, packed in enumerate(self._rounds([param for param, _ in members])):
+            packed.clear()
+            packed.count(list(opened))
+            sums = {place: next(update, {}) for place, update in opened.items()}
+            for place, values in sums.items():
+                if self._sharding.shard_of(members[place][0]).counted:
+                    packed.put(place, values)
+            self._sharding.add_up(packed.tensors)
+            if number == 0 and len(opened) < len(members):
+                for place in self._late(members, opened.keys(), packed.counts()):
+                    opened[place] = self._open(*members[place])
+                    sums[place] = next(opened[place], {})
+            for place, values in sums.items():
+                packed.take(place, values)
+            # Other updates have used the scratch memory since a particular one did.
+            self._scratch.owner += 1
+        for update in opened.values():
+            for left in update:
+                raise AssertionError(f"`_sums` does not name {sorted(left)}")
+
+    def _open(self, param: Tensor, group: Mapping[str, Any]) -> Iterator[Sums]:
+        """Count a step of a shard, and return its update."""
+        bucket = self._shards.get(id(param))
+        if bucket is None:
+            _check(param)
+            if not param.is_contiguous():
+                raise ValueError("a shard must be contiguous")
+            bucket = self._bucket([param], group, self._sharding.shard_of(param))
+            self._shards[id(param)] = bucket
+        [part] = bucket.advance()
+        return self._update(part.bucket, part.step, group, self._scratch)
+
+    def _late(
+        self,
+        members: Sequence[tuple[Tensor, Mapping[str, Any]]],
+        opened: Collection[int],
+        counts: Sequence[float],
+    ) -> Iterator[int]:
+        """Give empty shards a gradient where another rank has one; yield their places.
+
+        Statistics of the whole tensor are kept on every rank, so that they must move there too.
+        """
+        for place, (param, _) in enumerate(members):
+            if not counts[place] or place in opened:
+                continue
+            shard = self._sharding.shard_of(param)
+            if shard.numel:
+                raise RuntimeError(
+                    f"{shard.name} must have a gradient on every rank or on none, but "
+                    f"{counts[place]:.0f} ranks have one and rank {self._sharding.rank} has not; "
+                    "give it zeros"
+                )
+            param.grad = torch.zeros_like(param)
+            yield place
+
+    def _rounds(self, params: Sequence[Tensor]) -> Sequence[PackedSums]:
+        """Return the packed sums of each round of a step over some parameters."""
+        key = tuple(map(id, params))
+        if key not in self._packed:
+            named = [self._sums(self._whole_shape(param)) for param in params]
+            self._packed[key] = [
+                PackedSums(params, shapes) for shapes in zip_longest(*named, fillvalue={})
+            ]
+        return self._packed[key]
+
+    def _whole_shape(self, param: Tensor) -> tuple[int, ...]:
+        """Return the shape of the whole tensor."""
+        sharded = self._sharding.ranks > 1
+        return self._sharding.shard_of(param).shape if sharded else tuple(param.shape)
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        self._forget()
+        self._reset_buckets()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -141,16 +199,21 @@ class PerTensor(torch.optim.Optimizer):
                 self.state[param][key] = value.to(device, copy=True)
 
     @override
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy that forgot its sharding would take shards for tensors.
+        kept = {key: self.__dict__[key] for key in ("_sharding", "_small_elements", "_block_limit")}
+        return {**super().__getstate__(), **kept}
+
+    @override
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("_sharding", Unsharded())
-        self.__dict__.setdefault("_small_elements", SMALL_ELEMENTS)
-        self.__dict__.setdefault("_block_limit", None)
-        self._forget()
+        self._reset_buckets()
 
-    def _forget(self) -> None:
-        """Build the buckets anew at the next step, from what `state` then holds."""
+    def _reset_buckets(self) -> None:
+        """Build new buckets at the next step, from what `state` then holds."""
         self._buckets: dict[int, list[Bucket]] = {}
+        self._shards: dict[int, Bucket] = {}
+        self._packed: dict[tuple[int, ...], list[PackedSums]] = {}
         self._placed: set[int] = set()
         self._scratch = Scratch()
 
@@ -167,18 +230,19 @@ class PerTensor(torch.optim.Optimizer):
                 [p for p in new if p.numel()],
                 small=self._small_elements,
                 limit=BUCKET_ELEMENTS,
-                whole_shape=self._sharding.whole_shape,
             )
             self._buckets.setdefault(index, []).extend(self._bucket(ps, group) for ps in same)
         return [self._buckets.get(index, []) for index in range(len(self.param_groups))]
 
-    def _bucket(self, params: list[Tensor], group: Mapping[str, Any]) -> Bucket:
+    def _bucket(
+        self, params: list[Tensor], group: Mapping[str, Any], shard: Shard | None = None
+    ) -> Bucket:
         """Stack the parameters' state, which starts at zero, and make `state` show the stack."""
         state = {
             key: torch.zeros((len(params), *like.shape), dtype=like.dtype, device=params[0].device)
             for key, like in self._layout(params[0], group).items()
         }
-        bucket = Bucket(params, torch.zeros(len(params), dtype=torch.int64), state)
+        bucket = Bucket(params, torch.zeros(len(params), dtype=torch.int64), state, shard)
         for index, param in enumerate(params):
             entries = bucket.entries(index)
             for key, value in self.state.get(param, {}).items():
@@ -197,7 +261,8 @@ def _check(param: Tensor) -> None:
         )
     if hasattr(param, "device_mesh"):
         raise TypeError(
-            "a DTensor is no shard: give its local tensors, and a Sharding for their sums"
+            "a parameter must be a local tensor, but one is a DTensor; give its local tensor and a "
+            "Sharding"
         )
     if not param.is_floating_point():
         raise TypeError(f"parameters must be real floating-point numbers, but one is {param.dtype}")

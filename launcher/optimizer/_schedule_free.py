@@ -22,6 +22,7 @@ class ScheduleFree(OptimizerOption):
     """
 
     owns_schedule: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     lr: float = Field(gt=0)
     """Learning rate after warm-up; it does not decay."""

@@ -10,7 +10,7 @@ rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from typing_extensions import override
 
+from launcher.contracts import UNSHARDED, Sharding
 from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, store
 from launcher.optimizer._buckets import SMALL_ELEMENTS, Bucket
-from launcher.optimizer._per_tensor import PerTensor, Sharding, Sums, Unsharded
+from launcher.optimizer._packed_sums import Shapes
+from launcher.optimizer._per_tensor import PerTensor, Sums
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 """Where torch has a fused AdamW."""
@@ -63,7 +65,7 @@ class StableAdamWOptimizer(PerTensor):
         decouple_lr: bool,
         max_lr: float | None,
         kahan: bool,
-        sharding: Sharding | None = None,
+        sharding: Sharding = UNSHARDED,
         small_elements: int = SMALL_ELEMENTS,
         block_elements: int | None = None,
     ) -> None:
@@ -79,7 +81,7 @@ class StableAdamWOptimizer(PerTensor):
         super().__init__(
             params,
             defaults,
-            sharding=sharding or Unsharded(),
+            sharding=sharding,
             small_elements=small_elements,
             block_elements=block_elements,
         )
@@ -98,6 +100,10 @@ class StableAdamWOptimizer(PerTensor):
         return dict.fromkeys(keys, like)
 
     @override
+    def _sums(self, shape: tuple[int, ...]) -> Sequence[Shapes]:
+        return [{"updates": ()}]
+
+    @override
     def _update(
         self, bucket: Bucket, step: int, group: Mapping[str, Any], scratch: Scratch
     ) -> Iterator[Sums]:
@@ -106,8 +112,7 @@ class StableAdamWOptimizer(PerTensor):
         sums = {"updates": _update_square_sums(bucket, blocks, step, group)}
         yield sums
 
-        numel = math.prod(self._sharding.whole_shape(bucket.params[0]))
-        rates = group["lr"] / (sums["updates"] / numel).sqrt_().clamp_(min=1.0)
+        rates = group["lr"] / (sums["updates"] / bucket.whole_numel).sqrt_().clamp_(min=1.0)
         # By size, not by who shares the bucket: the kernel rounds in another order than `_apply`.
         if bucket.numel > self._small_elements and _fuses(bucket.params[0], group):
             _apply_fused(bucket, step, group, rates[0])

@@ -23,6 +23,8 @@ class TorchAdam(InTorch):
 
     group_options: ClassVar[frozenset[str]] = InTorch.group_options | {"betas", "eps"}
 
+    elementwise: ClassVar[bool] = True
+
     lr: float = Field(gt=0)
     """Peak learning rate; the schedule scales it."""
     betas: tuple[Beta, Beta]

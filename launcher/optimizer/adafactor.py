@@ -103,6 +103,10 @@ class Adafactor(OptimizerOption):
         )
 
     @override
+    def refuses_shards(self) -> None:
+        return None  # What it needs of whole tensors is summed over the shards.
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Our Adafactor; it walks in blocks that fit the device's cache."""
         from launcher.optimizer._factored import AdafactorOptimizer
@@ -119,4 +123,5 @@ class Adafactor(OptimizerOption):
             scale_parameter=self.scale_parameter,
             relative_step=bool(self.relative_step),
             warmup_init=self.warmup_init,
+            sharding=target.sharding,
         )

@@ -25,6 +25,7 @@ class Adagrad(InTorch):
 
     fused_on: ClassVar[frozenset[str]] = frozenset({"cpu"})
     fuses_sharded: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
 
     kind: Literal["adagrad"]
     lr: float = Field(gt=0)

@@ -44,6 +44,10 @@ class AdamMini(OptimizerOption):
     """Rows of a query or key matrix that make a head; null to ask the model's config."""
 
     @override
+    def refuses_shards(self) -> str:
+        return "its second moments are means over blocks of rows"
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Adam-mini over the module's groups."""
         from launcher.optimizer._adam_mini import BlockwiseAdamW, block_rows

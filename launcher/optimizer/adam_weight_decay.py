@@ -54,6 +54,13 @@ class AdamWeightDecay(OptimizerOption):
         return self
 
     @override
+    def refuses_shards(self) -> str | None:
+        if self.clip_norm is None and self.global_clip_norm is None:
+            return None
+        # The norms are those of Keras: not of what the engine has clipped already.
+        return "clip_norm and global_clip_norm are norms over whole tensors"
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """AdamWeightDecay over the module's groups."""
         from launcher.optimizer._adam_weight_decay import TensorFlowAdamW

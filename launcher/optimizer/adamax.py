@@ -23,6 +23,7 @@ class Adamax(Unfused):
     """
 
     group_options: ClassVar[frozenset[str]] = Unfused.group_options | {"betas", "eps"}
+    elementwise: ClassVar[bool] = True
 
     kind: Literal["adamax"]
     lr: float = Field(gt=0)

@@ -27,6 +27,7 @@ class Adan(OptimizerOption):
     """
 
     group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
+    elementwise: ClassVar[bool] = True
 
     kind: Literal["adan"]
     lr: float = Field(gt=0)

@@ -28,6 +28,7 @@ class AdEMAMix(MixedMoments, Unfused):
     """
 
     group_options: ClassVar[frozenset[str]] = MixedMoments.group_options
+    elementwise: ClassVar[bool] = True
 
     kind: Literal["ademamix"]
 

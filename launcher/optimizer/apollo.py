@@ -57,6 +57,10 @@ class APOLLO(OptimizerOption):
     """Patterns of parameters that are not projected."""
 
     @override
+    def refuses_shards(self) -> str:
+        return "it projects whole gradients"
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """APOLLO over the module's groups."""
         from launcher.optimizer._hidden import hidden_matrices

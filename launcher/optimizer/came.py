@@ -50,6 +50,10 @@ class CAME(Unfused):
         require("pytorch_optimizer", extra="came", kind=self.kind)
 
     @override
+    def refuses_shards(self) -> str:
+        return "its means of rows and columns are of whole matrices"
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """CAME of pytorch-optimizer, with the decay of AdamW."""
         self.preflight()

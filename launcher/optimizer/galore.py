@@ -50,6 +50,10 @@ class GaLore(OptimizerOption):
     """Patterns of parameters that are not projected."""
 
     @override
+    def refuses_shards(self) -> str:
+        return "it projects on the singular vectors of whole gradients"
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """GaLore over the module's groups."""
         from launcher.optimizer._hidden import hidden_matrices

@@ -51,6 +51,10 @@ class Lamb(OptimizerOption):
     """Scale the updates of groups without weight decay too."""
 
     @override
+    def refuses_shards(self) -> None:
+        return None  # What it needs of whole tensors is summed over the shards.
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Our LAMB."""
         from launcher.optimizer._lamb import LambOptimizer
@@ -66,4 +70,5 @@ class Lamb(OptimizerOption):
             grad_averaging=self.grad_averaging,
             trust_clip=self.trust_clip,
             always_adapt=self.always_adapt,
+            sharding=target.sharding,
         )

@@ -26,6 +26,7 @@ class Lion(OptimizerOption):
     """
 
     group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas"}
+    elementwise: ClassVar[bool] = True
 
     kind: Literal["lion"]
     lr: float = Field(gt=0)

@@ -7,7 +7,7 @@ matrices; embeddings, the head, vectors and stacked experts are not.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -56,12 +56,17 @@ class Muon(OptimizerOption):
     """Patterns of parameters that do not."""
 
     @override
+    def refuses_shards(self) -> None:
+        return None  # What it needs of whole tensors is summed over the shards.
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's Muon and AdamW as one optimizer."""
         import torch
 
         from launcher.optimizer._hidden import hidden_matrices, split
         from launcher.optimizer._implementation import choose
+        from launcher.optimizer._muon_shards import ShardedMuon
         from launcher.optimizer._pair import Pair
         from launcher.optimizer._param_groups import param_groups
 
@@ -78,16 +83,19 @@ class Muon(OptimizerOption):
         # Freezing may leave one of the two with nothing to do.
         built: list[torch.optim.Optimizer] = []
         if matrices:
-            muon = torch.optim.Muon(
-                matrices,
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                momentum=self.momentum,
-                nesterov=self.nesterov,
-                ns_steps=self.ns_steps,
-                adjust_lr_fn=self.adjust_lr,
+            options: dict[str, Any] = {
+                "lr": self.lr,
+                "weight_decay": self.weight_decay,
+                "momentum": self.momentum,
+                "nesterov": self.nesterov,
+                "ns_steps": self.ns_steps,
+                "adjust_lr_fn": self.adjust_lr,
+            }
+            built.append(
+                ShardedMuon(matrices, sharding=target.sharding, **options)
+                if target.is_sharded
+                else torch.optim.Muon(matrices, **options)
             )
-            built.append(muon)
         if others:
             adamw = torch.optim.AdamW(
                 others,

@@ -28,6 +28,7 @@ class NAdam(Unfused):
         "eps",
         "momentum_decay",
     }
+    elementwise: ClassVar[bool] = True
 
     kind: Literal["nadam"]
     lr: float = Field(gt=0)

@@ -55,6 +55,10 @@ class Prodigy(OptimizerOption):
         require("prodigyopt", extra="prodigy", kind=self.kind)
 
     @override
+    def refuses_shards(self) -> str:
+        return "its step size is estimated from sums over all parameters"
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Prodigyopt's Prodigy."""
         self.preflight()

@@ -25,6 +25,7 @@ class RAdam(Unfused):
     """
 
     group_options: ClassVar[frozenset[str]] = Unfused.group_options | {"betas", "eps"}
+    elementwise: ClassVar[bool] = True
 
     kind: Literal["radam"]
     lr: float = Field(gt=0)

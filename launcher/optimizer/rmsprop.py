@@ -24,6 +24,7 @@ class RMSprop(Unfused):
     """
 
     group_options: ClassVar[frozenset[str]] = Unfused.group_options | {"alpha", "eps"}
+    elementwise: ClassVar[bool] = True
 
     kind: Literal["rmsprop"]
     lr: float = Field(gt=0)

@@ -30,6 +30,7 @@ class SGD(InTorch):
 
     # torch has no sharding rule for the fused kernel of SGD.
     fuses_sharded: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
 
     kind: Literal["sgd"]
     lr: float = Field(gt=0)

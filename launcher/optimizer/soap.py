@@ -57,6 +57,10 @@ class SOAP(OptimizerOption):
         require("pytorch_optimizer", extra="soap", kind=self.kind)
 
     @override
+    def refuses_shards(self) -> str:
+        return "it works in eigenbases of whole matrices"
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """SOAP of pytorch-optimizer."""
         self.preflight()

@@ -55,6 +55,10 @@ class StableAdamW(OptimizerOption):
         return self
 
     @override
+    def refuses_shards(self) -> None:
+        return None  # What it needs of whole tensors is summed over the shards.
+
+    @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Our StableAdamW, around torch's fused AdamW where the device has it."""
         from launcher.optimizer._param_groups import param_groups
@@ -73,4 +77,5 @@ class StableAdamW(OptimizerOption):
             decouple_lr=self.decouple_lr,
             max_lr=self.max_lr,
             kahan=self.kahan,
+            sharding=target.sharding,
         )

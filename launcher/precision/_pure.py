@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -47,7 +48,12 @@ class Pure(Precision):
         with stand_ins(target.module, _wide_like) as copies:
             weights: dict[Tensor, Tensor] = {copy: param for param, copy in copies.items()}
             inner = option.build(replace(target, sharding=_OfCopies(target.sharding, weights)))
-        return Float32Steps(inner, weights, self._rounding, chunk_bytes=self._chunk_bytes)
+        sizes = None
+        if target.is_sharded:
+            sizes = {copy: math.prod(target.shape_of(param)) for copy, param in weights.items()}
+        return Float32Steps(
+            inner, weights, self._rounding, chunk_bytes=self._chunk_bytes, sizes=sizes
+        )
 
     @override
     def state(self) -> Mapping[str, Tensor]:
@@ -101,6 +107,8 @@ class Float32Steps(torch.optim.Optimizer):
         chunk_bytes: Float32 weights and gradients that may exist at once. An optimizer whose groups
             have a memory (`group_state`) looks at all its parameters together and gets them at
             once.
+        sizes: Elements of the whole tensor of each copy, where the weights are shards: every step
+            of the inner optimizer may be collective, so that all ranks need the same chunks.
     """
 
     def __init__(
@@ -110,8 +118,10 @@ class Float32Steps(torch.optim.Optimizer):
         rounding: Rounding,
         *,
         chunk_bytes: int,
+        sizes: Mapping[Tensor, int] | None = None,
     ) -> None:
         self._inner = inner
+        self._sizes = sizes
         self._weights = weights
         self._rounding = rounding
         whole = bool(getattr(inner, "group_state", ()))
@@ -198,13 +208,17 @@ class Float32Steps(torch.optim.Optimizer):
         limit = self._chunk_elements
         for index, copies in enumerate(self._copies):
             for copy in copies:
-                if self._weights[copy].grad is None:
+                has_gradient = self._weights[copy].grad is not None
+                if self._sizes is None and not has_gradient:
                     continue
-                if elements and limit is not None and elements + copy.numel() > limit:
+                size = copy.numel() if self._sizes is None else self._sizes[copy]
+                if elements and limit is not None and elements + size > limit:
                     yield chunk
                     chunk, elements = [[] for _ in self._copies], 0
-                chunk[index].append(copy)
-                elements += copy.numel()
+                elements += size
+                # An empty shard may belong to a tensor that another rank has a gradient of.
+                if has_gradient or not copy.numel():
+                    chunk[index].append(copy)
         yield chunk
 
     @contextmanager

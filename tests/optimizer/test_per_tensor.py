@@ -1,11 +1,10 @@
-"""What Adafactor, StableAdamW and LAMB share: buckets, blocks, and sums completed across shards."""
+"""What Adafactor, StableAdamW and LAMB share: buckets and blocks; shards are in test_shards.py."""
 
 from __future__ import annotations
 
 import copy
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.optimization import Adafactor as Reference
 from typing_extensions import override
 
+from launcher.contracts import Unsharded
 from launcher.optimizer import _blocks, _buckets, _per_tensor
 from launcher.optimizer._factored import AdafactorOptimizer
 from launcher.optimizer._lamb import LambOptimizer
@@ -277,126 +277,37 @@ def test_the_measure_of_memory_sees_what_the_reference_needs() -> None:
     assert largest_allocation(Reference(params), params) == 4 * 2_000_000
 
 
-class Halves:
-    """Parameters of which every rank holds half of the rows."""
+def test_copies_keep_their_sharding() -> None:
+    """A copy that forgot it would take shards for tensors."""
 
-    def whole_shape(self, param: Tensor) -> Sequence[int]:
-        return (2 * param.shape[0], *param.shape[1:])
+    class Halves(Unsharded):
+        ranks = 2
 
-    def complete(self, params: Sequence[Tensor], sums: Mapping[str, Tensor]) -> None:
-        raise AssertionError("the test completes")
+    halves = Halves()
+    optimizer = lamb([nn.Parameter(torch.ones(3))], sharding=halves)
+    copied = copy.deepcopy(optimizer)
+    assert copied._sharding.ranks == 2
 
 
-@every_optimizer
-@pytest.mark.parametrize("together", [False, True])
-def test_sums_can_be_completed_across_shards(make: Make, together: bool) -> None:
-    """Two ranks with the halves of each matrix walk as one with the whole."""
-    wholes = [nn.Parameter(torch.randn(shape).double()) for shape in [(8, 5), (8, 5), (60, 40)]]
-    halves = [[nn.Parameter(half.clone()) for half in zip_rows(wholes, rank)] for rank in range(2)]
-    one = make(wholes, small_elements=50, block_elements=100)
-    ranks = [
-        make(half, sharding=Halves(), small_elements=50, block_elements=100) for half in halves
-    ]
-    for step in range(4):
-        set_gradients(wholes, step)
-        for rank, half in enumerate(halves):
-            grads = zip_rows([p.grad for p in wholes if p.grad is not None], rank)
-            for param, grad in zip(half, grads, strict=True):
-                param.grad = grad.clone()
-        one.step()
-        with torch.no_grad():
-            drive(ranks, together=together)
-    for whole, first, second in zip(wholes, *halves, strict=True):
-        torch.testing.assert_close(torch.cat([first, second]), whole, rtol=1e-12, atol=1e-13)
+class Alone(Unsharded):
+    """The sharding of a rank that shares nothing, seen as if it did."""
+
+    ranks = 2
 
 
 @every_optimizer
-def test_updates_that_are_open_together_keep_the_state_of_split_buckets(make: Make) -> None:
-    """A bucket of which some parameters have no gradient works on copies of its state."""
-    alone, together = ([nn.Parameter(torch.ones(4, 4) * n) for n in (1, 2, 3)] for _ in range(2))
-    stepped, driven = make(alone), make(together)
-    for step in range(3):
-        for params in (alone, together):
-            set_gradients(params, step)
-            params[step].grad = None
-        stepped.step()
-        with torch.no_grad():
-            opened = [update for _, update in driven.updates(together=True)]
-            for update in opened:
-                list(update)
-    for one, other in zip(alone, together, strict=True):
-        assert torch.equal(one, other)
-        for key, value in stepped.state[one].items():
-            assert torch.equal(value, driven.state[other][key]), key
-
-
-class Mixed:
-    """Two parameters of one shape: half of the rows of a matrix, and a matrix."""
-
-    def __init__(self, part: Tensor) -> None:
-        self._part = part
-
-    def whole_shape(self, param: Tensor) -> Sequence[int]:
-        return (2 * param.shape[0], *param.shape[1:]) if param is self._part else param.shape
-
-    def complete(self, params: Sequence[Tensor], sums: Mapping[str, Tensor]) -> None:
-        """The other rank holds the same rows of the halved matrix."""
-        factors = torch.tensor([2.0 if param is self._part else 1.0 for param in params])
-        for key in sums.keys() - {"rows"}:
-            sums[key].mul_(factors.view(-1, *[1] * (sums[key].ndim - 1)))
+def test_non_contiguous_shards_are_refused(make: Make) -> None:
+    param = nn.Parameter(torch.ones(3, 4).T)
+    param.grad = torch.ones(4, 3)
+    with pytest.raises(ValueError, match="contiguous"):
+        make([param], sharding=Alone()).step()
 
 
 @every_optimizer
-def test_a_shard_and_a_matrix_of_its_shape_are_not_taken_for_alike(make: Make) -> None:
-    start = torch.randn(2, 4, 6).double()
-    part, matrix = (nn.Parameter(each.clone()) for each in start)
-    whole, alone = nn.Parameter(torch.cat([start[0], start[0]])), nn.Parameter(start[1].clone())
-    sharded, reference = make([part, matrix], sharding=Mixed(part)), make([whole, alone])
-    for _ in range(3):
-        grads = torch.randn(2, 4, 6).double() * 10
-        part.grad, matrix.grad = grads[0], grads[1]
-        whole.grad, alone.grad = torch.cat([grads[0], grads[0]]), grads[1].clone()
-        sharded.step()
-        reference.step()
-    torch.testing.assert_close(part, whole[:4], rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(matrix, alone, rtol=1e-12, atol=1e-13)
-
-
-class Flat:
-    """Every parameter is a flattened piece of a matrix."""
-
-    def whole_shape(self, param: Tensor) -> Sequence[int]:
-        return (2, param.numel())
-
-    def complete(self, params: Sequence[Tensor], sums: Mapping[str, Tensor]) -> None:
-        """Nothing to add."""
-
-
-def test_adafactor_refuses_pieces_that_have_lost_their_rows() -> None:
-    param = nn.Parameter(torch.ones(8))
-    param.grad = torch.ones(8)
-    with pytest.raises(ValueError, match="has no rows and columns"):
-        adafactor([param], sharding=Flat()).step()
-
-
-def zip_rows(tensors: Sequence[Tensor], rank: int) -> list[Tensor]:
-    return [tensor.detach().chunk(2)[rank] for tensor in tensors]
-
-
-def drive(ranks: Sequence[PerTensor], *, together: bool) -> None:
-    """Step all ranks in lock-step: bucket by bucket, or each sum of all buckets at once."""
-    updates = [[update for _, update in rank.updates(together=together)] for rank in ranks]
-    rounds = [list(bucket) for bucket in zip(*updates, strict=True)]
-    if together:
-        rounds = [[update for bucket in rounds for update in bucket]]
-    for bucket in rounds:
-        for sums in zip_longest(*bucket):
-            pairs = zip(sums[::2], sums[1::2], strict=True)
-            for left, right in ((a, b) for a, b in pairs if a is not None):
-                # A row lies on one rank; all other sums are over both.
-                for key in left.keys() - {"rows", "row_totals"}:
-                    left[key].add_(right[key])
-                    right[key].copy_(left[key])
-                if "row_totals" in left:
-                    left["row_totals"].add_(right["row_totals"])
-                    right["row_totals"].copy_(left["row_totals"])
+def test_scratch_memory_is_not_shared_between_open_updates(make: Make) -> None:
+    """All updates of shards are open at once, and bfloat16 weights are converted in scratch."""
+    params, others = tensors([torch.bfloat16]), tensors([torch.bfloat16])
+    walk(make(params, block_elements=100), params, range(4))
+    walk(make(others, block_elements=100, sharding=Alone()), others, range(4))
+    for param, other in zip(params, others, strict=True):
+        torch.testing.assert_close(param, other, rtol=2**-7, atol=1e-5)

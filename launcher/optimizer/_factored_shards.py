@@ -1,0 +1,149 @@
+"""Adafactor's passes over what one rank holds of a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from launcher.contracts import Box, Shard
+from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, compute_dtype
+from launcher.optimizer._buckets import Bucket
+from launcher.optimizer._factored_passes import (
+    Moments,
+    apply_update,
+    param_square_sums,
+    row_column_sums,
+    scaled_square_sums,
+    update_factors,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One box of the shard, seen as matrices.
+
+    Attributes:
+        box: Where it is in the whole tensor.
+        blocks: Of its parameters and gradients.
+        mean: Its part of the running mean of the updates, in the blocks' shape; None without one.
+    """
+
+    box: Box
+    blocks: Blocks
+    mean: Tensor | None
+
+    @property
+    def row_slices(self) -> tuple[slice, ...]:
+        """What to index whole rows' statistics with."""
+        return self.box.slices[:-1]
+
+    @property
+    def column_slices(self) -> tuple[slice, ...]:
+        """What to index whole columns' statistics with."""
+        return (*self.box.slices[:-2], self.box.slices[-1])
+
+
+class MatrixShard:
+    """The elements of a matrix, or of stacked matrices, that this rank holds.
+
+    The means of rows and columns are those of the whole matrix and the same on every rank. They are
+    small, and so any rank can hold any elements: a flat range may begin in the middle of a row.
+
+    Args:
+        bucket: The shard and its state.
+        shard: What it holds.
+        scratch: Where temporary memory comes from.
+        limit: Elements of a block.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        shard: Shard,
+        scratch: Scratch,
+        limit: int,
+    ) -> None:
+        [param] = bucket.params
+        state = {key: value[0] for key, value in bucket.state.items()}
+        self._row, self._column = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+        self._num_rows, self._num_columns = shard.shape[-2:]
+        self._zero = torch.zeros(1, dtype=compute_dtype(param), device=param.device)
+        self._pieces = _pieces(param, state.get("exp_avg"), shard, scratch, limit)
+        self._moments: list[list[Moments]] = []
+
+    def gradient_sums(self) -> dict[str, Tensor]:
+        """Sum the squared gradients over rows and columns, at their places in the whole matrix."""
+        rows, columns = torch.zeros_like(self._row), torch.zeros_like(self._column)
+        for piece in self._pieces:
+            sums = [row_column_sums(piece.blocks, span) for span in piece.blocks.spans()]
+            for whole, slices, parts in (
+                (rows, piece.row_slices, [row for row, _ in sums]),
+                (columns, piece.column_slices, [column for _, column in sums]),
+            ):
+                place = whole[slices]
+                place.add_(torch.cat(parts).view(place.shape))
+        return {"rows": rows, "columns": columns}
+
+    def param_square_sums(self) -> Tensor:
+        """Sum the squares of the parameters. Shape (1,)."""
+        sums = [param_square_sums(piece.blocks, 1) for piece in self._pieces]
+        return torch.stack([self._zero, *sums]).sum(0)
+
+    def update_moments(self, sums: Mapping[str, Tensor], *, keep: float, eps: float) -> None:
+        """Take the whole matrix's `gradient_sums` into the means of rows and columns."""
+        rows, columns = sums["rows"] / self._num_columns, sums["columns"] / self._num_rows
+        self._row.mul_(keep).add_(rows.add_(eps), alpha=1.0 - keep)
+        self._column.mul_(keep).add_(columns.add_(eps), alpha=1.0 - keep)
+        mean = self._row.sum(-1, keepdim=True).div_(self._num_rows)
+        self._moments = [
+            Moments.of(
+                piece.blocks,
+                self._row[piece.row_slices],
+                self._column[piece.column_slices],
+                mean[piece.row_slices[:-1]],
+            )
+            for piece in self._pieces
+        ]
+
+    def update_square_sums(self) -> Tensor:
+        """Sum the squares of the updates. Shape (1,)."""
+        sums = [
+            scaled_square_sums(piece.blocks, moment.span, *moment.scales()).sum(0, keepdim=True)
+            for piece, moments in zip(self._pieces, self._moments, strict=True)
+            for moment in moments
+        ]
+        return torch.stack([self._zero, *sums]).sum(0)
+
+    def apply(self, rate: Tensor, *, beta1: float | None, decay: Tensor | None) -> None:
+        """Update the parameters.
+
+        Args:
+            rate: Learning rate of the unclipped update. Shape (1,).
+            beta1: How much of the running mean of the updates stays; None for no such mean.
+            decay: What the parameters are multiplied with before. Shape (1,).
+        """
+        for piece, moments in zip(self._pieces, self._moments, strict=True):
+            factors = update_factors(piece.blocks, moments, piece.blocks.spread(rate))
+            spread = None if decay is None else piece.blocks.spread(decay)
+            apply_update(piece.blocks, factors, mean=piece.mean, beta1=beta1, decay=spread)
+
+
+def _pieces(
+    param: Tensor, mean: Tensor | None, shard: Shard, scratch: Scratch, limit: int
+) -> list[_Piece]:
+    grad = param.grad
+    assert grad is not None, "a shard that is updated has a gradient"  # noqa: S101 - for the type checker
+    means = [part for _, part in shard.parts(mean)] if mean is not None else None
+    pieces = []
+    for index, ((box, values), (_, grads)) in enumerate(
+        zip(shard.parts(param.detach()), shard.parts(grad), strict=True)
+    ):
+        values.grad = grads
+        seen_as = (math.prod(box.sizes[:-2]), *box.sizes[-2:])
+        part = None if means is None else means[index].view(seen_as)
+        pieces.append(_Piece(box, blocks_of([values], seen_as, scratch, limit), part))
+    return pieces

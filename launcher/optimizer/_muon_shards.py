@@ -1,0 +1,116 @@
+"""Muon on shards of matrices: each matrix's momentum is orthogonalised by one rank, its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from launcher.contracts import Sharding
+
+_BATCH_ELEMENTS = 1 << 25
+"""Elements of the whole matrices that exist at once: 128 MiB of float32. Smaller batches would
+leave ranks without a matrix to work on."""
+
+Member = tuple[nn.Parameter, Mapping[str, Any]]
+
+
+class ShardedMuon(torch.optim.Optimizer):
+    """Torch's Muon for matrices of which each rank holds any part.
+
+    The momentum is sharded like the matrix. In a step the ranks add up their parts of the update
+    into whole matrices, each owner orthogonalises its own, and a second sum brings the results to
+    all ranks, which take what they hold: two collectives for each batch of matrices.
+
+    Args:
+        params: Parameter groups.
+        sharding: Which matrices the parameters are shards of.
+        muon: Options of `torch.optim.Muon`; groups may differ in `lr`, `weight_decay`, `momentum`
+            and `nesterov`.
+    """
+
+    def __init__(self, params: Iterable[Any], *, sharding: Sharding, **muon: Any) -> None:
+        super().__init__(params, muon)
+        self._sharding = sharding
+
+    @torch.no_grad()
+    @override
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for place, batch in enumerate(self._batches()):
+            wholes = [self._whole_update(param, group) for param, group in batch]
+            self._add_up(wholes)
+            self._orthogonalise(batch, wholes, first=place)
+            self._add_up(wholes)
+            for (param, group), whole in zip(batch, wholes, strict=True):
+                if param.grad is not None:
+                    change = torch.empty_like(param)
+                    self._sharding.shard_of(param).scatter(whole, change)
+                    param.mul_(1 - group["lr"] * group["weight_decay"]).add_(change)
+        return loss
+
+    def _batches(self) -> Iterator[list[Member]]:
+        """Cut all matrices, with or without gradient: ranks agree on this without asking."""
+        batch: list[Member] = []
+        elements = 0
+        for group in self.param_groups:
+            for param in group["params"]:
+                size = self._sharding.shard_of(param).whole_numel
+                if batch and elements + size > _BATCH_ELEMENTS:
+                    yield batch
+                    batch, elements = [], 0
+                batch.append((param, group))
+                elements += size
+        yield batch
+
+    def _whole_update(self, param: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
+        """Return this rank's part of a matrix's update, in its place among zeros."""
+        shard = self._sharding.shard_of(param)
+        whole = param.new_zeros(shard.shape)
+        if param.grad is None:
+            return whole
+        state = self.state[param]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(param.grad)
+        momentum: Tensor = state["momentum_buffer"]
+        momentum.lerp_(param.grad, 1 - group["momentum"])
+        if shard.counted:
+            update = param.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+            shard.gather(update, whole)
+        return whole
+
+    def _orthogonalise(
+        self, batch: Sequence[Member], updates: Sequence[Tensor], first: int
+    ) -> None:
+        """Replace the updates of the matrices that this rank owns by steps, all others by zero.
+
+        Args:
+            batch: The matrices.
+            updates: Of each matrix, whole.
+            first: Owner of the first matrix; the next rank owns the next.
+        """
+        for place, ((_, group), update) in enumerate(zip(batch, updates, strict=True), first):
+            if place % self._sharding.ranks != self._sharding.rank:
+                update.zero_()
+                continue
+            # From zero, without momentum and decay, torch's step is what it would add.
+            step = nn.Parameter(torch.zeros_like(update))
+            step.grad = update
+            options = {**self.defaults, "lr": group["lr"], "weight_decay": 0.0, "momentum": 0.0}
+            muon: torch.optim.Optimizer = torch.optim.Muon([step], **options | {"nesterov": False})
+            muon.step()
+            update.copy_(step)
+
+    def _add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Add up matrices over ranks in one collective for each dtype."""
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+            packed = torch.cat([tensor.view(-1) for tensor in same])
+            self._sharding.add_up({str(dtype): packed})
+            sums = torch.split(packed, [tensor.numel() for tensor in same])
+            for tensor, total in zip(same, sums, strict=True):
+                tensor.copy_(total.view_as(tensor))
