@@ -33,6 +33,7 @@ class Console:
             "model.toy": "options:ToyModel",
             "task.toy": "options:ToyTask",
             "data.toy": "options:ToyData",
+            "observer.toy": "observer:ToyObserver",
             "task.toy_classes": "encoders:ToyClasses",
             "task.toy_masked": "encoders:ToyMasked",
             "data.toy_labels": "encoders:ToyLabels",
