@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from launcher.config.door import Checked
+    from launcher.config.schema import RunConfig
     from launcher.launch._early import EarlyRank
 
 
@@ -92,8 +93,13 @@ def _launch(one: Checked, overrides: Sequence[str], early: EarlyRank | None = No
     from launcher.launch._begin import begin
 
     result = begin(one.config, one.provenance, overrides, early)
-    score = result.scores.get(one.config.objective)
-    return -score if score is not None and one.config.objective_mode == "max" else score
+    return minimised(one.config, result.scores)
+
+
+def minimised(config: RunConfig, scores: Mapping[str, float]) -> float | None:
+    """Return the number that a sweeper minimises; None where the run has no such score."""
+    score = scores.get(config.objective)
+    return -score if score is not None and config.objective_mode == "max" else score
 
 
 def _plan(one: Checked) -> str:

@@ -101,7 +101,8 @@ def unknown_scores(config: RunConfig, names: Collection[str]) -> Iterator[Proble
         names: Scores of an evaluation.
     """
     there_are = f"; it has: {', '.join(sorted(names))}"
-    named = [("objective", config.objective)]
+    # A task without scores can be trained, though not be part of a sweep.
+    named = [("objective", config.objective)] if names else []
     for group, option in config.options():
         named += [(f"{group}.{field}", score) for score, field in option.watches.items()]
     for key, score in named:

@@ -93,7 +93,6 @@ def test_rules_speak_after_the_values_are_right() -> None:
     found = problems("launch.processes=2", "task.seq_len=100000", "optimizer.zzz=1")
     assert {key for key, _, _ in found} == {
         "optimizer.zzz",
-        "accumulation",
         "task.seq_len",
         "parallelism.kind",
     }

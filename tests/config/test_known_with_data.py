@@ -28,7 +28,7 @@ def test_a_schedule_longer_than_the_run_is_refused() -> None:
         (
             ["scheduler=reduce_on_plateau", "scheduler.metric=eval_bleu"],
             "scheduler.metric",
-            "is eval_bleu; it has: eval_loss, eval_perplexity",
+            "is eval_bleu; it has: eval_bits_per_byte, eval_loss, eval_perplexity",
         ),
         (
             ["scheduler=chained", "scheduler.parts.1.metric=eval_los"],
@@ -38,7 +38,9 @@ def test_a_schedule_longer_than_the_run_is_refused() -> None:
     ],
 )
 def test_a_score_that_no_evaluation_has_is_refused(words: list[str], key: str, says: str) -> None:
-    [problem] = unknown_scores(checked(words).config, SCORES)
+    with pytest.raises(ConfigError) as refused:
+        checked(words)
+    [problem] = refused.value.problems
     assert problem.key == key
     assert says in problem.message
 
@@ -48,3 +50,17 @@ def test_what_fits_passes() -> None:
     config = checked(words).config
     derive.schedule(config, derive.horizon(config, 80))
     assert not list(unknown_scores(config, SCORES))
+
+
+@pytest.mark.parametrize("objective", ["eval_los", "loss"])
+def test_an_unknown_objective_is_refused_before_anything_starts(objective: str) -> None:
+    with pytest.raises(ConfigError, match=f"objective: must be a score .* but is {objective}"):
+        checked([f"objective={objective}"])
+    checked(["objective=eval_bits_per_byte", "objective_mode=min"])
+
+
+def test_an_objective_that_the_data_does_not_give_is_refused() -> None:
+    config = checked(["objective=eval_bits_per_byte"]).config
+    [problem] = unknown_scores(config, SCORES)
+    assert problem.key == "objective"
+    assert not list(unknown_scores(config, ()))
