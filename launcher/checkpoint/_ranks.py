@@ -26,9 +26,15 @@ _GRACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """An error that one rank reports and all ranks raise."""
+    """An error that one rank reports and all ranks raise.
+
+    Attributes:
+        text: What to raise.
+        lost: A rank did not answer; no later round can succeed.
+    """
 
     text: str
+    lost: bool = False
 
 
 class Ranks:
@@ -43,7 +49,7 @@ class Ranks:
         rank: This rank.
         size: Number of ranks; 1 needs no process group.
         timeout_s: How long rank 0 waits for the other ranks in a round. They wait twice as long for
-            its answer, so that it can still report which of them is missing.
+            its answer, so that rank 0 is the first to give up and names the rank that is missing.
     """
 
     def __init__(self, rank: int, size: int, timeout_s: float) -> None:
@@ -102,6 +108,8 @@ class Ranks:
         else:
             answer = self._ask(report)
         if isinstance(answer, _Failure):
+            if answer.lost:
+                self._lost = answer.text
             if error is not None and not isinstance(error, CheckpointError):
                 raise error
             raise CheckpointError(answer.text) from error
@@ -145,13 +153,13 @@ class Ranks:
     def _lose(self, rank: int, error: RuntimeError) -> _Failure:
         """Give up on a rank; messages of this round may still arrive, so no round can follow."""
         # gloo puts the place in its own source first.
-        reason = re.sub(r"^\[[^\]]*\] ", "", str(error).partition("\n")[0])
+        reason = re.sub(r"^\[[^\]]*\] ", "", str(error)).partition(". ")[0]
         self._lost = (
             f"rank {rank} did not answer rank {self.rank} while checkpoints were being saved or "
             f"loaded: {reason}; see the log of rank {rank} (checkpoint.timeout_s is "
             f"{self._timeout_s:g} s)"
         )
-        return _Failure(self._lost)
+        return _Failure(self._lost, lost=True)
 
     def _send(self, value: object, rank: int) -> None:
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)

@@ -19,6 +19,7 @@ from launcher.run_dir import RunDir
 # The heavy import comes before the ranks are forked, which then start in no time.
 importlib.import_module("launcher.checkpoint._index")
 
+State = dict[str, Tensor | LocalShard]
 LAYOUTS = ("whole", "owner", "rows", "uneven rows", "columns", "flat", "uneven flat", "last rank")
 SHAPES = {
     "float32": (5, 7),
@@ -93,9 +94,9 @@ def bounds(length: int, rank: int, ranks: int, *, uneven: bool) -> tuple[int, in
     return min(rank * size, length), min((rank + 1) * size, length)
 
 
-def engine(step: int, rank: int, ranks: int, *, turn: int = 0) -> EngineState:
+def engine(step: int, rank: int, ranks: int, *, turn: int = 0) -> State:
     """Every tensor in every layout; `turn` gives each name another layout."""
-    found: EngineState = {}
+    found: State = {}
     for (name, whole), place in itertools.product(whole_tensors(step).items(), range(len(LAYOUTS))):
         key = f"model.{name}.{place}"
         value = held(whole, key, LAYOUTS[(place + turn) % len(LAYOUTS)], rank, ranks)
@@ -122,12 +123,12 @@ def generators(step: int, rank: int) -> dict[str, Tensor]:
     return {"torch": torch.tensor([step, rank, 7], dtype=torch.uint8)}
 
 
-def snapshot(step: int, *, turn: int = 0) -> Snapshot:
-    """A snapshot of this rank."""
+def snapshot(step: int, *, turn: int = 0, state: EngineState | None = None) -> Snapshot:
+    """A snapshot of this rank, of every tensor or of a given state."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     return Snapshot(
         step=step,
-        engine=engine(step, rank, ranks, turn=turn),
+        engine=engine(step, rank, ranks, turn=turn) if state is None else state,
         train_state={"step": step},
         rng=generators(step, rank),
         config='{"seed": 0}\n',

@@ -25,11 +25,11 @@ from tests.distributed import end_of_ranks, run_on_ranks
 
 def small(step: int) -> Snapshot:
     """A snapshot with a few tensors that all ranks hold, and a few of which each has a part."""
-    snapshot = sharded.snapshot(step)
-    for name in list(snapshot.engine):
-        if not name.startswith(("model.float32.", "model.uint8.")):
-            del snapshot.engine[name]
-    return snapshot
+    state = sharded.engine(step, dist.get_rank(), dist.get_world_size())
+    few = ("model.float32.", "model.uint8.")
+    return sharded.snapshot(
+        step, state={name: value for name, value in state.items() if name.startswith(few)}
+    )
 
 
 class Killer(Storage):

@@ -12,10 +12,11 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
+from torch import Tensor
 
 from launcher.checkpoint import _manifest
 from launcher.checkpoint.directory import Directory
-from launcher.contracts import EngineState, World
+from launcher.contracts import LocalShard, World
 from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir
 from tests.checkpoint.conftest import plain
@@ -70,7 +71,7 @@ def test_values_out_of_range_are_refused(changes: dict[str, object]) -> None:
 def test_round_trip_of_every_dtype_is_bitwise(bench: Bench, *, asynchronous: bool) -> None:
     random = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (96,), generator=random).to(torch.uint8)
-    engine: EngineState = {
+    engine: dict[str, Tensor | LocalShard] = {
         f"model.{dtype}": noise.view(dtype).reshape(2, -1, 3)
         for dtype in DTYPES
         if dtype != torch.bool
@@ -96,7 +97,7 @@ def test_round_trip_of_every_dtype_is_bitwise(bench: Bench, *, asynchronous: boo
 
 def test_a_load_fills_the_live_tensors(bench: Bench) -> None:
     bench.save(1)
-    live = bench.snapshot(0).engine
+    live = dict(bench.snapshot(0).engine)
     live["model.weight"] = torch.nn.Parameter(torch.zeros(3, 24))[:, ::2]
     loaded = bench.store().load(live)
     assert loaded is not None

@@ -10,6 +10,7 @@ Source: the crash states of Pillai et al. 2014, "All File Systems Are Not Create
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 import time
@@ -367,13 +368,14 @@ def save_on_a_rank(path: Path, step: int) -> list[tuple[int, str, tuple[Any, ...
     bench = conftest.Bench(RunDir(path))
     snapshot = bench.snapshot(step)
     rank, ranks = dist.get_rank(), dist.get_world_size()
+    state = dict(snapshot.engine)
     for name in ("model.weight", "optimizer.weight.exp_avg"):
-        whole = conftest.plain(snapshot.engine[name])
+        whole = conftest.plain(state[name])
         size = whole.numel() // ranks
         shard = Shard.flat_range(name, tuple(whole.shape), rank * size, size)
-        snapshot.engine[name] = LocalShard(whole.flatten()[rank * size : (rank + 1) * size], shard)
+        state[name] = LocalShard(whole.flatten()[rank * size : (rank + 1) * size], shard)
     storage = Logged()
-    sharded.store(path, storage, keep=1).save(snapshot)
+    sharded.store(path, storage, keep=1).save(dataclasses.replace(snapshot, engine=state))
     return storage.done
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch.distributed as dist
 from typing_extensions import Buffer, override
 
 from launcher.checkpoint import _manifest
+from launcher.checkpoint._index import Index
 from launcher.checkpoint._storage import Storage
 from launcher.contracts import EngineState
 from launcher.errors import CheckpointError
 from tests.checkpoint import sharded
-from tests.distributed import run_on_ranks
+from tests.distributed import end_of_ranks, run_on_ranks
 
 
 @pytest.fixture
@@ -89,10 +91,8 @@ def test_torch_reads_what_several_ranks_wrote(run: Path, tmp_path: Path) -> None
 def save_replicated(run: Path) -> tuple[int, int]:
     """Bytes that this rank has staged and that it has written."""
     store = sharded.store(run, asynchronous=True)
-    snapshot = sharded.snapshot(1)
-    snapshot.engine.clear()
-    snapshot.engine.update({f"model.{index}": torch.zeros(1000) for index in range(20)})
-    store.save(snapshot)
+    state = {f"model.{index}": torch.zeros(1000) for index in range(20)}
+    store.save(sharded.snapshot(1, state=state))
     staged = sum(tensor.nbytes for tensor in store._staging._buffers.values())
     store.wait()
     file = run / "checkpoints/step-00000001/state" / f"__{dist.get_rank()}_0.distcp"
@@ -272,15 +272,42 @@ def save_on_stuck(run: Path) -> str:
         store.save(sharded.snapshot(2))
     key.touch()
     # The ranks may not be in the same round any more: there is no other one.
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="did not answer"):
         store.save(sharded.snapshot(3))
     return str(raised.value)
 
 
 def test_a_rank_that_does_not_report_in_time_is_named(run: Path) -> None:
-    texts = run_on_ranks(save_on_stuck, run)
+    texts = run_on_ranks(save_on_stuck, run, ranks=3)
     assert "rank 1 did not answer rank 0" in texts[0]
     assert "checkpoint.timeout_s is 2 s" in texts[0]
+    assert "see the log of rank 0" in texts[2]
+    assert names(run) == []
+
+
+class Fatal(Storage):
+    """Ends the process at its first fsync."""
+
+    @override
+    def act(self, action: str, path: Path) -> None:
+        if action == "fsync":
+            os._exit(9)
+
+
+def save_on_fatal(run: Path) -> None:
+    store = sharded.store(run, Fatal() if dist.get_rank() == 1 else None)
+    for step in (2, 3):
+        with pytest.raises(CheckpointError) as raised:
+            store.save(sharded.snapshot(step))
+        print(f"step {step}: {raised.value}", flush=True)
+    os._exit(3)
+
+
+def test_a_rank_that_has_died_is_named_on_all_others(run: Path) -> None:
+    ended = end_of_ranks(save_on_fatal, run, ranks=3)
+    assert [end.status for end in ended] == [3, 9, 3]
+    assert ended[0].log == ended[2].log
+    assert ended[0].log.count("rank 1 did not answer rank 0") == 2
     assert names(run) == []
 
 
@@ -312,8 +339,7 @@ def test_damage_is_found_by_whichever_rank_and_all_fall_back(run: Path) -> None:
 
 def load_another_model_on_rank_1(run: Path) -> tuple[str, bool]:
     """The error, and whether the live tensors are as they were."""
-    live: EngineState = sharded.snapshot(0).engine
-    before = sharded.snapshot(0).engine
+    live, before = (sharded.engine(0, dist.get_rank(), dist.get_world_size()) for _ in range(2))
     if dist.get_rank() == 1:
         live["model.more"] = before["model.more"] = torch.zeros(2)
     with pytest.raises(CheckpointError) as raised:
@@ -331,11 +357,11 @@ def test_another_model_on_one_rank_is_refused_by_all_before_anything_is_read(run
 
 
 def save_with_a_gap(run: Path) -> str:
-    snapshot = sharded.snapshot(1)
+    state = sharded.engine(1, dist.get_rank(), dist.get_world_size())
     if dist.get_rank() == 1:
-        del snapshot.engine[f"model.float32.{sharded.LAYOUTS.index('rows')}"]
+        del state[f"model.float32.{sharded.LAYOUTS.index('rows')}"]
     with pytest.raises((ValueError, CheckpointError)) as raised:
-        sharded.store(run).save(snapshot)
+        sharded.store(run).save(sharded.snapshot(1, state=state))
     return str(raised.value)
 
 
@@ -345,14 +371,29 @@ def test_a_tensor_of_which_no_rank_has_a_part_is_not_saved(run: Path) -> None:
     assert names(run) == []
 
 
+def test_a_rank_opens_no_file_that_holds_nothing_of_its_own(run: Path) -> None:
+    run_on_ranks(save, run, [1])
+    folder = run / "checkpoints/step-00000001"
+    manifest = _manifest.peek(folder)
+    assert manifest is not None
+    index = Index(folder, {name: file.size for name, file in manifest.files.items()})
+    (folder / "state/__1_0.distcp").unlink()
+    rows = f".{sharded.LAYOUTS.index('rows')}"
+
+    def rows_of_rank_0(step: int) -> EngineState:
+        state = sharded.engine(step, rank=0, ranks=2)
+        return {name: value for name, value in state.items() if name.endswith(rows)}
+
+    live = rows_of_rank_0(0)
+    index.fill(live)
+    assert sharded.same_engines(live, rows_of_rank_0(1))
+
+
 def peak_of_a_load(path: Path) -> int:
     """MiB by which a load of 128 MiB raises the process's peak memory."""
     live: EngineState = {f"model.{index}": torch.ones(4 << 20) for index in range(8)}
     store = sharded.store(path)
-    snapshot = sharded.snapshot(1)
-    snapshot.engine.clear()
-    snapshot.engine.update(live)
-    store.save(snapshot)
+    store.save(sharded.snapshot(1, state=live))
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_mib()
     assert store.load(live) is not None
