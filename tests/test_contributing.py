@@ -16,7 +16,12 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = re.compile(
     r"^`((?:launcher|conf)/[\w/]+\.\w+)`\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
-CHOSEN = ["optimizer=asgd", "parallelism=spilled", "task=smoothed_lm"]
+CHOSEN = [
+    "optimizer=asgd",
+    "parallelism=spilled",
+    "task=smoothed_lm",
+    "observer=token_budget",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     examples = EXAMPLE.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8"))
-    assert len(examples) == 8
+    assert len(examples) == 10
     for path, text in examples:
         assert not (folder / path).exists(), f"{path} is not new any more: choose another example"
         (folder / path).write_text(text)
