@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import override
 
 from launcher.contracts.observers import LogContext
+from launcher.contracts.task import HeadName
 from launcher.errors import DataError, Problem
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from launcher.contracts.precision import Precision
     from launcher.contracts.schedule import Horizon, Schedule
     from launcher.contracts.search import MicroBatchSearch
-    from launcher.contracts.task import Head, HeadName, Task
+    from launcher.contracts.task import Head, Task
     from launcher.run_dir import RunDir
 
 
@@ -142,6 +143,9 @@ class DeviceOption(Option):
 class ModelOption(Option):
     """Which network is trained, and the tokenizer it goes with."""
 
+    heads: ClassVar[Collection[HeadName]] = get_args(HeadName)
+    """Heads that the network can have, as far as the class alone knows."""
+
     @abstractmethod
     def limits(self) -> ModelLimits:
         """What the network can take, known without building it.
@@ -152,6 +156,12 @@ class ModelOption(Option):
 
     @override
     def problems(self, config: ConfigView) -> Iterator[Problem]:
+        if config.task.head not in self.heads:
+            yield Problem(
+                "task",
+                f"needs a {config.task.head} head, but model={self.kind} has only "
+                f"{', '.join(self.heads)}; choose another task or model",
+            )
         try:
             positions = self.limits().max_positions
         except DataError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,12 +11,14 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Head, ModelLimits, ModelOption, Tokenizer
-from launcher.errors import DataError
+from launcher.errors import DataError, Problem
 from launcher.model._folder import check_tokenizer, check_weights, read_config, read_limits
 from launcher.model._tokenizer_name import BYT5, build_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from launcher.contracts.config import ConfigView
 
 _log = logging.getLogger("trainctl.model")
 
@@ -44,6 +46,24 @@ class HuggingFace(ModelOption):
             check_weights(self._folder)
         if self._tokenizer_name != BYT5:
             check_tokenizer(Path(self._tokenizer_name).expanduser(), limits.vocab_size)
+
+    @override
+    def problems(self, config: ConfigView) -> Iterator[Problem]:
+        yield from super().problems(config)
+        try:
+            values = read_config(self._folder)
+        except DataError:
+            return  # preflight reports it
+        saved = values.get("architectures") or [""]
+        # What transformers alone can tell is found when the model is built.
+        encoder = saved[0].endswith("ForMaskedLM") and not values.get("is_decoder")
+        if config.task.head == "causal_lm" and encoder:
+            yield Problem(
+                "model.path",
+                f"holds an encoder ({saved[0]}), in which every token attends to those after it, "
+                f"but task={config.task.kind} predicts the next token; choose another task or "
+                "model",
+            )
 
     @override
     def limits(self) -> ModelLimits:

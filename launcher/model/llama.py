@@ -23,6 +23,13 @@ class Llama(ModelOption):
     code is transformers'.
     """
 
+    heads = (
+        "causal_lm",
+        "sequence_classification",
+        "token_classification",
+        "question_answering",
+    )
+
     tokenizer: str = Field(min_length=1)
     """`byt5` for plain bytes, which needs no files, or the local folder of a tokenizer."""
     vocab_size: int = Field(gt=0)

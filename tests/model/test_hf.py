@@ -18,8 +18,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from launcher.config import door
 from launcher.contracts import Head, ModelLimits
-from launcher.errors import DataError
+from launcher.errors import ConfigError, DataError
 from launcher.model import build_module
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.model.hf import HuggingFace
@@ -134,6 +135,14 @@ def test_an_encoder_does_not_predict_the_next_token(tmp_path: Path, init: str) -
     with pytest.raises(DataError, match="bert is an encoder"):
         hf(tmp_path, init=init, tokenizer="byt5").build(CAUSAL_LM, "cpu")
     hf(tmp_path, init=init, tokenizer="byt5").build(Head("masked_lm"), "cpu")
+
+
+def test_an_encoder_for_a_causal_task_is_a_problem_of_the_config(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertForMaskedLM(BertConfig(vocab_size=384, **sizes)).save_pretrained(tmp_path)
+    words = ["model=hf", f"model.path={tmp_path}", "model.tokenizer=byt5"]
+    with pytest.raises(ConfigError, match=r"model.path: holds an encoder \(BertForMaskedLM\)"):
+        door.checked(words)
 
 
 def test_a_head_that_the_architecture_lacks_is_an_error(folder: Path) -> None:
