@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.config import door
+from launcher.config.schema import RunConfig
 from launcher.contracts import (
     BatchPlan,
     Clipping,
@@ -95,18 +96,15 @@ class Indexed(LogitsTask):
 
 
 def evaluated(
-    rank: int, ranks: int, count: int, max_samples: int | None
+    config: RunConfig, rank: int, ranks: int, count: int, max_samples: int | None
 ) -> tuple[list[int], Mapping[str, float], int]:
     """The order of the samples, the metrics, and the number of forward passes of one rank."""
-    config: Any = door.checked(["optimizer=adamw", "scheduler=constant"]).config
-    words = ["parallelism=ddp", "launch.processes=2"] if ranks > 1 else ["parallelism=single"]
-    chosen: Any = door.checked(words).config
     torch.manual_seed(0)
     task, passes = Indexed(), []
     module = nn.Sequential(nn.Embedding(11, 8), nn.Dropout(0.5), nn.Linear(8, 11))
     module.register_forward_hook(lambda *_: passes.append(1))
     world = World(rank, ranks, rank, "cpu", Layout(dp_replicate=ranks))
-    engine = chosen.parallelism.build(
+    engine = config.parallelism.build(
         EngineParts(
             module=module,
             task=task,
@@ -135,19 +133,28 @@ def evaluated(
     return task.started[-1].order, found, len(passes)
 
 
-def on_rank(ranks: int, count: int, max_samples: int | None) -> Any:
-    return evaluated(torch.distributed.get_rank(), ranks, count, max_samples)
+def on_rank(config: str, ranks: int, count: int, max_samples: int | None) -> Any:
+    rank = torch.distributed.get_rank()
+    return evaluated(RunConfig.from_json(config), rank, ranks, count, max_samples)
+
+
+@pytest.fixture(scope="module")
+def configs() -> list[RunConfig]:
+    """The configs of one process and of several."""
+    words = [["parallelism=single"], ["parallelism=ddp", "launch.processes=2"]]
+    return [door.checked(each).config for each in words]
 
 
 @pytest.mark.parametrize(("count", "max_samples"), [(31, None), (31, 7), (2, None), (18, None)])
 def test_every_sample_is_evaluated_once_on_any_number_of_ranks(
-    count: int, max_samples: int | None
+    configs: list[RunConfig], count: int, max_samples: int | None
 ) -> None:
-    order, metrics, _ = evaluated(0, 1, count, max_samples)
+    single, ddp = configs
+    order, metrics, _ = evaluated(single, 0, 1, count, max_samples)
     assert len(order) == (max_samples or count)
     assert order == sorted(set(order))
     for ranks in (2, 3):
-        found = run_on_ranks(on_rank, ranks, count, max_samples, ranks=ranks)
+        found = run_on_ranks(on_rank, ddp.to_json(), ranks, count, max_samples, ranks=ranks)
         for each_order, each_metrics, _ in found:
             assert each_order == order
             assert each_metrics == metrics  # bit for bit
