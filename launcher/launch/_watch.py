@@ -23,6 +23,7 @@ _BUSY = 0.02
 """Share of a core that tells work from the ticking of idle threads."""
 _DUMP_S = 2.0
 _STOPPED = {"T", "t"}
+_WORKING = {"R", "D"}
 _FRAME = re.compile(r'File "([^"]*)", line (\d+) in (\S+)')
 
 
@@ -72,10 +73,11 @@ class Watch:
         seen = self._seen.setdefault(rank.rank, _Seen())
         beat = self.heartbeats.read(rank.rank)
         bounded = beat.phase not in _UNBOUNDED
-        cpu_s = seen.cpu_s
+        cpu_s, busy = seen.cpu_s, False
         if not bounded and (state := process_state(rank.pid)) is not None:
             cpu_s = state[1]
-        busy = cpu_s - seen.cpu_s > _BUSY * passed
+            # One that waits for a core or a disk on a busy machine is at work, too.
+            busy = state[0] in _WORKING or cpu_s - seen.cpu_s > _BUSY * passed
         seen.silent_s = 0.0 if beat.count != seen.count or busy else seen.silent_s + passed
         seen.count, seen.cpu_s = beat.count, cpu_s
         return bounded

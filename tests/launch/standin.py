@@ -225,7 +225,9 @@ def run(run_dir: RunDir, stop: StopFlag) -> Any:
     else:
         SCENARIOS[scenario](rank)
     scores = {"eval_loss": float("nan")}
-    return SimpleNamespace(state=SimpleNamespace(step=3), scores=scores, references={}, sample=None)
+    return SimpleNamespace(
+        state=SimpleNamespace(step=3, stopped=None), scores=scores, references={}, sample=None
+    )
 
 
 if __name__ == "__main__":
