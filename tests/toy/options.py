@@ -60,6 +60,7 @@ class ToyModel(ModelOption):
     """An embedding, dropout and a head: dropout makes the run depend on the generators' state."""
 
     width: int = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
 
     @override
     def limits(self) -> ModelLimits:
@@ -73,7 +74,7 @@ class ToyModel(ModelOption):
         del head, device
         with torch.device("meta"):
             return nn.Sequential(
-                nn.Embedding(26, self.width), nn.Dropout(0.1), nn.Linear(self.width, 26)
+                nn.Embedding(26, self.width), nn.Dropout(self.dropout), nn.Linear(self.width, 26)
             )
 
     @override
