@@ -24,6 +24,7 @@ from launcher.errors import (
     RankFailed,
     TrainctlError,
 )
+from launcher.launch._environment import LAUNCHER_PID, without_rank
 from launcher.launch._lock import locked
 from launcher.run_dir import RunDir
 from tests.launch.standin import ROOT, launch
@@ -203,3 +204,28 @@ def test_ranks_hold_the_lock_of_a_deleted_file(tmp_path: Path) -> None:
     process.terminate()
     process.wait()
     assert f"{LaunchError.__name__}: {tmp_path} is in use" in second.stderr
+
+
+def test_ranks_survive_torchruns_agent_as_their_parent(tmp_path: Path) -> None:
+    """Also if the launcher, which is this process, has started the agent."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), LAUNCHER_PID: str(os.getpid())}
+    subprocess.run(
+        [*torchrun, str(ROOT / "tests/launch/standin.py"), str(tmp_path), "reduces"],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"result/rank-{rank}.json").read_text())["step"] == 3
+
+
+def test_only_the_variables_of_a_rank_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_SCRATCH", "RANKING", "GROUP_NAME"):
+        monkeypatch.setenv(name, "kept")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "1")
+    left = without_rank()
+    assert {"LOCAL_SCRATCH", "RANKING", "GROUP_NAME"} <= left.keys()
+    assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"} & left.keys()
+    assert "TORCHELASTIC_RUN_ID" not in left
