@@ -9,6 +9,10 @@
   it can be saved without pickle and loaded by another engine. What a group remembers is named in
   `group_state`. A library whose optimizer keeps objects, lists or quantised tensors is wrapped
   (`_soap.py`, `_low_bit_torchao.py`) or its method is our own (`_low_rank.py`).
+* **Shards.** A parameter may be any part of a tensor (`OptimizerTarget.sharding`). A kind whose
+  update goes element by element sets `elementwise`; one that needs norms or means of whole tensors
+  adds its sums up over ranks (`_per_tensor.py`, `_muon_shards.py`) and overrides `refuses_shards`;
+  all others are refused where parameters are sharded.
 * **Libraries.** A kind says in its docstring whose code it runs and why. What torch does not have
   comes as an extra: `preflight` names it before anything starts, and it is imported in `build`.
 
