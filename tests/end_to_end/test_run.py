@@ -40,6 +40,7 @@ def test_the_run_directory(trainctl: Console) -> None:
     scores = {"eval_loss": rows[-1]["eval_loss"]}
     references = {"documents": 5.0}
     outcome = {"step": 12, "scores": scores, "references": references, "sample": "abc"}
+    outcome["stopped"] = None
     assert result == {"status": "completed", "exit_status": 0, **outcome}
     rank = json.loads((run_dir / "result" / "rank-0.json").read_text())
     assert rank == {"rank": 0, "time": rank["time"], **outcome}
