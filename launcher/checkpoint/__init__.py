@@ -22,3 +22,37 @@ training.observers, what a resumed run may change in training.runner.
 Adding a store: a module `launcher/checkpoint/<kind>.py` with one CheckpointOption, whose `build`
 gives a CheckpointStore, and `conf/checkpoint/<kind>.yaml`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from launcher.contracts import PublishedCheckpoint
+    from launcher.run_dir import RunDir
+
+
+def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
+    """Return a run's checkpoints in the order of their steps; their tensors are not read."""
+    from launcher.checkpoint import _published
+
+    return _published.published(run_dir)
+
+
+def load_tensors(path: Path, live: Mapping[str, Tensor]) -> None:
+    """Verify a checkpoint and copy some of its entries into tensors.
+
+    Args:
+        path: The checkpoint's folder.
+        live: Tensors by the name of the entry; filled in place.
+
+    Raises:
+        CheckpointError: A file is damaged, or an entry is missing or of another shape or dtype.
+    """
+    from launcher.checkpoint import _published
+
+    _published.load_tensors(path, live)

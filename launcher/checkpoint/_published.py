@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.checkpoint import _manifest
+from launcher.contracts import PublishedCheckpoint
 from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir, step_of
 
@@ -14,23 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedCheckpoint:
-    """A checkpoint that a run has published.
-
-    Attributes:
-        step: Optimizer steps done when it was saved.
-        path: Its folder.
-        num_bytes: Size of its files, in bytes.
-        ranks: Number of ranks that wrote it.
-    """
-
-    step: int
-    path: Path
-    num_bytes: int
-    ranks: int
 
 
 def published(run_dir: RunDir) -> list[PublishedCheckpoint]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli._arguments import Arguments, add_composition_flags, composition
 from launcher.cli._console import print_json
-from launcher.errors import ConfigError, Problem, TrainctlError, UsageError
+from launcher.errors import ConfigError, TrainctlError, UsageError
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
@@ -29,8 +29,10 @@ def main(argv: list[str]) -> int:
     flags, overrides = arguments.split(argv)
     checked = composition(flags, overrides).checked()
     config = checked.config
+    from launcher.config import derive
+
     try:
-        horizon = _horizon(config, flags.num_samples)
+        horizon = derive.horizon_before_data(config, flags.num_samples)
         schedule = _built(config, horizon)
     except ConfigError as error:
         raise ConfigError(checked.composed.attributed(error.problems)) from error
@@ -110,27 +112,6 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of samples")
     return int(text)
-
-
-def _horizon(config: RunConfig, num_samples: int | None) -> Horizon:
-    """The run's length; `steps_per_epoch` is NaN when the size of the training set is not given."""
-    from launcher.config import derive
-    from launcher.contracts import Horizon
-
-    if num_samples is not None:
-        return derive.horizon(config, num_samples)
-    if config.max_epochs is not None or config.max_steps is None:
-        raise ConfigError(
-            [
-                Problem(
-                    "max_epochs",
-                    f"is {config.max_epochs:g}, which has no known number of steps before the data "
-                    "is read; give the size of the training set with --num-samples N",
-                )
-            ]
-        )
-    plan = derive.batch_plan(config)
-    return Horizon(config.max_steps, plan.samples_per_step, plan.tokens_per_step, math.nan)
 
 
 def _built(config: RunConfig, horizon: Horizon) -> Schedule:

@@ -91,6 +91,32 @@ def horizon(config: RunConfig, num_samples: int) -> Horizon:
     )
 
 
+def horizon_before_data(config: RunConfig, num_samples: int | None) -> Horizon:
+    """Return the run's length as far as it is known without the data.
+
+    Args:
+        config: The run.
+        num_samples: Size of the training set; None leaves `steps_per_epoch` NaN.
+
+    Raises:
+        ConfigError: The length depends on the size of the training set, which is not given.
+    """
+    if num_samples is not None:
+        return horizon(config, num_samples)
+    if config.max_epochs is not None or config.max_steps is None:
+        raise ConfigError(
+            [
+                Problem(
+                    "max_epochs",
+                    f"is {config.max_epochs:g}, which has no known number of steps before the data "
+                    "is read; give the size of the training set (--num-samples N)",
+                )
+            ]
+        )
+    plan = batch_plan(config)
+    return Horizon(config.max_steps, plan.samples_per_step, plan.tokens_per_step, math.nan)
+
+
 def length(config: RunConfig) -> str:
     """What is known of the run's length before the data is read, in words."""
     steps = None if config.max_steps is None else f"{config.max_steps:,} steps"

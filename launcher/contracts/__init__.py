@@ -6,7 +6,7 @@ the like are imported inside `build`, so that this package, and every option cla
 them. Here are only shapes and promises; nothing here builds, reads or writes.
 """
 
-from launcher.contracts.checkpoints import CheckpointStore, Snapshot
+from launcher.contracts.checkpoints import CheckpointStore, PublishedCheckpoint, Snapshot
 from launcher.contracts.config import ConfigView
 from launcher.contracts.data import (
     BatchPlan,
@@ -112,6 +112,7 @@ __all__ = [
     "Pattern",
     "Precision",
     "PrecisionOption",
+    "PublishedCheckpoint",
     "Records",
     "Request",
     "Row",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -32,6 +33,23 @@ class Snapshot:
     rng: Mapping[str, Tensor]
     config: str
     data_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedCheckpoint:
+    """A checkpoint that a run has published.
+
+    Attributes:
+        step: Optimizer steps done when it was saved.
+        path: Its folder.
+        num_bytes: Size of its files, in bytes.
+        ranks: Number of ranks that wrote it.
+    """
+
+    step: int
+    path: Path
+    num_bytes: int
+    ranks: int
 
 
 class CheckpointStore(Protocol):
