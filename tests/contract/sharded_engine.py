@@ -15,7 +15,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.contracts import EngineState, LocalShard, OptimizerTarget, Shard, param_of
+from launcher.contracts import (
+    EngineState,
+    LocalShard,
+    OptimizerTarget,
+    Shard,
+    UpdateStats,
+    is_sharded_state,
+    param_of,
+)
 from launcher.parallelism._ddp_engine import DDPEngine
 
 
@@ -87,6 +95,14 @@ class ShardedEngine(DDPEngine):
                     dist.broadcast(param.data[start:stop], rank)
 
     @override
+    def update(self, lr: float | None) -> UpdateStats:
+        stats = super().update(lr)
+        # The optimizer clears the gradients of what it holds, which are the rows.
+        for param in self._trainable():
+            param.grad = None
+        return stats
+
+    @override
     def _names(self) -> dict[Tensor, str]:
         return {local: self._rows.shards[local].name for _, local in self._pairs}
 
@@ -97,6 +113,8 @@ class ShardedEngine(DDPEngine):
         shards = {self._rows.shards[local].name: local for _, local in self._pairs}
         for entry, value in list(state.items()):
             name = param_of(entry, shards)
-            if name and isinstance(value, Tensor) and value.shape == shards[name].shape:
-                state[entry] = LocalShard(value, self._rows.shards[shards[name]])
+            if name and isinstance(value, Tensor):
+                key = entry.removeprefix(f"optimizer.{name}.")
+                if is_sharded_state(self._optimizer, shards[name], key):
+                    state[entry] = LocalShard(value, self._rows.shards[shards[name]])
         return state
