@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("-m", "--multirun", action="store_true", help=help_)
     flags, overrides = arguments.split(argv)
     from launcher.config.rules import doubtful
-    from launcher.launch._begin import preflight
+    from launcher.launch import preflight
 
     try:
         configs = [each.checked().config for each in _jobs(flags, overrides)]

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     flags, words = parser.split(argv)
     if not words:
         parser.error("a word is missing: the run's directory")
-    from launcher.launch._resume import resume
+    from launcher.launch import resume
 
     resume(_directory(words[0]), words[1:], flags.allow)
     return 0

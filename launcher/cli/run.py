@@ -37,7 +37,7 @@ def _run(
 
     def admit(jobs: Sequence[Checked]) -> bool:
         from launcher.config.rules import doubtful
-        from launcher.launch._begin import preflight
+        from launcher.launch import preflight
 
         for job in jobs:
             for doubt in doubtful(job.config):
@@ -90,9 +90,9 @@ def _arguments() -> Arguments:
 
 def _launch(one: Checked, overrides: Sequence[str], early: EarlyRank | None = None) -> float | None:
     """Run one job to its end and return what a sweeper minimises."""
-    from launcher.launch._begin import begin
+    from launcher.launch import begin
 
-    result = begin(one.config, one.provenance, overrides, early)
+    _, result = begin(one.config, one.provenance, overrides, early)
     return minimised(one.config, result.scores)
 
 

@@ -6,3 +6,71 @@ rank that hangs, `_outcome` makes a result or an error of what the ranks recorde
 program that every rank executes; it reads RUN_DIR/config.json and nothing else. To add a way of
 launching: `launcher/launch/<kind>.py` with a `LaunchOption`, and `conf/launch/<kind>.yaml`.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
+    from launcher.launch._early import EarlyRank
+    from launcher.launch._outcome import Result
+    from launcher.run_dir import RunDir
+
+
+def preflight(config: RunConfig) -> None:
+    """Let every option look at files, folders and devices before anything starts.
+
+    Raises:
+        TrainctlError: What the first option found; the others' findings are its notes.
+    """
+    from launcher.launch import _begin
+
+    _begin.preflight(config)
+
+
+def begin(
+    config: RunConfig,
+    provenance: Mapping[str, str],
+    overrides: Sequence[str],
+    early: EarlyRank | None = None,
+    *,
+    quiet: bool = False,
+) -> tuple[RunDir, Result]:
+    """Make a run directory, write the run down in it, and run it to its end.
+
+    Args:
+        config: The resolved config.
+        provenance: For every key, what set it.
+        overrides: The words of the command line.
+        early: A process that has begun to be rank 0.
+        quiet: Print nothing; what rank 0 prints goes to its log.
+
+    Raises:
+        TrainctlError: The directory cannot be made, or what the ranks reported.
+    """
+    from launcher.launch import _begin
+
+    return _begin.begin(config, provenance, overrides, early, quiet=quiet)
+
+
+def resume(
+    path: Path, overrides: Sequence[str], allow: Sequence[str], *, quiet: bool = False
+) -> Result:
+    """Run an existing run directory on to its end.
+
+    Args:
+        path: The run directory.
+        overrides: Settings to change, in Hydra's grammar.
+        allow: Keys that may change what is computed.
+        quiet: Print nothing.
+
+    Raises:
+        TrainctlError: A change is not possible or not allowed, the directory is in use, or what the
+            ranks reported.
+    """
+    from launcher.launch import _resume
+
+    return _resume.resume(path, overrides, allow, quiet=quiet)

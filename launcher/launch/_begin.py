@@ -54,7 +54,9 @@ def begin(
     provenance: Mapping[str, str],
     overrides: Sequence[str],
     early: EarlyRank | None = None,
-) -> Result:
+    *,
+    quiet: bool = False,
+) -> tuple[RunDir, Result]:
     """Make a run directory, write the run down in it, and run it to its end.
 
     Args:
@@ -62,6 +64,7 @@ def begin(
         provenance: For every key, what set it.
         overrides: The words of the command line.
         early: A process that has begun to be rank 0.
+        quiet: Print nothing; what rank 0 prints goes to its log.
 
     Raises:
         TrainctlError: The directory cannot be made, or what `run_ranks` raises.
@@ -69,11 +72,16 @@ def begin(
     run_dir = run_dirs.create(Path(config.run_root), config.name)
     with locked(run_dir) as lock:
         _write_down(config, provenance, overrides, run_dir)
-        return run_ranks(config, run_dir, lock, early)
+        return run_dir, run_ranks(config, run_dir, lock, early, quiet=quiet)
 
 
 def run_ranks(
-    config: RunConfig, run_dir: RunDir, lock: Sequence[int], early: EarlyRank | None = None
+    config: RunConfig,
+    run_dir: RunDir,
+    lock: Sequence[int],
+    early: EarlyRank | None = None,
+    *,
+    quiet: bool = False,
 ) -> Result:
     """Run the ranks to their end, and say what came of it.
 
@@ -84,6 +92,7 @@ def run_ranks(
         run_dir: The run directory, locked by us.
         lock: The descriptors that hold the lock.
         early: A process that has begun to be rank 0.
+        quiet: Print nothing.
 
     Raises:
         TrainctlError: What the ranks recorded, with the command as its note.
@@ -92,12 +101,19 @@ def run_ranks(
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     command = shlex.join(["trainctl", "resume", str(shown)])
     try:
-        result = start(fitted(config, run_dir, lock), run_dir, lock, early)
+        decided = fitted(config, run_dir, lock, quiet=quiet)
+        result = start(decided, run_dir, lock, early, quiet=quiet)
     except ConfigError:
         raise  # it would meet the same config again
     except TrainctlError as error:
         error.add_note(f"resume with: {command}")
         raise
+    if not quiet:
+        _print_result(result, run_dir, shown, command)
+    return result
+
+
+def _print_result(result: Result, run_dir: RunDir, shown: Path, command: str) -> None:
     if result.stopped is not None:
         print(f"stopped after step {result.step:,}: {result.stopped}")  # noqa: T201
     if result.scores:
@@ -108,7 +124,6 @@ def run_ranks(
         print(f"exported to {shown / 'export'}")  # noqa: T201
     change = f"max_steps={2 * result.step}" if result.stopped is None else "observer=none"
     print(f"train on with: {command} {change}", flush=True)  # noqa: T201 - the last line
-    return result
 
 
 def _figures(values: Mapping[str, float]) -> str:

@@ -61,6 +61,7 @@ class _Trials:
     search: MicroBatchSearch
     run_dir: RunDir
     lock: Sequence[int]
+    quiet: bool
     done: list[Trial] = field(default_factory=list)
 
     def __call__(self, micro_batch_size: int) -> bool:
@@ -76,8 +77,13 @@ class _Trials:
             raise LaunchError(f"cannot write to {trial_dir.path}: {error.strerror}") from error
         trial = _trial(config, trial_dir, self.lock, micro_batch_size)
         self.done.append(trial)
-        _say(f"{', ' if len(self.done) > 1 else 'accumulation=auto: micro-batch '}{trial}")
+        self.say(f"{', ' if len(self.done) > 1 else 'accumulation=auto: micro-batch '}{trial}")
         return trial.fits
+
+    def say(self, text: str) -> None:
+        """Continue the console's current line: a trial takes a while."""
+        if not self.quiet:
+            print(text, end="", flush=True)  # noqa: T201 - the console's progress
 
     @property
     def room(self) -> str:
@@ -86,13 +92,16 @@ class _Trials:
         return f" into {min(limits):,.0f} MiB" if limits else ""
 
 
-def fitted(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> RunConfig:
+def fitted(
+    config: RunConfig, run_dir: RunDir, lock: Sequence[int], *, quiet: bool = False
+) -> RunConfig:
     """The config of the run that starts: with the largest micro-batch that fits, if one is sought.
 
     Args:
         config: What config.json holds; it is written anew when something is decided.
         run_dir: The run directory, locked by us.
         lock: The descriptors that hold the lock.
+        quiet: Print nothing.
 
     Raises:
         OutOfMemory: Not even a micro-batch of 1 fits.
@@ -101,7 +110,7 @@ def fitted(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> RunConfig
     search = config.accumulation.search
     if search is None:
         return config
-    trials = _Trials(config, search, run_dir, lock)
+    trials = _Trials(config, search, run_dir, lock, quiet)
     candidates = search.candidates(seq_len=config.task.seq_len, ranks=config.launch.ranks)
     try:
         found = largest_fitting(candidates, trials)
@@ -109,10 +118,10 @@ def fitted(config: RunConfig, run_dir: RunDir, lock: Sequence[int]) -> RunConfig
             raise _nothing_fits(trials)
         decided = search.decided(found)
         words = [f"accumulation={decided.kind}", *_words(decided)]
-        _say(f"{trials.room}: {' '.join(words)}")
+        trials.say(f"{trials.room}: {' '.join(words)}")
     finally:
         if trials.done:
-            _say("\n")
+            trials.say("\n")
     config = config.model_copy(update={"accumulation": decided})
     _write_down(config, run_dir, words, _reason(trials, found))
     return config
@@ -225,7 +234,3 @@ def _write_down(config: RunConfig, run_dir: RunDir, words: Sequence[str], reason
         write_atomically(run_dir.config, config.to_json())
     except OSError as error:
         raise LaunchError(f"cannot write to {run_dir.path}: {error.strerror}") from error
-
-
-def _say(text: str) -> None:
-    print(text, end="", flush=True)  # noqa: T201 - a trial takes a while; the line grows with each

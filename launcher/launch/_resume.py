@@ -14,41 +14,49 @@ from launcher.launch._outcome import Result
 from launcher.run_dir import RunDir, write_atomically
 
 
-def resume(path: Path, overrides: Sequence[str], allow: Sequence[str]) -> Result:
+def resume(
+    path: Path, overrides: Sequence[str], allow: Sequence[str], *, quiet: bool = False
+) -> Result:
     """Run an existing run directory on to its end.
 
     Args:
         path: The run directory.
         overrides: Settings to change, in Hydra's grammar.
         allow: Keys that may change what is computed.
+        quiet: Print nothing.
 
     Raises:
         TrainctlError: A change is not possible or not allowed, the directory is in use, or what the
             ranks raise.
     """
     run_dir = RunDir(path)
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text)  # noqa: T201 - a change of the run is shown
+
     with locked(run_dir) as lock:
         stored = run_dir.config.read_text(encoding="utf-8")
         config, changes = apply(stored, overrides, allow)
         preflight(config)
         for change in changes:
-            print(f"{change.key}: {json.dumps(change.old)} -> {json.dumps(change.new)}")  # noqa: T201 - said, as promised
+            say(f"{change.key}: {json.dumps(change.old)} -> {json.dumps(change.new)}")
         if not changes:
-            return run_ranks(config, run_dir, lock)
+            return run_ranks(config, run_dir, lock, quiet=quiet)
         written = (run_dir.config, run_dir.overrides, run_dir.provenance)
         before = {path: path.read_text(encoding="utf-8") for path in written if path.exists()}
         saves = _saves(run_dir)
         write_atomically(run_dir.config, config.to_json())
         _append(run_dir, overrides)
         try:
-            return run_ranks(config, run_dir, lock)
+            return run_ranks(config, run_dir, lock, quiet=quiet)
         except (ConfigError, CheckpointError, LaunchError):
             # What no checkpoint was saved under cannot be gone on with: the next resume must not
             # meet it.
             if _saves(run_dir) == saves:
                 for file, text in before.items():
                     write_atomically(file, text)
-                print("the settings are put back: the run cannot go on with these changes")  # noqa: T201 - a change of the run is said
+                say("the settings are put back: the run cannot go on with these changes")
             raise
 
 

@@ -24,7 +24,12 @@ from launcher.run_dir import RunDir
 
 
 def start(
-    config: RunConfig, run_dir: RunDir, lock: Sequence[int], early: EarlyRank | None = None
+    config: RunConfig,
+    run_dir: RunDir,
+    lock: Sequence[int],
+    early: EarlyRank | None = None,
+    *,
+    quiet: bool = False,
 ) -> Result:
     """Run the ranks of a run directory to their end.
 
@@ -33,13 +38,14 @@ def start(
         run_dir: The run directory, locked by us.
         lock: The descriptors that hold the lock; the ranks inherit them.
         early: A process that has begun to be rank 0.
+        quiet: Leave the console alone: what rank 0 prints goes to its log as well.
 
     Raises:
         TrainctlError: The first failure of a rank.
     """
     try:
         _outcome.clear(run_dir)
-        result = _run(config, run_dir, lock, early)
+        result = _run(config, run_dir, lock, early, quiet=quiet)
     except TrainctlError as error:
         _outcome.write_result(run_dir, error)
         raise
@@ -48,7 +54,12 @@ def start(
 
 
 def _run(
-    config: RunConfig, run_dir: RunDir, lock: Sequence[int], early: EarlyRank | None
+    config: RunConfig,
+    run_dir: RunDir,
+    lock: Sequence[int],
+    early: EarlyRank | None,
+    *,
+    quiet: bool,
 ) -> Result:
     with ExitStack() as stack:
         heartbeats = Heartbeats(config.launch.ranks)
@@ -63,6 +74,7 @@ def _run(
                     ranks=supervisor.ranks,
                     heartbeats=heartbeats,
                     early=early,
+                    quiet=quiet,
                 )
             name_ranks(lock, [rank.pid for rank in supervisor.ranks])
             supervisor.wait()
@@ -77,6 +89,7 @@ def _start_ranks(
     ranks: list[RankProcess],
     heartbeats: Heartbeats,
     early: EarlyRank | None,
+    quiet: bool,
 ) -> None:
     """Start the processes; those that were started are in `ranks` even if the next one fails."""
     command = list(config.launch.command(run_dir))
@@ -108,7 +121,8 @@ def _start_ranks(
                 )
             if process is None:
                 # Rank 0 has the console; what the others print is in their logs.
-                output = stack.enter_context(run_dir.log(rank).open("ab")) if rank > 0 else None
+                to_log = rank > 0 or quiet
+                output = stack.enter_context(run_dir.log(rank).open("ab")) if to_log else None
                 process = start_process(
                     command,
                     {**environment, **variables},
