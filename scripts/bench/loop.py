@@ -2,6 +2,7 @@
 
     python scripts/bench/loop.py --size tiny --rounds 3
     python scripts/bench/loop.py --peers raw:loader,trainctl
+    python scripts/bench/loop.py --peers ddp,trainctl:ddp       # two ranks each
 
 All peers are started, one after another (start-up and first step are timed alone), run to a gate
 behind the warm-up, and then take turns: each runs `period` optimizer steps of which the last
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 MODULES = {
     "raw": "raw",
+    "ddp": "raw_ddp",
     "hf": "hf_trainer",
     "lightning": "lightning_trainer",
     "accelerate": "accelerate_loop",
@@ -91,12 +93,15 @@ class Peer:
         from scripts.bench.peers.common import SIZES
 
         flags, size = self.flags, SIZES[self.flags.size]
+        ranks = 2 if self.name.endswith(":ddp") else 1
         words = (
             "run --config-dir={0} model=bench task=bench data=bench model.size={1} task.size={1}"
         )
         return [
             *words.format(HERE / "peers/conf", flags.size).split(),
-            f"task.rows={flags.steps * flags.accumulation * size.batch}",
+            f"task.rows={flags.steps * flags.accumulation * size.batch * ranks}",
+            f"parallelism={'ddp' if ranks > 1 else 'single'}",
+            f"launch.processes={ranks}",
             f"task.seq_len={size.seq_len}",
             "accumulation=steps",
             f"accumulation.micro_batch_size={size.batch}",

@@ -13,7 +13,8 @@ Costs one list append and two clock reads per optimizer step.
 import os
 import pathlib
 
-if os.environ.get("BENCH_OUT"):
+# Of several ranks the first is timed; the others wait for it at their collectives.
+if os.environ.get("BENCH_OUT") and os.environ.get("RANK", "0") == "0":
     import sys
     import time
     from importlib.machinery import PathFinder

@@ -1,0 +1,68 @@
+"""The hand-written loop on two ranks with DistributedDataParallel; rank 0 starts rank 1.
+
+Both ranks read the same rows, so that the parameters end as those of the loop on one rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from scripts.bench.peers import common
+
+RANKS = 2
+flags = common.arguments()
+rank = int(os.environ.get("RANK", "0"))
+other = None
+if rank == 0:
+    store = Path(tempfile.mkdtemp()) / "store"
+    environment = {**os.environ, "RANK": "1", "BENCH_STORE": str(store)}
+    command = [sys.executable, "-m", "scripts.bench.peers.raw_ddp", *sys.argv[1:]]
+    other = subprocess.Popen(command, env=environment)
+else:
+    store = Path(os.environ["BENCH_STORE"])
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+size, module, data = common.build(flags)
+loader = DataLoader(data, batch_size=size.batch, shuffle=False, drop_last=True)
+model = DistributedDataParallel(module, gradient_as_bucket_view=True)
+optimizer = common.optimizer(module, flags)
+schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: common.cosine(t, flags.steps))
+params = list(module.parameters())
+model.train()
+batches, total = iter(loader), torch.zeros(())
+for step in range(flags.steps):
+    for place in range(flags.accumulation):
+        last = place == flags.accumulation - 1
+        with contextlib.nullcontext() if last else model.no_sync():
+            loss = model(**next(batches))["loss"]
+            if flags.accumulation > 1:
+                loss = loss / flags.accumulation
+            loss.backward()
+        total += loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(params, flags.clip)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    if (step + 1) % flags.log_every == 0:
+        dist.all_reduce(total)
+        if rank == 0:
+            row = {
+                "step": step + 1,
+                "loss": total.item() / flags.log_every / RANKS,
+                "grad_norm": norm.item(),
+                "lr": optimizer.param_groups[0]["lr"],
+            }
+            print(row, flush=True)
+        total.zero_()
+dist.destroy_process_group()
+if other is not None:
+    other.wait()
