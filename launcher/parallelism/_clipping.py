@@ -7,29 +7,54 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from launcher.contracts import Clipping
+from launcher.contracts import UNSHARDED, Clipping, Sharding
 
 # As in torch.nn.utils.clip_grad_norm_: a gradient of zeros is divided by this, not by zero.
 _EPS = 1e-6
 
 
-def clip_(params: Sequence[nn.Parameter], limits: Clipping, norm: Tensor) -> None:
+def clip_(
+    params: Sequence[nn.Parameter],
+    limits: Clipping,
+    norm: Tensor,
+    sharding: Sharding = UNSHARDED,
+) -> None:
     """Limit gradients in place: each parameter's norm, then the norm of all, then each element.
 
     Args:
         params: Parameters; those without gradient are left out.
         limits: What is limited.
         norm: 2-norm of all gradients as they are. Shape ().
+        sharding: What the gradients are shards of; norms are those of whole tensors.
     """
-    grads = [p.grad for p in params if p.grad is not None]
     if limits.max_norm_per_parameter is not None:
-        clip_each_norm_(grads, limits.max_norm_per_parameter)
+        if sharding.ranks > 1:
+            _clip_each_whole_norm_(params, limits.max_norm_per_parameter, sharding)
+        else:
+            clip_each_norm_(_gradients(params), limits.max_norm_per_parameter)
         if limits.max_norm is not None:
-            norm = total_norm(grads)
+            norm = gradient_norm(params, sharding)
     if limits.max_norm is not None:
         nn.utils.clip_grads_with_norm_(params, limits.max_norm, norm)
     if limits.max_value is not None:
         nn.utils.clip_grad_value_(params, limits.max_value)
+
+
+def gradient_norm(params: Sequence[nn.Parameter], sharding: Sharding = UNSHARDED) -> Tensor:
+    """Return the 2-norm of the gradients of whole tensors; collective where they are sharded.
+
+    Args:
+        params: Parameters; those without gradient count as zeros. With a sharding, equally many in
+            the same order on every rank.
+        sharding: What the gradients are shards of.
+
+    Returns:
+        Shape (), float32 or wider.
+    """
+    if sharding.ranks > 1:
+        norm: Tensor = torch.linalg.vector_norm(_whole_norms(params, sharding))
+        return norm
+    return total_norm(_gradients(params))
 
 
 def clip_each_norm_(grads: Sequence[Tensor], max_norm: float) -> None:
@@ -59,6 +84,33 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
     """
     norms = [norm.to(grads[0].device) for alike in _by_kind(grads) for norm in _norms(alike)]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def _gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [param.grad for param in params if param.grad is not None]
+
+
+def _whole_norms(params: Sequence[nn.Parameter], sharding: Sharding) -> Tensor:
+    """Return the 2-norm of every parameter's whole gradient, in one collective. Shape (params,)."""
+    squares = torch.zeros(
+        len(params), dtype=torch.promote_types(params[0].dtype, torch.float32)
+    ).to(params[0].device)
+    for place, param in enumerate(params):
+        # What another rank counts is zero here: a plain sum over ranks counts every element once.
+        if param.grad is not None and param.grad.numel() and sharding.shard_of(param).counted:
+            [norm] = _norms([param.grad])
+            squares[place] = norm.square()
+    sharding.add_up({"gradient squares": squares})
+    return squares.sqrt_()
+
+
+def _clip_each_whole_norm_(
+    params: Sequence[nn.Parameter], max_norm: float, sharding: Sharding
+) -> None:
+    factors = (max_norm / (_whole_norms(params, sharding) + _EPS)).clamp_(max=1.0)
+    for param, factor in zip(params, factors.unbind(), strict=True):
+        if param.grad is not None:
+            param.grad.mul_(factor)
 
 
 def _norms(alike: list[Tensor]) -> list[Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import CheckpointError, NonFinite
-from launcher.parallelism._clipping import clip_, total_norm
+from launcher.parallelism._clipping import clip_, gradient_norm
 from launcher.parallelism._optimizer_state import (
     load_optimizer,
     optimizer_template,
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from launcher.contracts.engine import Predict
 
 from launcher.contracts import (
+    UNSHARDED,
     LocalShard,
     OptimizerTarget,
+    Sharding,
     UpdateStats,
     canonical_name,
     named_tensors,
@@ -49,6 +51,9 @@ class TorchEngine:
     before its backward pass, so that the gradients add up to that of the window's mean loss however
     the window is cut.
     """
+
+    _gradient_sharding: Sharding = UNSHARDED
+    """What the gradients are shards of when they are checked and clipped."""
 
     def __init__(self, parts: EngineParts) -> None:
         self._device = torch.device(parts.world.device)
@@ -99,11 +104,11 @@ class TorchEngine:
         factor = scale.value if scale else None
         if scale:
             scale.unscale(grads)
-        norm = total_norm(grads)
+        norm = gradient_norm(self._params, self._gradient_sharding)
         finite, requests = self._read(norm)
         if finite:
             self._warn_unused_parameters()
-            clip_(self._params, self._clipping, norm)
+            clip_(self._params, self._clipping, norm, self._gradient_sharding)
             for group in self._optimizer.param_groups:
                 if lr is not None:
                     group["lr"] = lr * group["lr_scale"]

@@ -27,7 +27,7 @@ from launcher.contracts import (
     World,
 )
 from launcher.parallelism import _torch_engine
-from launcher.parallelism._clipping import total_norm
+from launcher.parallelism._clipping import gradient_norm
 from launcher.parallelism._ddp_engine import DDPEngine
 from tests.contract.sharded_engine import ShardedEngine
 
@@ -105,13 +105,13 @@ class NormTimesRanks(Defect):
     @override
     def engine(self, option: ParallelismOption, parts: EngineParts) -> Engine:
         def wrong(*args: Any, **kwargs: Any) -> Tensor:
-            norm: Tensor = total_norm(*args, **kwargs) * self.world.size**0.5
+            norm: Tensor = gradient_norm(*args, **kwargs) * self.world.size**0.5
             return norm
 
         class Spoiled(DDPEngine):
             @override
             def update(self, lr: float | None) -> Any:
-                with _replaced("total_norm", wrong):
+                with _replaced("gradient_norm", wrong):
                     return super().update(lr)
 
         return Spoiled(parts, _ddp(option))
