@@ -8,12 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from importlib.metadata import entry_points
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from launcher.config.paths import CONF, RECIPES
+from launcher.config.paths import CONF, RECIPES, extension_folders
 
 
 def presets(group: str, config_dirs: Iterable[Path] = ()) -> dict[str, Path]:
@@ -27,7 +25,8 @@ def presets(group: str, config_dirs: Iterable[Path] = ()) -> dict[str, Path]:
         Files by name. Of equal names it is the file that Hydra takes: the user's, ours, that of an
         installed package, in this order. A leading underscore hides a file.
     """
-    folders = [*config_dirs, *_from_environment(), CONF, *_from_packages()]
+    extensions = (folder for _, folder in extension_folders())
+    folders = [*config_dirs, *_from_environment(), CONF, *extensions]
     places = [folder / group for folder in folders]
     if group == "recipe":
         places.insert(places.index(CONF / group) + 1, RECIPES)
@@ -94,9 +93,3 @@ def _read(path: Path) -> dict[str, Any]:
 def _from_environment() -> Iterator[Path]:
     listed = os.environ.get("TRAINCTL_CONFIG_DIR", "").split(os.pathsep)
     return (Path(folder) for folder in listed if folder)
-
-
-def _from_packages() -> Iterator[Path]:
-    for entry_point in sorted(entry_points(group="trainctl.conf"), key=lambda e: e.name):
-        with suppress(ModuleNotFoundError, TypeError):
-            yield Path(str(files(entry_point.value)))

@@ -1,8 +1,8 @@
 """What trainctl adds to Hydra: where YAML is looked for, and recipes/ shown as the group `recipe`.
 
 First match wins: the user's folders, conf/, recipes/, then what installed packages bring by entry
-points of the group `trainctl.conf` (a Python package that holds YAML). Unlike Hydra's own
---config-dir, a user's folder stands before the packaged one, so that its files may replace packaged
+points of the group `trainctl.conf` (`paths.extension_folders`). Unlike with Hydra's own
+--config-dir, a user's folder comes before the packaged one, so that its files may replace packaged
 ones.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,9 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from typing_extensions import override
 
-from launcher.config.paths import CONF, RECIPES
+from launcher.config.paths import CONF, RECIPES, extension_folders
 from launcher.errors import ConfigError, Problem
 
-ENTRY_POINTS = "trainctl.conf"
 VARIABLE = "TRAINCTL_CONFIG_DIR"
 
 _user_folders: ContextVar[tuple[Path, ...]] = ContextVar("_user_folders", default=())
@@ -46,8 +45,8 @@ class TrainctlSearchPath(SearchPathPlugin):
         for folder in _user_folders.get():
             search_path.prepend("user", f"file://{folder}", anchor=main)
         search_path.append("recipes", f"{RecipeSource.scheme()}://{RECIPES}")
-        for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
-            search_path.append(f"extension {entry_point.name}", f"pkg://{entry_point.value}")
+        for name, folder in extension_folders():
+            search_path.append(f"extension {name}", f"file://{folder}")
 
 
 class RecipeSource(ConfigSource):

@@ -1,7 +1,16 @@
-"""Where the packaged YAML lives: in the package in a wheel, beside it in a checkout."""
+"""Where YAML lives: ours in the package (a wheel) or next to it (a checkout); that of extensions.
 
+An installed package adds a folder by an entry point of the group `trainctl.conf` that names the
+package which holds it; an `__init__.py` is not needed.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
+ENTRY_POINTS = "trainctl.conf"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -21,3 +30,16 @@ def shown(path: Path) -> str:
             return str(path.relative_to(folder.parent))
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def extension_folders() -> Iterator[tuple[str, Path]]:
+    """Yield the YAML folders of installed packages with their entry points' names, sorted by them.
+
+    A package that is not there yields none: its presets are then unknown.
+    """
+    for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
+        spec = None
+        with suppress(ImportError, ValueError):
+            spec = find_spec(entry_point.value)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            yield entry_point.name, Path(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ class Origins:
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A YAML file in a folder or in an installed package.
+    """A YAML file in a folder.
 
     Attributes:
         folder: Scheme and place of Hydra's config source, e.g. `file:///home/me/conf`.
@@ -101,17 +100,15 @@ class ConfigFile:
     config_path: str
 
     @property
-    def _place(self) -> Any:
+    def _place(self) -> Path:
         scheme, _, folder = self.folder.partition("://")
         name = self.config_path.removesuffix(".yaml") + ".yaml"
-        if scheme == "pkg":
-            return files(folder).joinpath(name)
         return Path(folder) / (name.removeprefix("recipe/") if scheme == "recipes" else name)
 
     @property
     def shown(self) -> str:
         """The file's name for messages."""
-        return shown(Path(str(self._place)))
+        return shown(self._place)
 
     def is_named(self, name: str) -> bool:
         """Whether a YAML parser calls it so."""
@@ -119,8 +116,7 @@ class ConfigFile:
 
     def text(self) -> str:
         """What is written in it."""
-        text: str = self._place.read_text(encoding="utf-8")
-        return text
+        return self._place.read_text(encoding="utf-8")
 
 
 def _between(lines: Sequence[str], start: yaml.Mark, end: yaml.Mark) -> str:

@@ -1,6 +1,6 @@
 """How gradients become updates: one option per kind, and the rules for parameter groups.
 
-* **Groups.** `_param_groups.py` decides which parameter decays, which learning rate it has and why;
+* **Groups.** `param_groups` decides which parameter decays, which learning rate it has and why;
   every kind builds from it, so that patterns, layer decay, overrides and freezing work alike
   everywhere. `trainctl config params` shows the outcome.
 * **Learning rates** are set by the engine: `schedule.lr(step) * group["lr_scale"]`. No optimizer
@@ -20,3 +20,30 @@ To add a kind: one module with one public `OptimizerOption`, and conf/optimizer/
 its values, `defaults: [_groups, _self_]` among them. The contract tests find it by themselves; a
 trajectory of its reference belongs in tests/optimizer.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launcher.contracts import OptimizerOption, OptimizerTarget
+
+
+def param_groups(target: OptimizerTarget, option: OptimizerOption) -> list[dict[str, Any]]:
+    """Return the groups that a torch optimizer is constructed from.
+
+    Args:
+        target: What the optimizer is built for.
+        option: The optimizer's option, whose `groups` say what differs between parameters.
+
+    Returns:
+        In the order of each group's first parameter: `params`, `name`, `lr`, `lr_scale`,
+        `weight_decay` and whatever overrides set. `lr` is missing where the option has none.
+
+    Raises:
+        ConfigError: A pattern matches nothing, `layer_decay` finds no blocks, nothing is left to
+            train, or the parameters are shards and the optimizer refuses them.
+    """
+    from launcher.optimizer import _param_groups
+
+    return _param_groups.param_groups(target, option)

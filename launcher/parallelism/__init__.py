@@ -1,8 +1,37 @@
 """Engines: everything distributed, and everything about devices, lives here and nowhere else.
 
-An option says which engine; `build` gives the `Engine` of `launcher.contracts`. An engine shards
-and moves the module first and builds the optimizer afterwards, from the parameters that the module
-then has. No other room may ask which engine runs. To add one: `launcher/parallelism/<kind>.py` with
-a `ParallelismOption`, and `conf/parallelism/<kind>.yaml`; the contract tests then compare it with
-`single`.
+An option names the mesh of ranks (`layout`); its `build` gives the `Engine` of
+`launcher.contracts`. An engine shards and moves the module first and builds the optimizer
+afterwards, from the parameters that the module then has. No other package may ask which engine
+runs.
+
+To add one: `launcher/parallelism/<kind>.py` with a `ParallelismOption`, and
+`conf/parallelism/<kind>.yaml`; `tests/contract/test_engines.py` then compares it with `single`. An
+engine may derive from one of those exported here, which are imported when they are used: option
+classes load without torch.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.parallelism._ddp_engine import DDPEngine
+    from launcher.parallelism._single_engine import SingleEngine
+    from launcher.parallelism._torch_engine import TorchEngine
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+__all__ = ["DDPEngine", "SingleEngine", "TorchEngine"]
+
+_MODULES = {
+    "DDPEngine": "_ddp_engine",
+    "SingleEngine": "_single_engine",
+    "TorchEngine": "_torch_engine",
+}

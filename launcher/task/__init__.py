@@ -1,9 +1,36 @@
-"""What is learned from documents: samples, loss, scores; one module per kind.
+"""What a model is trained for: head, samples, loss, predictions, metrics; one module per kind.
 
-A kind is a `TaskOption`: its `build` makes the live `Task`, which cuts documents into samples,
-computes the summed loss of a micro-batch, turns held-out losses into scores, and exports the model.
-It knows nothing of engines, devices or optimizers.
+A kind is a `TaskOption`: its `build` makes the live `Task`, which encodes records to samples,
+computes the summed loss and the predictions of a micro-batch, turns the predictions on held-out
+samples into scores, and exports the model. It knows nothing of engines, devices or optimizers.
 
 To add one: `launcher/task/<kind>.py` with one public subclass of `TaskOption`, and a preset
-`conf/task/<kind>.yaml` that gives every field a value.
+`conf/task/<kind>.yaml` that gives every field a value. A task may derive from the live task that
+is exported here; it is imported when it is used: option classes load without torch.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.task._generation import GenerationSettings
+    from launcher.task._language_model import LanguageModel, LanguageModelMetrics
+    from launcher.task._token_samples import NO_TARGET
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+__all__ = ["NO_TARGET", "GenerationSettings", "LanguageModel", "LanguageModelMetrics"]
+
+_MODULES = {
+    "NO_TARGET": "_token_samples",
+    "GenerationSettings": "_generation",
+    "LanguageModel": "_language_model",
+    "LanguageModelMetrics": "_language_model",
+}

@@ -11,8 +11,14 @@ from launcher.contracts import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Taste:
-    """What a sample begins with, its length in tokens, and its temperature."""
+class GenerationSettings:
+    """How a text is generated.
+
+    Attributes:
+        prompt: Its beginning; empty for the beginning of a document.
+        num_tokens: Its length after the prompt, in tokens.
+        temperature: 0 takes the likeliest token, 1 draws from the model's distribution.
+    """
 
     prompt: str
     num_tokens: int
@@ -20,7 +26,9 @@ class Taste:
 
 
 @torch.no_grad()
-def generate(module: nn.Module, tokenizer: Tokenizer, taste: Taste, *, max_positions: int) -> str:
+def generate(
+    module: nn.Module, tokenizer: Tokenizer, settings: GenerationSettings, *, max_positions: int
+) -> str:
     """The prompt and what the model makes of it, up to the end of a document.
 
     The window is seen anew for every token, and always at its full width: that works for any causal
@@ -29,7 +37,7 @@ def generate(module: nn.Module, tokenizer: Tokenizer, taste: Taste, *, max_posit
     Args:
         module: A transformers causal language model; its training mode is as before on return.
         tokenizer: Its tokenizer.
-        taste: What to draw.
+        settings: Prompt, length and temperature.
         max_positions: Tokens that the model sees at most.
 
     Returns:
@@ -38,12 +46,12 @@ def generate(module: nn.Module, tokenizer: Tokenizer, taste: Taste, *, max_posit
     """
     generator = torch.Generator().manual_seed(0)
     device = next(module.parameters()).device
-    ids: list[int] = tokenizer.encode(taste.prompt).tolist() or [tokenizer.eos_id]
-    width = min(len(ids) + taste.num_tokens, max_positions)
+    ids: list[int] = tokenizer.encode(settings.prompt).tolist() or [tokenizer.eos_id]
+    width = min(len(ids) + settings.num_tokens, max_positions)
     was_training = module.training
     module.eval()
     try:
-        for _ in range(taste.num_tokens):
+        for _ in range(settings.num_tokens):
             window = ids[-width:]
             # What stands to the right of the last token cannot be seen from it.
             padding = [tokenizer.eos_id] * (width - len(window))
@@ -52,7 +60,7 @@ def generate(module: nn.Module, tokenizer: Tokenizer, taste: Taste, *, max_posit
             known = logits[: tokenizer.vocab_size].float().cpu()
             if known.isnan().any():
                 break  # weights that overflowed have nothing to say, and the run has said so
-            token = _draw(known, taste.temperature, generator)
+            token = _draw(known, settings.temperature, generator)
             if token == tokenizer.eos_id:
                 break
             ids.append(token)

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from launcher.contracts import Head, Metrics, Records, Samples, Task, Tokenizer
 from launcher.task._export import export
-from launcher.task._generation import Taste, generate
+from launcher.task._generation import GenerationSettings, generate
 from launcher.task._references import byte_references
 from launcher.task._token_samples import NO_TARGET, Blocks, Pieces, TokenSamples
 from launcher.task._token_stream import read_tokens
@@ -31,17 +31,19 @@ class LanguageModel(Task):
         tokenizer: Its ids are what is predicted.
         seq_len: Tokens in the longest sample.
         packing: Whether samples are blocks over all documents (True) or pieces of each.
-        taste: What `sample` draws.
+        generation: How `sample` generates text.
     """
 
     head = Head("causal_lm")
     columns = ("text",)
 
-    def __init__(self, tokenizer: Tokenizer, *, seq_len: int, packing: bool, taste: Taste) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, seq_len: int, packing: bool, generation: GenerationSettings
+    ) -> None:
         self._tokenizer = tokenizer
         self._seq_len = seq_len
         self._layout = Blocks if packing else Pieces
-        self._taste = taste
+        self._generation = generation
 
     @override
     def samples(self, records: Records) -> Samples:
@@ -75,9 +77,9 @@ class LanguageModel(Task):
 
     @override
     def sample(self, module: nn.Module) -> str | None:
-        if self._taste.num_tokens == 0:
+        if self._generation.num_tokens == 0:
             return None
-        return generate(module, self._tokenizer, self._taste, max_positions=self._seq_len)
+        return generate(module, self._tokenizer, self._generation, max_positions=self._seq_len)
 
     @override
     def export(self, module: nn.Module, folder: Path) -> None:

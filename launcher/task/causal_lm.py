@@ -36,8 +36,12 @@ class CausalLM(TaskOption):
 
     @override
     def build(self, tokenizer: Tokenizer) -> Task:
-        from launcher.task._generation import Taste
+        from launcher.task._generation import GenerationSettings
         from launcher.task._language_model import LanguageModel
 
-        taste = Taste(self.sample_prompt, self.sample_tokens, self.sample_temperature)
-        return LanguageModel(tokenizer, seq_len=self.seq_len, packing=self.packing, taste=taste)
+        generation = GenerationSettings(
+            self.sample_prompt, self.sample_tokens, self.sample_temperature
+        )
+        return LanguageModel(
+            tokenizer, seq_len=self.seq_len, packing=self.packing, generation=generation
+        )

@@ -67,8 +67,8 @@ class Outcome:
     Attributes:
         state: The last state.
         scores: The last validation scores; empty where none were made.
-        references: Figures that put the scores in perspective.
-        sample: A taste of what was learned, if the task has one.
+        references: Baselines of the scores.
+        sample: Text that the model generated, if the task has some.
     """
 
     state: TrainState

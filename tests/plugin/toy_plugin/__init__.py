@@ -1,0 +1,1 @@
+"""A package of a third party: one module and one YAML for each kind that it adds."""
