@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from launcher.contracts import EngineParts, Window
     from launcher.parallelism.ddp import DDP
 
+_NAMED = 5
+_BUFFER_BYTES = 25 * 2**20
 _COMPRESSED = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,6 +50,9 @@ class DDPEngine(TorchEngine):
         # The first window with a static graph must not use no_sync (torch's reducer asserts), so
         # that its earlier micro-batches are kept local by the communication hook instead.
         self._hook_is_local = False
+        self._is_first_window = True
+        self._summed_elements = 0
+        self._has_running_buffers = _has_persistent_buffers(parts.module)
         self._shared = torch.zeros(1 + len(Request))
         self._pending: dist.Work | None = None
         super().__init__(parts)
@@ -73,7 +78,7 @@ class DDPEngine(TorchEngine):
             gradient_as_bucket_view=self._option.gradient_as_bucket_view,
             static_graph=self._option.static_graph,
             find_unused_parameters=self._option.find_unused_parameters,
-            **_buffer_option(module),
+            **_without_buffers(),
         )
         wrapped.register_comm_hook(None, self._sum_hook())
         return wrapped
@@ -82,7 +87,7 @@ class DDPEngine(TorchEngine):
     def _accumulation(self, *, last: bool) -> AbstractContextManager[object]:
         if last:
             return contextlib.nullcontext()
-        if self._option.static_graph and not self._has_stepped:
+        if self._option.static_graph and self._is_first_window:
             return self._local_hook()
         assert isinstance(self._trained, DistributedDataParallel)  # noqa: S101 - made by _wrap
         return self._trained.no_sync()
@@ -99,16 +104,15 @@ class DDPEngine(TorchEngine):
 
     @override
     def forward_backward(self, window: Window) -> Tensor:
-        try:
-            loss = super().forward_backward(window)
-        except RuntimeError as error:
-            if "Expected to have finished reduction" not in str(error):
-                raise
-            problem = "must be true, because some parameters take no part in the loss of a step"
-            raise ConfigError([Problem("parallelism.find_unused_parameters", problem)]) from error
+        self._summed_elements = 0
+        loss = super().forward_backward(window)
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
+        self._check_all_summed()
+        if self._has_running_buffers:
+            self._share_buffers()
+        self._is_first_window = False
         return loss
 
     @override
@@ -138,6 +142,35 @@ class DDPEngine(TorchEngine):
         # Micro-batches go round the ranks: one of each rank, then the next of each.
         return [each for turn in zip(*found, strict=True) for each in turn]
 
+    def _check_all_summed(self) -> None:
+        """Refuse gradients of which some were not added up over the ranks.
+
+        torch's reducer notices it in the next forward pass: after an update with such gradients.
+        """
+        if self._summed_elements == sum(param.numel() for param in self._params):
+            return
+        idle = [name for p, name in self._names().items() if p.requires_grad and p.grad is None]
+        where = f" ({', '.join(idle[:_NAMED])})" if idle else ""
+        raise ConfigError(
+            [
+                Problem(
+                    "parallelism.find_unused_parameters",
+                    f"must be true, because some parameters take no part in the loss{where}",
+                )
+            ]
+        )
+
+    @torch.no_grad()
+    def _share_buffers(self) -> None:
+        """Give all ranks rank 0's buffers: each rank's batches moved its running statistics.
+
+        At the end of the window, not before the next forward pass as DistributedDataParallel does
+        it: evaluations and checkpoints must see the same on all ranks.
+        """
+        # What DistributedDataParallel calls; torch does not declare it.
+        broadcast: Any = dist._broadcast_coalesced  # type: ignore[attr-defined] # noqa: SLF001
+        broadcast(self._group, list(self._module.buffers()), _BUFFER_BYTES, 0)
+
     def _sum_hook(self) -> Callable[[object, GradBucket], Future[Tensor]]:
         dtype = _COMPRESSED[self._option.gradient_compression]
 
@@ -147,6 +180,7 @@ class DDPEngine(TorchEngine):
                 kept: Future[Tensor] = Future()
                 kept.set_result(whole)
                 return kept
+            self._summed_elements += whole.numel()
             sent = whole if dtype is None else whole.to(dtype)
             work = dist.all_reduce(sent, group=self._group, async_op=True)
             future: Future[list[Tensor]] = work.get_future()
@@ -180,17 +214,14 @@ def _union(flags: Sequence[float]) -> Request:
     return functools.reduce(operator.or_, found, Request.NONE)
 
 
-def _buffer_option(module: nn.Module) -> dict[str, Any]:
-    """Return the option that broadcasts rank 0's buffers before each forward pass.
+def _has_persistent_buffers(module: nn.Module) -> bool:
+    """Return True if a checkpoint holds more of the module than parameters."""
+    return bool(module.state_dict().keys() - dict(module.named_parameters(remove_duplicate=False)))
 
-    Running statistics would differ by rank without it; a module without persistent buffers is
-    spared the collective.
-    """
-    needed = bool(
-        module.state_dict().keys() - dict(module.named_parameters(remove_duplicate=False))
-    )
+
+def _without_buffers() -> dict[str, Any]:
+    """Return the option that keeps DistributedDataParallel from broadcasting buffers itself."""
     known = inspect.signature(DistributedDataParallel).parameters
     # Renamed in torch 2.13, where the old name warns.
-    return {
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": needed
-    }
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return {name: False}
