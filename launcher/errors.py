@@ -9,6 +9,7 @@
     ├── Hang              12   which rank is missing, where it stands
     ├── DataError         13   file, place in it, what was expected
     ├── CheckpointError   14   which file, what to do
+    │   └── LostRank      14   which rank did not answer during a save or a load
     ├── RankFailed         1   a rank died without a word; 128 + n if signal n killed it
     ├── Preempted         75   state saved; requeue me
     └── Interrupted      130   state saved after Ctrl-C
@@ -148,6 +149,10 @@ class CheckpointError(TrainctlError):
     """A checkpoint cannot be written, or is not fit to be loaded."""
 
     exit_status = 14
+
+
+class LostRank(CheckpointError):
+    """A rank did not answer while checkpoints were saved or loaded: it may report why itself."""
 
 
 class RankFailed(TrainctlError):

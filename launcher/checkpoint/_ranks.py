@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import distributed as dist
 
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, LostRank
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -90,12 +90,13 @@ class Ranks:
             decide: Called on rank 0 with the result of every rank, in order; one answer for each.
 
         Raises:
-            CheckpointError: A call failed on any rank, or a rank did not answer in time.
+            CheckpointError: A call failed on any rank.
+            LostRank: A rank did not answer in time.
         """
         if self.size == 1:
             return decide([local()])[0]
         if self._lost is not None:
-            raise CheckpointError(self._lost)
+            raise LostRank(self._lost)
         error: BaseException | None = None
         report: object
         try:
@@ -112,7 +113,7 @@ class Ranks:
                 self._lost = answer.text
             if error is not None and not isinstance(error, CheckpointError):
                 raise error
-            raise CheckpointError(answer.text) from error
+            raise (LostRank if answer.lost else CheckpointError)(answer.text) from error
         result: B = answer
         return result
 

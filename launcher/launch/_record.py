@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher import errors
-from launcher.errors import Hang, RankFailed, TrainctlError
+from launcher.errors import Hang, LostRank, RankFailed, TrainctlError
 from launcher.run_dir import RunDir, write_atomically
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _classified(rank: int, error: BaseException) -> TrainctlError:
 
 
 def _is_lost_peer(error: BaseException) -> bool:
-    return _says(error, (*_LOST_PEER, *_TIMED_OUT))
+    return isinstance(error, LostRank) or _says(error, (*_LOST_PEER, *_TIMED_OUT))
 
 
 def _says(error: BaseException, signs: tuple[str, ...]) -> bool:

@@ -112,6 +112,25 @@ def lost_peer_first(rank: Rank) -> None:
     raise NonFinite("the loss is nan", [3, 17])
 
 
+def lost_in_save_first(rank: Rank) -> None:
+    """Rank 0 misses rank 1 in a save before the launcher has seen the end of rank 1."""
+    import torch.distributed as dist
+
+    from launcher.checkpoint._ranks import Ranks
+    from launcher.contracts import Layout, World
+    from launcher.launch._group import process_group
+
+    world = World(rank.number, 2, rank.number, "cpu", Layout(dp_replicate=2))
+    with process_group(world, 20):
+        others = Ranks(rank.number, 2, 1.0)
+        if rank.number == 0:
+            others.first(lambda: None)
+        # From here on rank 1 takes no part, and says why only when rank 0 has given up.
+        dist.destroy_process_group()
+        rank.await_("result/rank-0.json")
+        raise DataError("corpus.jsonl:7: must be a string, but is 3")
+
+
 def killed(rank: Rank) -> None:
     if rank.number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -204,6 +223,7 @@ SCENARIOS: Mapping[str, Callable[[Rank], None]] = {
         train,
         data_error,
         lost_peer_first,
+        lost_in_save_first,
         killed,
         bug,
         stopped,

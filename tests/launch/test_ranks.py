@@ -77,6 +77,11 @@ def test_a_cause_comes_before_its_consequences(tmp_path: Path) -> None:
     assert caught.value.indices == (3, 17)
 
 
+def test_a_cause_comes_before_a_save_that_it_ended(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="corpus.jsonl:7"):
+        launch(tmp_path, "lost_in_save_first")
+
+
 def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     with pytest.raises(RankFailed, match="rank 1 was killed by SIGKILL") as caught:
         launch(tmp_path, "killed")
