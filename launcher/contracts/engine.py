@@ -63,6 +63,9 @@ class Request(Flag):
     STOP_SIGTERM = auto()
     STOP_SIGUSR1 = auto()
     STOP_SIGINT = auto()
+    STOP_SIGHUP = auto()
+    CONTINUE = auto()
+    """Take another step, where the end depends on what each rank measures."""
 
 
 @dataclass(frozen=True, slots=True)

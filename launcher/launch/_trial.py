@@ -21,6 +21,7 @@ from launcher.run_dir import RunDir, write_atomically
 from launcher.training import rng
 from launcher.training.observers import stopped
 from launcher.training.out_of_memory import is_refusal
+from launcher.training.requests import RankRequests, stop_signal
 from launcher.training.runner import Outcome, Parts, build
 
 MAX_STEPS = 12
@@ -82,7 +83,8 @@ def try_out(
 def _rehearse(
     config: RunConfig, world: World, memory: Memory, stop: Callable[[], Signals | None]
 ) -> None:
-    parts = build(config, world, lambda: Request.NONE)
+    parts = build(config, world, RankRequests(stop, None))
+    engine = parts.engine
     try:
         window = _longest_window(parts)
         saves = config.checkpoint.copies_state
@@ -91,32 +93,34 @@ def _rehearse(
         quiet = 0
         for step in range(MAX_STEPS):
             before = memory.peak()
-            _train_step(parts, window, parts.schedule.lr(step, {}), stop)
-            for _ in parts.engine.evaluate(scored, parts.task.predict):
+            _train_step(parts, window, parts.schedule.lr(step, {}))
+            for _ in engine.evaluate(scored, parts.task.predict):
                 pass
             if saves and not held and torch.device(world.device).type == "cpu":
                 # A store that saves in the background keeps a copy of the state in this memory.
-                held = {name: _copy(value) for name, value in parts.engine.state().items()}
-            quiet = quiet + 1 if step > 0 and memory.peak() <= before * _GROWTH else 0
+                held = {name: _copy(value) for name, value in engine.state().items()}
+            grows = step == 0 or memory.peak() > before * _GROWTH
+            # Each rank measures its own memory, but a step needs all ranks.
+            grows = bool(engine.agree(Request.CONTINUE if grows else Request.NONE))
+            quiet = 0 if grows else quiet + 1
             if quiet == _QUIET_STEPS:
                 break
         del held
     finally:
-        parts.engine.close()
+        engine.close()
 
 
 def _copy(value: torch.Tensor | LocalShard) -> torch.Tensor:
     return (value.tensor if isinstance(value, LocalShard) else value).clone()
 
 
-def _train_step(
-    parts: Parts, window: Window, lr: float | None, stop: Callable[[], Signals | None]
-) -> None:
+def _train_step(parts: Parts, window: Window, lr: float | None) -> None:
     for _ in range(_ATTEMPTS):
-        if (signal := stop()) is not None:
-            raise stopped(signal, 0)
         parts.engine.forward_backward(window)
-        if parts.engine.update(lr).applied:
+        update = parts.engine.update(lr)
+        if (signal := stop_signal(update.requests)) is not None:
+            raise stopped(signal, 0)
+        if update.applied:
             return
 
 

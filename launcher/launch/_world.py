@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from launcher.contracts import Layout, World
 from launcher.errors import LaunchError
@@ -17,27 +17,49 @@ def read_world(device: str, layout: Callable[[int], Layout]) -> World:
         layout: Gives the mesh of a number of ranks.
 
     Raises:
-        LaunchError: The device is not there.
+        LaunchError: The device is not there, or there are fewer than ranks on this machine.
     """
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    return World(rank, size, local_rank, _device(device, local_rank), layout(size))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", str(local_rank + 1)))
+    name = choose_device(device, ranks_here, _devices())
+    index = f":{local_rank}" if name == "cuda" else ""
+    return World(rank, size, local_rank, f"{name}{index}", layout(size))
 
 
-def _device(wanted: str, local_rank: int) -> str:
+def choose_device(wanted: str, ranks_here: int, devices: Mapping[str, int | None]) -> str:
+    """Return the kind of device that the ranks of this machine use, the same one for all.
+
+    Args:
+        wanted: `auto`, or a kind of device.
+        ranks_here: Number of ranks on this machine.
+        devices: Number of devices of each kind, the preferred kind first; None for any number.
+
+    Raises:
+        LaunchError: There is none, or not one for each rank.
+    """
+    # Decided by what there is, not by rank: otherwise one rank would use a GPU and another a CPU.
+    here = [kind for kind, count in devices.items() if count != 0]
+    name = here[0] if wanted == "auto" else wanted
+    if name not in here:
+        raise LaunchError(
+            f"launch.device={wanted}: torch sees no such device; available here: {', '.join(here)}"
+        )
+    count = devices[name]
+    if count is not None and ranks_here > count:
+        raise LaunchError(
+            f"launch.device={wanted}: {ranks_here} ranks on this machine need as many {name} "
+            f"devices, but torch sees {count}; start fewer ranks, or write launch.device=cpu"
+        )
+    return name
+
+
+def _devices() -> dict[str, int | None]:
     import torch
 
-    available = {
-        "cuda": torch.cuda.device_count() > local_rank,
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
+    return {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": None,
     }
-    name = next(d for d in available if available[d]) if wanted == "auto" else wanted
-    if not available[name]:
-        here = [d for d in available if available[d]]
-        raise LaunchError(
-            f"launch.device={wanted}: torch sees no such device for local rank {local_rank}; "
-            f"available here: {', '.join(here)}"
-        )
-    return f"cuda:{local_rank}" if name == "cuda" else name

@@ -12,6 +12,7 @@ _STOPS = {
     Signals.SIGTERM: Request.STOP_SIGTERM,
     Signals.SIGUSR1: Request.STOP_SIGUSR1,
     Signals.SIGINT: Request.STOP_SIGINT,
+    Signals.SIGHUP: Request.STOP_SIGHUP,
 }
 
 

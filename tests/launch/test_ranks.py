@@ -78,7 +78,7 @@ def test_a_cause_comes_before_its_consequences(tmp_path: Path) -> None:
 
 
 def test_a_cause_comes_before_a_save_that_it_ended(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="corpus.jsonl:7"):
+    with pytest.raises(DataError, match=r"corpus\.jsonl:7"):
         launch(tmp_path, "lost_in_save_first")
 
 
