@@ -16,8 +16,8 @@
 
 A TrainctlError is the user's to mend and prints without a traceback; anything else is our bug,
 prints whole and exits 1. Only `launcher.cli` turns an exception into text and status. Each rank
-hands its error to the launcher as a record in RUN_DIR/result/rank-N.json, because torchrun folds
-every worker's status into 1; `revive` is the inverse of `record`.
+hands its error to the launcher as a record in RUN_DIR/result/rank-N.json, which keeps its text and
+attributes; `revive` is the inverse of `record`.
 
 `trainctl --help` imports this module: typing_extensions, for `override`, would cost it a fifth.
 """

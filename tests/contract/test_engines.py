@@ -58,7 +58,17 @@ def parallelism(preset: str, *words: str, ranks: int = 2) -> ParallelismOption:
 
 
 def ranks_of(preset: str) -> list[int]:
-    return [1] if preset == "single" else [2, 3]
+    """Two and three, or one for an engine of one process."""
+    chosen = parallelism(preset, ranks=1)
+    return [ranks for ranks in (2, 3) if fits(chosen, ranks)] or [1]
+
+
+def fits(chosen: ParallelismOption, ranks: int) -> bool:
+    try:
+        chosen.layout(ranks)
+    except ValueError:
+        return False
+    return True
 
 
 def cases(preset: str, ranks: int, dtype: str) -> list[Case]:
