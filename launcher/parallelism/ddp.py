@@ -37,6 +37,11 @@ class DDP(ParallelismOption):
 
     @override
     def build(self, parts: EngineParts) -> Engine:
+        if parts.world.size == 1:
+            # There is no process group, and nothing to add up.
+            from launcher.parallelism._single_engine import SingleEngine
+
+            return SingleEngine(parts)
         from launcher.parallelism._ddp_engine import DDPEngine
 
         return DDPEngine(parts, self)

@@ -161,6 +161,9 @@ def run(
                 evaluate=evaluate,
                 observers=observers,
             )
+            if not evaluate.last:
+                # A finished run that is resumed takes no step, but its result has scores.
+                evaluate(state)
             beat("end", state.step)
         if state.stopped is not None:
             _log.info("stopped after step %d: %s", state.step, state.stopped)

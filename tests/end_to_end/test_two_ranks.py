@@ -105,3 +105,19 @@ def test_auto_finds_a_micro_batch_for_two_ranks(trainctl: Console) -> None:
         "rank-0.json",
         "rank-1.json",
     }
+
+
+def test_ddp_on_one_rank_is_single(trainctl: Console) -> None:
+    trainctl.toy("name=alone")
+    trainctl.toy("parallelism=ddp", "name=one")
+    assert weights(trainctl.run_dir("one")) == weights(trainctl.run_dir("alone"))
+
+
+def test_a_finished_run_that_is_resumed_on_fewer_ranks_keeps_its_scores(trainctl: Console) -> None:
+    trainctl.toy(*TWO)
+    run_dir = trainctl.run_dir()
+    expected = json.loads((run_dir / "result.json").read_text())
+    trainctl("resume", str(run_dir), "parallelism=single", "launch.processes=1")
+    found = json.loads((run_dir / "result.json").read_text())
+    assert found["scores"] == pytest.approx(expected["scores"], rel=1e-5)
+    assert found | {"scores": None} == expected | {"scores": None}
