@@ -47,6 +47,9 @@ def test_the_error_is_the_one_that_is_shown() -> None:
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
     [source] = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "notes").mkdir()
+    for name in "abc":
+        (tmp_path / "notes" / f"{name}.txt").write_text(f"Notes on {name}, and more of them. " * 99)
     program = tmp_path / "example.py"
     program.write_text(
         f"{source}\nassert longer.result.step == 12 and not model.training\n", encoding="utf-8"
@@ -62,7 +65,7 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     path, score, loss = first.split()
-    assert Path(path).parent == tmp_path / "runs" / "quick"
+    assert Path(path).parent == tmp_path / "runs" / "default"
     assert 0 < float(loss) < 10
     assert 0 < float(score) < 10
     steps, rate = second.rsplit(maxsplit=1)
