@@ -1,9 +1,10 @@
-"""The nouns that every room shares: what each group must offer, and what passes between them.
+"""Interfaces of the config groups, and the types that pass between them.
 
 An *option* is a config group's validated value (`RunConfig.optimizer`): frozen, typed, with no
 default values (YAML is their only home). Its `build` makes the live object; torch, transformers and
 the like are imported inside `build`, so that this package, and every option class, loads without
-them. Here are only shapes and promises; nothing here builds, reads or writes.
+them. Packages that add kinds import from here; `launcher.parallelism`, `launcher.optimizer` and
+`launcher.task` export what an engine, an optimizer or a task may derive from.
 """
 
 from launcher.contracts.checkpoints import CheckpointStore, PublishedCheckpoint, Snapshot
