@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
-    """Return the run's checkpoints in the order of their steps; their tensors are not read."""
+    """List a run's checkpoints; see `launcher.checkpoint.published`."""
     found = []
     for path in run_dir.checkpoints.glob("step-*"):
         step, manifest = step_of(path), _manifest.peek(path)
@@ -28,15 +28,7 @@ def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
 
 
 def load_tensors(path: Path, live: Mapping[str, Tensor]) -> None:
-    """Verify a checkpoint and copy some of its entries into tensors.
-
-    Args:
-        path: The checkpoint's folder.
-        live: Tensors by the name of the entry; filled in place.
-
-    Raises:
-        CheckpointError: A file is damaged, or an entry is missing or of another shape or dtype.
-    """
+    """Fill tensors from a checkpoint; see `launcher.checkpoint.load_tensors`."""
     from launcher.checkpoint._index import Index
 
     verdict = _manifest.examine(path)

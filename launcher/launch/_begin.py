@@ -28,11 +28,7 @@ _RECORDED = ("trainctl", "torch", "transformers", "deepspeed", "accelerate", "hy
 
 
 def preflight(config: RunConfig) -> None:
-    """Let every option look at the world before anything starts.
-
-    Raises:
-        TrainctlError: What the first option found; the others' findings are its notes.
-    """
+    """Look at the world before anything starts; see `launcher.launch.preflight`."""
     found: list[TrainctlError] = []
     possible = [list(unsupported(config, device)) for device in config.launch.possible_devices()]
     if all(possible):
@@ -57,18 +53,7 @@ def begin(
     *,
     quiet: bool = False,
 ) -> tuple[RunDir, Result]:
-    """Make a run directory, write the run down in it, and run it to its end.
-
-    Args:
-        config: The resolved config.
-        provenance: For every key, what set it.
-        overrides: The words of the command line.
-        early: A process that has begun to be rank 0.
-        quiet: Print nothing; what rank 0 prints goes to its log.
-
-    Raises:
-        TrainctlError: The directory cannot be made, or what `run_ranks` raises.
-    """
+    """Start a new run; see `launcher.launch.begin`."""
     run_dir = run_dirs.create(Path(config.run_root), config.name)
     with locked(run_dir) as lock:
         _write_down(config, provenance, overrides, run_dir)

@@ -17,18 +17,7 @@ from launcher.run_dir import RunDir, write_atomically
 def resume(
     path: Path, overrides: Sequence[str], allow: Sequence[str], *, quiet: bool = False
 ) -> Result:
-    """Run an existing run directory on to its end.
-
-    Args:
-        path: The run directory.
-        overrides: Settings to change, in Hydra's grammar.
-        allow: Keys that may change what is computed.
-        quiet: Print nothing.
-
-    Raises:
-        TrainctlError: A change is not possible or not allowed, the directory is in use, or what the
-            ranks raise.
-    """
+    """Resume a run; see `launcher.launch.resume`."""
     run_dir = RunDir(path)
 
     def say(text: str) -> None:
