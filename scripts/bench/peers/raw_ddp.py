@@ -37,7 +37,7 @@ model = DistributedDataParallel(module, gradient_as_bucket_view=True)
 optimizer = common.optimizer(module, flags)
 schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: common.cosine(t, flags.steps))
 params = list(module.parameters())
-model.train()
+model.train()  # type: ignore[no-untyped-call] # torch leaves it untyped
 batches, total = iter(loader), torch.zeros(())
 for step in range(flags.steps):
     for place in range(flags.accumulation):
