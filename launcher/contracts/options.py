@@ -363,7 +363,8 @@ class LaunchOption(Option):
     device: Literal["auto", "cpu", "cuda", "mps"]
     """Where the ranks compute; `auto` takes CUDA, then MPS, then the CPU."""
     threads: int | None = Field(gt=0)
-    """Threads of one CPU operation, per rank; null leaves the number to torch."""
+    """Threads of one CPU operation, per rank; null leaves the number to torch, and shares the cores
+    among several ranks."""
     timeout_s: float = Field(gt=0, le=86_400)
     """Seconds that a rank may take for one optimizer step, one micro-batch of an evaluation or one
     collective; a run that takes longer hangs and is ended."""

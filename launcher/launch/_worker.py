@@ -73,7 +73,7 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     # Imported here: the signals of a launch that is cancelled at once must find their handlers.
     from launcher.config.rules import unsupported
     from launcher.config.schema import RunConfig
-    from launcher.launch._world import read_world
+    from launcher.launch._world import read_world, share_of_cores
 
     try:
         config = RunConfig.from_json(run_dir.config.read_text(encoding="utf-8"))
@@ -90,8 +90,8 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
 
     import torch
 
-    if config.launch.threads is not None:
-        torch.set_num_threads(config.launch.threads)
+    if (threads := config.launch.threads or share_of_cores(os.environ)) is not None:
+        torch.set_num_threads(threads)
     if torch.device(world.device).type == "cuda":
         # Libraries' kernels, memory figures and random states are the current device's.
         torch.cuda.set_device(world.device)

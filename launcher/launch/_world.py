@@ -63,3 +63,22 @@ def _devices() -> dict[str, int | None]:
         "mps": int(torch.backends.mps.is_available()),
         "cpu": None,
     }
+
+
+def share_of_cores(environment: Mapping[str, str]) -> int | None:
+    """Return the threads of one rank of several on this machine, where nobody has set them.
+
+    Torch would give every rank all cores, and ranks that compete for cores wait for each other.
+
+    Args:
+        environment: This process's environment.
+
+    Returns:
+        None where torch's own choice is right.
+    """
+    ranks_here = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks_here == 1 or "OMP_NUM_THREADS" in environment:
+        return None
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // ranks_here)
