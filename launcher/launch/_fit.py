@@ -111,7 +111,8 @@ def fitted(
     if search is None:
         return config
     trials = _Trials(config, search, run_dir, lock, quiet)
-    candidates = search.candidates(seq_len=config.task.seq_len, ranks=config.launch.ranks)
+    layout = config.parallelism.layout(config.launch.ranks)
+    candidates = search.candidates(seq_len=config.task.seq_len, ranks=layout.data_ranks)
     try:
         found = largest_fitting(candidates, trials)
         if found is None:
