@@ -3,6 +3,7 @@
     python scripts/bench/loop.py --size tiny --rounds 3
     python scripts/bench/loop.py --peers raw:loader,trainctl
     python scripts/bench/loop.py --peers ddp,trainctl:ddp       # two ranks each
+    python scripts/bench/loop.py --peers raw:loader,trainctl:plain    # without TensorBoard
 
 All peers are started, one after another (start-up and first step are timed alone), run to a gate
 behind the warm-up, and then take turns: each runs `period` optimizer steps of which the last
@@ -102,6 +103,7 @@ class Peer:
             f"task.rows={flags.steps * flags.accumulation * size.batch * ranks}",
             f"parallelism={'ddp' if ranks > 1 else 'single'}",
             f"launch.processes={ranks}",
+            f"logging.tensorboard={'false' if self.name.endswith(':plain') else 'true'}",
             f"task.seq_len={size.seq_len}",
             "accumulation=steps",
             f"accumulation.micro_batch_size={size.batch}",
