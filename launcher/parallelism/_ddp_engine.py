@@ -56,6 +56,8 @@ class DDPEngine(TorchEngine):
         self._shared = torch.zeros(1 + len(Request))
         self._pending: dist.Work | None = None
         super().__init__(parts)
+        # Asked for in every step.
+        self._num_elements = sum(param.numel() for param in self._params)
 
     @override
     def agree(self, request: Request) -> Request:
@@ -147,7 +149,7 @@ class DDPEngine(TorchEngine):
 
         torch's reducer notices it in the next forward pass: after an update with such gradients.
         """
-        if self._summed_elements == sum(param.numel() for param in self._params):
+        if self._summed_elements == self._num_elements:
             return
         idle = [name for p, name in self._names().items() if p.requires_grad and p.grad is None]
         where = f" ({', '.join(idle[:_NAMED])})" if idle else ""
