@@ -15,6 +15,8 @@ from typing_extensions import override
 
 _HALF = 0x8000
 """Half of the last bit that a bfloat16 keeps, in units of the last bit of a float32."""
+_NAN = 0x7FC00000
+"""The NaN whose lower half is zero."""
 _SEED = 0x5EED
 
 
@@ -65,7 +67,7 @@ class Compensated(Rounding):
     def narrow(self, wide: Tensor, weight: Tensor, kept: dict[str, Tensor]) -> None:
         # Adding half a bit makes the upper half the nearest bfloat16; the lower half then holds the
         # remainder plus that half, which `widen` takes off again.
-        _bits(wide).add_(_HALF)
+        _plain_nans(wide).add_(_HALF)
         halves = _halves(wide)
         if "low_bits" not in kept:
             kept["low_bits"] = torch.empty_like(
@@ -101,7 +103,7 @@ class Stochastic(Rounding):
     @override
     def narrow(self, wide: Tensor, weight: Tensor, kept: dict[str, Tensor]) -> None:
         del kept
-        bits = _bits(wide)
+        bits = _plain_nans(wide)
         # Much faster than torch.randint: each 64-bit draw makes two numbers, of 16 bits each.
         draws = torch.empty((bits.numel() + 1) // 2, dtype=torch.int64, device=bits.device)
         draws.random_(-(2**63), None, generator=self._generator(bits.device))
@@ -140,6 +142,14 @@ def _local(tensor: Tensor) -> Tensor:
 def _bits(wide: Tensor) -> Tensor:
     """A contiguous float32 as integers, flat, sharing memory."""
     return _local(wide).view(-1).view(torch.int32)
+
+
+def _plain_nans(wide: Tensor) -> Tensor:
+    """Return `_bits` in which every NaN has the pattern `_NAN`.
+
+    Adding to the lower half would carry a NaN of all ones (CUDA's) over the exponent to -0.0.
+    """
+    return _bits(wide).masked_fill_(_local(wide).view(-1).isnan(), _NAN)
 
 
 def _halves(wide: Tensor) -> Tensor:
