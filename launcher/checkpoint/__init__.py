@@ -12,9 +12,9 @@ from which nothing is unpickled beyond plain tensors and their index:
         state/.metadata       which part of which tensor is where (torch.distributed.checkpoint's
                               index)
 
-Any number of ranks, in any sharding, can load it. Next to it may be `step-….corrupt` (found unfit,
-kept for you to look at), and, only while something is under way or was killed, `.tmp-…` (being
-written), `.trash-…` (being deleted), `.replaced-…` (being replaced).
+Any number of ranks, in any sharding, can load it. Next to it may be `step-….corrupt` (damaged, kept
+for inspection), and, during a save or after a kill, `.tmp-…` (being written), `.trash-…` (being
+deleted) and `.replaced-…` (being replaced).
 
 This package holds the stores, one module per kind. Which step is saved is decided in
 training.observers, what a resumed run may change in training.runner.

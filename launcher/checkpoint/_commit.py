@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import launcher
 from launcher.checkpoint import _manifest
 from launcher.checkpoint._boxes import State
+from launcher.checkpoint._checkpoint_dir import CheckpointDir
 from launcher.checkpoint._draft import Draft
 from launcher.checkpoint._manifest import FileRecord, Manifest
 from launcher.checkpoint._ranks import Ranks
-from launcher.checkpoint._shelf import Shelf
 from launcher.checkpoint._storage import Storage
 from launcher.errors import CheckpointError
 
@@ -70,35 +70,37 @@ class Pending:
         }
 
 
-def commit(pending: Pending, shelf: Shelf, storage: Storage, ranks: Ranks) -> None:
+def commit(pending: Pending, directory: CheckpointDir, storage: Storage, ranks: Ranks) -> None:
     """Write, verify and publish, together with the other ranks.
 
     Raises:
         CheckpointError: It is not published and its files are removed; older ones are untouched.
     """
-    _Save(pending, shelf, storage, ranks).commit()
+    _Save(pending, directory, storage, ranks).commit()
 
 
 class _Save:
     """One save, as one rank sees it."""
 
-    def __init__(self, pending: Pending, shelf: Shelf, storage: Storage, ranks: Ranks) -> None:
+    def __init__(
+        self, pending: Pending, directory: CheckpointDir, storage: Storage, ranks: Ranks
+    ) -> None:
         self._pending = pending
-        self._shelf = shelf
+        self._directory = directory
         self._storage = storage
         self._ranks = ranks
-        self._path = shelf.draft_path(pending.step)
+        self._path = directory.draft_path(pending.step)
         self._draft: Draft | None = None
 
     def commit(self) -> None:
         try:
             name = self._ranks.first(self._begin)
             if name is not None:
-                self._path = self._shelf.folder / name
+                self._path = self._directory.folder / name
                 self._write_and_publish()
         except BaseException:
             if self._ranks.is_first:
-                self._shelf.drop(self._path)
+                self._directory.drop(self._path)
             raise
 
     def _begin(self) -> str | None:
@@ -106,8 +108,8 @@ class _Save:
         from launcher.checkpoint import _dcp
 
         with self._explained():
-            if _is_published(self._pending, self._shelf):
-                self._shelf.confirm()
+            if _already_published(self._pending, self._directory):
+                self._directory.confirm()
                 return None
             self._draft = Draft(self._storage, self._path)
             self._draft.make(_dcp.STATE)
@@ -136,7 +138,7 @@ class _Save:
 
         def publish(_: object) -> None:
             with self._explained():
-                self._shelf.publish(self._path, self._pending.step)
+                self._directory.publish(self._path, self._pending.step)
 
         self._ranks.share(write, complete)
         self._ranks.share(lambda: self._read_back(draft, others), publish)
@@ -160,28 +162,28 @@ class _Save:
         try:
             yield
         except OSError as error:
-            raise _failure(self._pending, self._shelf, error, self._free()) from error
+            raise _failure(self._pending, self._directory, error, self._free()) from error
 
     def _free(self) -> str:
         """Bytes that are free once the draft is removed."""
         written = self._draft.num_bytes if self._draft is not None else 0
         try:
-            return f"{self._storage.free_bytes(self._shelf.folder) + written:,}"
+            return f"{self._storage.free_bytes(self._directory.folder) + written:,}"
         except OSError:
             return "an unknown number of"
 
 
-def _is_published(pending: Pending, shelf: Shelf) -> bool:
+def _already_published(pending: Pending, directory: CheckpointDir) -> bool:
     """Whether this very state is published already: a run resumed from it saves it again.
 
-    A checkpoint under the step's name that is unfit, or another run's, is quarantined first.
+    A checkpoint under the step's name that is damaged, or another run's, is quarantined first.
     """
     step = pending.step
-    if not shelf.path(step).exists():
+    if not directory.path(step).exists():
         return False
-    verdict = _manifest.examine(shelf.path(step))
-    if fault := unfit(verdict, pending.run_id, step):
-        shelf.set_aside(step, fault)
+    verdict = _manifest.examine(directory.path(step))
+    if fault := invalid_reason(verdict, pending.run_id, step):
+        directory.quarantine(step, fault)
         return False
     return verdict.manifest is not None and all(
         _manifest.record(data) == verdict.manifest.files[name]
@@ -189,7 +191,7 @@ def _is_published(pending: Pending, shelf: Shelf) -> bool:
     )
 
 
-def unfit(verdict: _manifest.Verdict, run_id: str, step: int) -> str | None:
+def invalid_reason(verdict: _manifest.Verdict, run_id: str, step: int) -> str | None:
     """Why a checkpoint is not this run's at this step, or None."""
     if verdict.faults or verdict.manifest is None:
         return "; ".join(verdict.faults)
@@ -237,10 +239,12 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _failure(pending: Pending, shelf: Shelf, error: OSError, free: str) -> CheckpointError:
+def _failure(
+    pending: Pending, directory: CheckpointDir, error: OSError, free: str
+) -> CheckpointError:
     return CheckpointError(
-        f"cannot save step {pending.step} in {shelf.folder}: {error.strerror or error} "
-        f"({error.filename or shelf.folder}); {free} bytes are free, {pending.num_bytes:,} are "
+        f"cannot save step {pending.step} in {directory.folder}: {error.strerror or error} "
+        f"({error.filename or directory.folder}); {free} bytes are free, {pending.num_bytes:,} are "
         "needed; older checkpoints are untouched. Make room or repair the disk, then `trainctl "
         "resume` (checkpoint.keep says how many checkpoints stay)"
     )

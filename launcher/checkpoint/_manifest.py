@@ -73,7 +73,7 @@ class Verdict:
 
     Attributes:
         manifest: What the checkpoint says it is; None when that cannot be read.
-        faults: What is wrong, file by file, expected and found; empty when it is fit.
+        faults: What is wrong, file by file, expected and found; empty when it is valid.
     """
 
     manifest: Manifest | None

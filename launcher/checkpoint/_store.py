@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from launcher.checkpoint import _manifest
 from launcher.checkpoint._boxes import State, whole_bytes
-from launcher.checkpoint._commit import Pending, commit, foreign, unfit
+from launcher.checkpoint._checkpoint_dir import CheckpointDir
+from launcher.checkpoint._commit import Pending, commit, foreign, invalid_reason
 from launcher.checkpoint._manifest import Manifest, Verdict
 from launcher.checkpoint._ranks import Ranks
 from launcher.checkpoint._restore import restore, rng_prefix
-from launcher.checkpoint._shelf import Shelf
 from launcher.checkpoint._staging import Staging
 from launcher.checkpoint._storage import Storage
 from launcher.contracts import EngineState, Snapshot, World
@@ -59,7 +59,7 @@ class DirectoryStore:
         self._timeout_s = timeout_s
         self._storage = storage or Storage()
         self._ranks = Ranks(world.rank, world.size, timeout_s)
-        self._shelf = Shelf(run_dir, self._storage)
+        self._directory = CheckpointDir(run_dir, self._storage)
         self._staging = Staging()
         self._writing: _Background | None = None
         self._parent_step: int | None = None
@@ -120,23 +120,25 @@ class DirectoryStore:
             return
         if not self._writing.wait(self._timeout_s):
             raise CheckpointError(
-                f"{self._shelf.folder}: {self._writing.name} is still being written after "
+                f"{self._directory.folder}: {self._writing.name} is still being written after "
                 f"{time.monotonic() - self._writing.start:.0f} s; the disk is stuck or too slow "
                 "(checkpoint.timeout_s, checkpoint.every_steps)"
             )
         self._end(self._writing)
 
     def has_any(self) -> bool:
-        """Return True if the run has checkpoints, fit or not; the same on all ranks."""
+        """Return True if the run has checkpoints, valid or not; the same on all ranks."""
         self.wait()
-        return self._ranks.first(lambda: bool(self._shelf.steps() or self._shelf.set_asides()))
+        return self._ranks.first(
+            lambda: bool(self._directory.steps() or self._directory.quarantined())
+        )
 
     def load(self, live: EngineState) -> Snapshot | None:
         """Copy the newest checkpoint that verifies into live tensors; None when the run has none.
 
-        An unfit one is quarantined as `step-….corrupt`, with a warning that names the file, and the
-        next is tried. One that is whole but not this model's, or that would have to be unpickled,
-        is an error: there is nothing to fall back from.
+        A damaged one is quarantined as `step-….corrupt`, with a warning that names the file, and
+        the next is tried. A complete one of another model, or one that would have to be unpickled,
+        is an error.
 
         Args:
             live: Model and optimizer of this rank; filled in place. After an error in the middle of
@@ -148,43 +150,45 @@ class DirectoryStore:
             checkpoint was saved on fewer ranks.
 
         Raises:
-            CheckpointError: There are checkpoints but none is fit, or the newest fit one does not
-                match.
+            CheckpointError: There are checkpoints but none is valid, or the newest valid one is of
+                another model.
         """
         self.wait()
         refused: list[str] = []
-        for step in self._ranks.first(self._shelf.steps):
+        for step in self._ranks.first(self._directory.steps):
             manifest, reason = self._examine(step, self._ranks)
             if manifest is not None:
-                snapshot = restore(self._shelf.path(step), manifest, live, self._ranks)
+                snapshot = restore(self._directory.path(step), manifest, live, self._ranks)
                 self._parent_step = step
                 return snapshot
-            refused.append(f"{self._shelf.path(step).name}: {reason}")
-        quarantined = self._ranks.first(lambda: [path.name for path in self._shelf.set_asides()])
+            refused.append(f"{self._directory.path(step).name}: {reason}")
+        quarantined = self._ranks.first(
+            lambda: [path.name for path in self._directory.quarantined()]
+        )
         if not refused and not quarantined:
             return None
         raise CheckpointError(
             "\n  ".join(
                 [
-                    f"{self._shelf.folder} holds no checkpoint that is fit to go on from:",
+                    f"{self._directory.folder} holds no valid checkpoint to resume from:",
                     *refused,
-                    *(f"{name} was found unfit earlier and is kept" for name in quarantined),
-                    "put back a good copy of one of them, or start a new run",
+                    *(f"{name} was quarantined earlier" for name in quarantined),
+                    "restore a good copy of one of them, or start a new run",
                 ]
             )
         )
 
     def close(self) -> None:
-        """Wait for the writer and let go of the memory for copies."""
+        """Wait for the writer and free the memory of the copies."""
         self.wait()
         self._staging = Staging()
 
     def _open(self) -> None:
         try:
-            self._shelf.open()
+            self._directory.open()
         except OSError as error:
             raise CheckpointError(
-                f"{self._shelf.folder} cannot be used for checkpoints: {error.strerror or error} "
+                f"{self._directory.folder} cannot be used for checkpoints: {error.strerror or error} "
                 f"({error.filename}); choose a writable folder with run_root=DIR"
             ) from error
 
@@ -201,7 +205,7 @@ class DirectoryStore:
 
     def _commit(self, pending: Pending) -> None:
         start = time.monotonic()
-        commit(pending, self._shelf, self._storage, self._ranks)
+        commit(pending, self._directory, self._storage, self._ranks)
         self._parent_step = pending.step
         if not self._ranks.is_first:
             return
@@ -215,26 +219,26 @@ class DirectoryStore:
     def _retain(self, newest: int) -> None:
         """Delete what is beyond the `keep` newest verified checkpoints, `newest` being one."""
         kept = 1
-        for step in self._shelf.steps():
+        for step in self._directory.steps():
             if step == newest:
                 continue
             if kept < self._keep:
                 kept += step in self._verified or self._examine(step, Ranks.alone())[0] is not None
             elif self._is_ours(step):
                 self._verified.discard(step)
-                self._shelf.discard(step)
+                self._directory.discard(step)
 
     def _is_ours(self, step: int) -> bool:
         """Whether this run wrote a checkpoint; what cannot say so is not ours to delete."""
-        manifest = _manifest.peek(self._shelf.path(step))
+        manifest = _manifest.peek(self._directory.path(step))
         return manifest is not None and manifest.run_id == self._run_dir.id
 
     def _examine(self, step: int, ranks: Ranks) -> tuple[Manifest | None, str]:
-        """The manifest of a fit checkpoint, or None and the reason; a damaged one is quarantined.
+        """Return a valid checkpoint's manifest, or None and the reason; quarantine a damaged one.
 
         Every rank reads a part of the files; rank 0 judges and renames.
         """
-        path = self._shelf.path(step)
+        path = self._directory.path(step)
         manifest, fault = ranks.first(lambda: _manifest.open_checkpoint(path))
         if manifest is None:
             faults = [fault]
@@ -247,10 +251,10 @@ class DirectoryStore:
         return ranks.first(lambda: self._judge(step, Verdict(manifest, faults)))
 
     def _judge(self, step: int, verdict: Verdict) -> tuple[Manifest | None, str]:
-        path = self._shelf.path(step)
-        reason = unfit(verdict, self._run_dir.id, step)
+        path = self._directory.path(step)
+        reason = invalid_reason(verdict, self._run_dir.id, step)
         if reason is None:
-            assert verdict.manifest is not None, "without one it is unfit"  # noqa: S101
+            assert verdict.manifest is not None, "without one it is invalid"  # noqa: S101
             self._verified.add(step)
             if strays := _manifest.strays(path, verdict.manifest):
                 _log.warning("%s: not written by us and not read: %s", path, ", ".join(strays))
@@ -264,7 +268,7 @@ class DirectoryStore:
             # Whole, but not ours: a renamed run directory must not lose its checkpoints over it.
             _log.warning("%s is not used: %s", path, reason)
         else:
-            self._shelf.set_aside(step, reason)
+            self._directory.quarantine(step, reason)
         return None, reason
 
 

@@ -76,7 +76,7 @@ class CheckpointStore(Protocol):
         """Wait, for a bounded time, until the last save is published."""
 
     def has_any(self) -> bool:
-        """Return True if the run has checkpoints, fit or not; the same on all ranks."""
+        """Return True if the run has checkpoints, valid or not; the same on all ranks."""
 
     def load(self, live: EngineState) -> Snapshot | None:
         """Copy the newest checkpoint that verifies into live tensors; None when the run has none.
@@ -90,8 +90,8 @@ class CheckpointStore(Protocol):
             same tensors, and new tensors for `precision.*`.
 
         Raises:
-            CheckpointError: There are checkpoints but none is fit, or the newest fit one does not
-                match.
+            CheckpointError: There are checkpoints but none is valid, or the newest valid one is of
+                another model.
         """
 
     def close(self) -> None:

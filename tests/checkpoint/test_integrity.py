@@ -192,14 +192,14 @@ def test_none_fit_lists_each_and_stays_an_error(bench: Bench) -> None:
     truncate(bench.step(1) / "config.json")
     flip(bench.step(2) / "manifest.json", 77)
     for _ in range(2):  # a second try must not begin from nothing
-        with pytest.raises(CheckpointError, match="no checkpoint that is fit") as raised:
+        with pytest.raises(CheckpointError, match="no valid checkpoint") as raised:
             bench.load()
         assert "step-00000001" in str(raised.value)
         assert "step-00000002" in str(raised.value)
     assert bench.names() == ["step-00000001.corrupt", "step-00000002.corrupt"]
 
 
-def test_an_older_set_aside_is_not_overwritten(bench: Bench) -> None:
+def test_an_older_quarantined_one_is_not_overwritten(bench: Bench) -> None:
     for _ in range(2):
         bench.save(1, 2)
         truncate(bench.step(2) / "config.json")

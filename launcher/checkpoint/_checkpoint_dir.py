@@ -1,15 +1,14 @@
-"""The folder of a run's checkpoints, and the renames by which one appears, is replaced and goes.
+"""The folder of a run's checkpoints, and the renames that publish, replace and delete one.
 
-    step-00001000             published: whole and verified when it got this name
-    step-00001000.corrupt     found unfit and kept aside
+    step-00001000             published: complete and verified before it got this name
+    step-00001000.corrupt     found invalid, quarantined
     .tmp-step-…-<random>      being written
-    .replaced-step-…-<random> a step that is being saved again, until the new one has its name
+    .replaced-step-…-<random> the old checkpoint of a step that is being saved again
     .trash-step-…-<random>    being deleted
 
-A step that is saved again goes out of its name before the new one comes in, since a folder cannot
-be renamed over a full one. Between the two renames the old one stands whole as `.replaced-…`;
-`tidy` gives it its name back. So at every instant one of the two is there and is found by the next
-process.
+A folder cannot be renamed over one that is not empty. To replace a step, the old checkpoint is
+therefore renamed to `.replaced-…` first; if the process dies between the two renames, the next
+start renames it back. At every moment one of the two can be found.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _log = logging.getLogger("trainctl.checkpoint")
 _LEFTOVER = re.compile(r"\.(tmp|trash|replaced)-(step-\d{8,})-[0-9a-f]+")
 
 
-class Shelf:
+class CheckpointDir:
     """One run's checkpoints.
 
     Args:
@@ -41,7 +40,7 @@ class Shelf:
         self.folder = run_dir.checkpoints
 
     def open(self) -> None:
-        """Make the folder if it is missing, and bring order into what a killed process left."""
+        """Create the folder if it is missing; clean up what a killed process left."""
         if self.folder.is_dir():
             self._tidy()
             return
@@ -55,7 +54,11 @@ class Shelf:
                 continue
             kind, step = match.groups()
             if kind == "replaced" and not (self.folder / step).exists():
-                _log.warning("%s: a killed save had it out of its name; put back as %s", path, step)
+                _log.warning(
+                    "%s: left by a killed save; restored as %s",
+                    path,
+                    step,
+                )
                 self._storage.rename(path, self.folder / step)
                 self._storage.fsync_folder(self.folder)
             else:
@@ -63,58 +66,58 @@ class Shelf:
                 self._remove(path)
 
     def steps(self) -> list[int]:
-        """Steps that have a published checkpoint, the newest first; by name, never by a clock."""
+        """Return the steps that have a published checkpoint, newest first, by name."""
         found = (step_of(path) for path in self.folder.iterdir())
         return sorted((step for step in found if step is not None), reverse=True)
 
     def path(self, step: int) -> Path:
-        """The published checkpoint of a step; it may not exist."""
+        """Return the path of a step's published checkpoint; it may not exist."""
         return self._run_dir.checkpoint(step)
 
-    def set_asides(self) -> list[Path]:
-        """Checkpoints that were found unfit, now or earlier."""
+    def quarantined(self) -> list[Path]:
+        """Return the checkpoints that were found invalid, now or earlier."""
         return sorted(self.folder.glob("step-*.corrupt*"))
 
     def draft_path(self, step: int) -> Path:
-        """A new name for a checkpoint that is going to be written."""
-        return self._aside("tmp", step)
+        """Return a new name for a checkpoint that is going to be written."""
+        return self._unpublished("tmp", step)
 
     def publish(self, draft: Path, step: int) -> None:
-        """Give a finished draft its name; when this returns, it survives a power cut.
+        """Rename a finished draft to its published name and sync it.
 
         Raises:
             OSError: It could not be done; what was there before is there again.
         """
         target = self.path(step)
-        replaced = self._aside("replaced", step) if target.exists() else None
+        replaced = self._unpublished("replaced", step) if target.exists() else None
         if replaced is not None:
             self._storage.rename(target, replaced)
         try:
             self._storage.rename(draft, target)
             self._storage.fsync_folder(self.folder)
         except OSError:
-            self._take_back(draft, target, replaced)
+            self._roll_back(draft, target, replaced)
             raise
         if replaced is not None:
             self._remove(replaced)
 
-    def _take_back(self, draft: Path, target: Path, replaced: Path | None) -> None:
-        """Undo what may not be on the disk: a failed fsync is never mended by another."""
+    def _roll_back(self, draft: Path, target: Path, replaced: Path | None) -> None:
+        """Undo the renames: after a failed fsync a second one proves nothing."""
         try:
             if not draft.exists():
                 self._storage.rename(target, draft)
             if replaced is not None:
                 self._storage.rename(replaced, target)
         except OSError as error:
-            _log.warning("%s: could not be taken back: %s", target, error)
+            _log.warning("%s: could not be rolled back: %s", target, error)
 
     def confirm(self) -> None:
-        """Make sure that what stands on the shelf survives a power cut."""
+        """Make sure that the published checkpoints survive a power cut."""
         self._storage.fsync_folder(self.folder)
 
     def discard(self, step: int) -> None:
-        """Delete a checkpoint: out of its name first, so that no reader sees it half gone."""
-        trash = self._aside("trash", step)
+        """Delete a checkpoint; renamed first, so that no reader sees a part of it."""
+        trash = self._unpublished("trash", step)
         try:
             self._storage.rename(self.path(step), trash)
             self._storage.fsync_folder(self.folder)
@@ -124,24 +127,26 @@ class Shelf:
         self._remove(trash)
 
     def drop(self, draft: Path) -> None:
-        """Remove a draft that will not be published, as far as the disk lets us."""
+        """Remove a draft that will not be published; a failure is only logged."""
         if draft.exists():
             self._remove(draft)
 
-    def set_aside(self, step: int, reason: str) -> None:
-        """Take an unfit checkpoint out of its name and keep it, saying so."""
+    def quarantine(self, step: int, reason: str) -> None:
+        """Rename an invalid checkpoint to `….corrupt`, with a warning."""
         path = self.path(step)
-        aside = path.with_name(f"{path.name}.corrupt")
-        if aside.exists():
-            aside = aside.with_name(f"{aside.name}-{secrets.token_hex(3)}")
+        target = path.with_name(f"{path.name}.corrupt")
+        if target.exists():
+            target = target.with_name(f"{target.name}-{secrets.token_hex(3)}")
         try:
-            self._storage.rename(path, aside)
+            self._storage.rename(path, target)
             self._storage.fsync_folder(self.folder)
         except OSError as error:
-            _log.warning("%s is unfit and is not used: %s (not set aside: %s)", path, reason, error)
+            _log.warning(
+                "%s is invalid and is not used: %s (not quarantined: %s)", path, reason, error
+            )
         else:
             _log.warning(
-                "%s is unfit and is not used: %s; set aside as %s", path, reason, aside.name
+                "%s is invalid and is not used: %s; quarantined as %s", path, reason, target.name
             )
 
     def _remove(self, path: Path) -> None:
@@ -150,5 +155,5 @@ class Shelf:
         except OSError as error:
             _log.warning("%s: could not be removed: %s; the next start tries again", path, error)
 
-    def _aside(self, kind: str, step: int) -> Path:
+    def _unpublished(self, kind: str, step: int) -> Path:
         return self.folder / f".{kind}-{self.path(step).name}-{secrets.token_hex(4)}"
