@@ -188,8 +188,9 @@ class DirectoryStore:
             self._directory.open()
         except OSError as error:
             raise CheckpointError(
-                f"{self._directory.folder} cannot be used for checkpoints: {error.strerror or error} "
-                f"({error.filename}); choose a writable folder with run_root=DIR"
+                f"{self._directory.folder} cannot be used for checkpoints: "
+                f"{error.strerror or error} ({error.filename}); choose a writable folder with "
+                "run_root=DIR"
             ) from error
 
     def _state(self, snapshot: Snapshot) -> State:
