@@ -200,9 +200,9 @@ def load_config(
     Raises:
         ConfigError: Everything that is wrong, with its key, what to do, and who set it.
     """
-    from launcher.config.door import checked
+    from launcher.config import load
 
-    found = checked(overrides, config_name, config_dirs)
+    found = load.load_config(overrides, config_name, config_dirs)
     _SOURCES[found.config.fingerprint()] = (found.provenance, tuple(overrides))
     return found.config
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.config.paths import RECIPES
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
@@ -26,7 +26,7 @@ def resolved() -> dict[str, str]:
     recipes = {path.stem: [f"recipe={path.stem}"] for path in sorted(RECIPES.glob("*.yaml"))}
     words = {"default": [], **recipes}
     return {
-        name: checked([*w, *NEEDED.get(name, [])]).config.to_json() for name, w in words.items()
+        name: load_config([*w, *NEEDED.get(name, [])]).config.to_json() for name, w in words.items()
     }
 
 

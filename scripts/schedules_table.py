@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launcher.cli._presets import presets, summary
 from launcher.config import derive
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from scripts.docstrings import source
 
@@ -54,7 +54,7 @@ def row(preset: str, path: Path) -> str:
     """A preset's line of the table."""
     optimizer = "adafactor" if preset == "adafactor" else "adamw"
     words = [f"optimizer={optimizer}", f"scheduler={preset}", f"max_steps={STEPS}"]
-    config = checked(words).config
+    config = load_config(words).config
     cells = [preset, config.scheduler.kind, shape(config), summary(path), source(config.scheduler)]
     return f"| {' | '.join(cells)} |\n"
 

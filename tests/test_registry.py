@@ -8,7 +8,7 @@ import pytest
 
 from launcher import registry
 from launcher.config.compose import compose
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError
 
@@ -85,12 +85,12 @@ def test_an_unknown_kind_is_answered_with_the_nearest() -> None:
 def test_a_package_adds_a_kind_by_entry_points(lion: Path) -> None:
     assert "lion_test" in registry.kinds("optimizer")
     assert registry.summary("optimizer", "lion_test") == "The sign of the momentum."
-    one = checked(["optimizer=lion_test", "optimizer.beta=0.8"])
+    one = load_config(["optimizer=lion_test", "optimizer.beta=0.8"])
     assert type(one.config.optimizer).__name__ == "Lion"
     assert one.config.model_dump()["optimizer"]["beta"] == 0.8
     assert "lion_test_conf/optimizer/lion_test.yaml:3" in one.provenance["optimizer.lr"]
     with pytest.raises(ConfigError, match=r"optimizer\.bta: no such setting; did you mean"):
-        checked(["optimizer=lion_test", "optimizer.bta=0.8"])
+        load_config(["optimizer=lion_test", "optimizer.bta=0.8"])
 
 
 def test_a_broken_package_is_named(lion: Path) -> None:

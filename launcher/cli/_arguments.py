@@ -14,7 +14,7 @@ from launcher.errors import UsageError
 from launcher.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
-    from launcher.config.door import Checked
+    from launcher.config.load import LoadedConfig
 
 
 class Arguments(argparse.ArgumentParser):
@@ -101,15 +101,15 @@ class Composition:
     config_name: str
     config_dirs: list[Path]
 
-    def checked(self) -> Checked:
+    def load(self) -> LoadedConfig:
         """Compose and validate.
 
         Raises:
             ConfigError: Every problem in the config.
         """
-        from launcher.config.door import checked
+        from launcher.config.load import load_config
 
-        return checked(self.overrides, self.config_name, self.config_dirs)
+        return load_config(self.overrides, self.config_name, self.config_dirs)
 
 
 def add_composition_flags(arguments: Arguments) -> None:

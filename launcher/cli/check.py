@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     from launcher.launch import preflight
 
     try:
-        configs = [each.checked().config for each in _jobs(flags, overrides)]
+        configs = [each.load().config for each in _jobs(flags, overrides)]
         for config in configs:
             preflight(config)
     except TrainctlError as error:
@@ -59,9 +59,9 @@ def main(argv: list[str]) -> int:
 
 
 def _jobs(flags: Namespace, overrides: Sequence[str]) -> list[Composition]:
-    from launcher.config.door import jobs
+    from launcher.config.load import sweep_jobs
 
-    words = jobs(overrides) if flags.multirun else [list(overrides)]
+    words = sweep_jobs(overrides) if flags.multirun else [list(overrides)]
     return [composition(flags, job) for job in words]
 
 

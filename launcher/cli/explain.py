@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     words.remove(key)
     from launcher.config.explain import explain
 
-    found = explain(composition(flags, words).checked(), key)
+    found = explain(composition(flags, words).load(), key)
     if flags.json:
         print_json(_facts(found))
     else:

@@ -27,15 +27,15 @@ def main(argv: list[str]) -> int:
     """Draw the schedule, or tell its rates, from the config alone."""
     arguments = _arguments()
     flags, overrides = arguments.split(argv)
-    checked = composition(flags, overrides).checked()
-    config = checked.config
+    loaded = composition(flags, overrides).load()
+    config = loaded.config
     from launcher.config import derive
 
     try:
         horizon = derive.horizon_before_data(config, flags.num_samples)
         schedule = _built(config, horizon)
     except ConfigError as error:
-        raise ConfigError(checked.composed.attributed(error.problems)) from error
+        raise ConfigError(loaded.composed.attributed(error.problems)) from error
     title = f"scheduler={config.scheduler.kind}, {horizon.max_steps:,} steps"
     own = schedule.lr(0, {}) is None
     if own and (flags.png or flags.svg):

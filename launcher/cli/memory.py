@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     )
     add_composition_flags(arguments)
     flags, overrides = arguments.split(argv)
-    facts = measured(composition(flags, overrides).checked().config)
+    facts = measured(composition(flags, overrides).load().config)
     if flags.json:
         print_json(facts)
     else:
@@ -42,12 +42,12 @@ def measured(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: The optimizer cannot be built.
     """
-    from launcher.cli._skeleton import skeleton
+    from launcher.cli._meta_module import meta_module
     from launcher.contracts import OptimizerTarget
     from launcher.optimizer._param_groups import assign
     from launcher.optimizer._state_size import state_bytes
 
-    module = skeleton(config)
+    module = meta_module(config)
     elements = sum(param.numel() for param in module.parameters())
     target = OptimizerTarget(module, "meta")
     trained = sum(assigned.param.numel() for assigned in assign(target, config.optimizer))

@@ -27,10 +27,10 @@ def main(argv: list[str]) -> int:
     )
     add_composition_flags(arguments)
     flags, overrides = arguments.split(argv)
-    config = composition(flags, overrides).checked().config
-    from launcher.cli._skeleton import skeleton
+    config = composition(flags, overrides).load().config
+    from launcher.cli._meta_module import meta_module
 
-    rows = described(skeleton(config), config.optimizer)
+    rows = described(meta_module(config), config.optimizer)
     if flags.json:
         print_json({"params": rows})
     else:

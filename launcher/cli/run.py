@@ -13,7 +13,7 @@ from launcher.cli._arguments import Arguments, add_composition_flags
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from launcher.config.door import Checked
+    from launcher.config.load import LoadedConfig
     from launcher.config.schema import RunConfig
     from launcher.launch._early import EarlyRank
 
@@ -33,9 +33,9 @@ def main(argv: list[str]) -> int:
 def _run(
     flags: Namespace, argv: list[str], overrides: Sequence[str], early: EarlyRank | None
 ) -> int:
-    from launcher.config.door import checked
+    from launcher.config.load import load_config
 
-    def admit(jobs: Sequence[Checked]) -> bool:
+    def admit(jobs: Sequence[LoadedConfig]) -> bool:
         from launcher.config.rules import doubtful
         from launcher.launch import preflight
 
@@ -51,10 +51,10 @@ def _run(
         from launcher.config.multirun import run_multirun
 
         if flags.cfg or flags.info:
-            checked(overrides, flags.config_name, flags.config_dir)
+            load_config(overrides, flags.config_name, flags.config_dir)
         ours = {"--dry-run", "--dry_run"}
         return run_multirun(_launch, [word for word in argv if word not in ours], admit=admit)
-    job = checked(overrides, flags.config_name, flags.config_dir)
+    job = load_config(overrides, flags.config_name, flags.config_dir)
     if admit([job]):
         _launch(job, overrides, early)
     return 0
@@ -88,7 +88,9 @@ def _arguments() -> Arguments:
     return parser
 
 
-def _launch(one: Checked, overrides: Sequence[str], early: EarlyRank | None = None) -> float | None:
+def _launch(
+    one: LoadedConfig, overrides: Sequence[str], early: EarlyRank | None = None
+) -> float | None:
     """Run one job to its end and return what a sweeper minimises."""
     from launcher.launch import begin
 
@@ -102,7 +104,7 @@ def minimised(config: RunConfig, scores: Mapping[str, float]) -> float | None:
     return -score if score is not None and config.objective_mode == "max" else score
 
 
-def _plan(one: Checked) -> str:
+def _plan(one: LoadedConfig) -> str:
     """What `run` would do."""
     from launcher.config import derive
     from launcher.run_dir import RunDir

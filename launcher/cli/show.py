@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     )
     add_composition_flags(arguments)
     flags, overrides = arguments.split(argv)
-    config = composition(flags, overrides).checked().config
+    config = composition(flags, overrides).load().config
     values = config.model_dump(mode="json")
     if flags.json:
         print_json(values)

@@ -1,8 +1,8 @@
 """From the command line and YAML to one frozen `RunConfig`: composing, validating, explaining.
 
-`door.checked` is the only way in: Hydra composes (`compose`, `hydra_ext`), the option classes that
-`launcher.registry` finds validate (`schema`), `rules` collects what is wrong with the whole, most
-of it from `Option.problems`, and a `ConfigError` carries every problem, with the file and line or
+`load.load_config` is the only entry: Hydra composes (`compose`), the option classes that
+`launcher.registry` finds validate (`schema`), and `rules` collects what is wrong with the whole,
+most of it from `Option.problems`. A `ConfigError` carries every problem, with the file and line or
 the word that set it. `derive` computes what follows from a config. Ranks read config.json with
 `schema.RunConfig` and never import Hydra; nothing here imports torch at module level.
 

@@ -2,7 +2,8 @@
 
 Private names of Hydra that this package leans on, each present in 1.3.8 and 1.4:
 `ConfigLoaderImpl` with `_compose_config_from_defaults_list` and `_apply_overrides_to_config`,
-`FileConfigSource` (hydra_ext), `BasicSweeper.split_arguments` (door), `get_args_parser` (multirun).
+`FileConfigSource` (_hydra_ext), `BasicSweeper.split_arguments` (load), `get_args_parser`
+(multirun).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from typing_extensions import override
 
-from launcher.config import diagnose, hydra_ext
-from launcher.config.interpolation import escaped, resolved
+from launcher.config import _diagnose, _hydra_ext
+from launcher.config._interpolation import escaped, resolved
+from launcher.config._provenance import COMMAND_LINE, ConfigFile, Origin, Origins
 from launcher.config.paths import CONF
 from launcher.config.problems import leaves
-from launcher.config.provenance import COMMAND_LINE, ConfigFile, Origin, Origins
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
 
@@ -161,7 +162,7 @@ def compose_leniently(
     Returns:
         What could be composed, None if nothing could; and every problem met on the way.
     """
-    with hydra_ext.search_path_of(config_dirs), warnings.catch_warnings():
+    with _hydra_ext.search_path_of(config_dirs), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loader = make_loader()
         words, problems = parsed(overrides)
@@ -187,12 +188,12 @@ def recompose(
     Returns:
         The new config without the words that are wrong, and what is wrong with them.
     """
-    with hydra_ext.search_path_of(()), warnings.catch_warnings():
+    with _hydra_ext.search_path_of(()), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loader = make_loader()
         words, problems = parsed(overrides)
         for word in list(words):
-            if problem := diagnose.not_on_resume(word):
+            if problem := _diagnose.not_on_resume(word):
                 problems.append(problem)
                 words.remove(word)
         fresh = _merged(loader, "config", words, problems)
@@ -215,7 +216,7 @@ def make_loader() -> Loader:
     # A job of hydra.main composes too, while hydra.main has the one global Hydra.
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
-        with initialize_config_dir(str(CONF), job_name="trainctl", **hydra_ext.base()):
+        with initialize_config_dir(str(CONF), job_name="trainctl", **_hydra_ext.base()):
             return Loader(GlobalHydra.instance().config_loader().get_search_path())
     finally:
         GlobalHydra.instance().hydra = outer
@@ -230,10 +231,10 @@ def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
         try:
             [each] = parser.parse_overrides([word])
         except COMPOSITION_ERRORS as error:
-            problems.append(diagnose.unparsable(word, error))
+            problems.append(_diagnose.unparsable(word, error))
             continue
         if each.is_sweep_override():
-            problems.append(diagnose.sweep(word, each))
+            problems.append(_diagnose.sweep(word, each))
         else:
             words.append(each)
     return words, problems
@@ -253,7 +254,7 @@ def _merged(
     """Hydra's merge of all files; a word it cannot follow leaves `words` and is a problem."""
     chosen = []
     for word in [word for word in words if chooses_group(word, loader)]:
-        if problem := diagnose.bad_option(word, loader):
+        if problem := _diagnose.bad_option(word, loader):
             problems.append(problem)
             words.remove(word)
         else:
@@ -264,9 +265,9 @@ def _merged(
         except COMPOSITION_ERRORS as error:
             culprit = _culprit(loader, config_name, chosen, error)
             if culprit is None:
-                problems += diagnose.bad_files(error, loader, config_name, chosen)
+                problems += _diagnose.bad_files(error, loader, config_name, chosen)
                 return None
-            problems += diagnose.bad_word(culprit[0], culprit[1], loader)
+            problems += _diagnose.bad_word(culprit[0], culprit[1], loader)
             chosen.remove(culprit[0])
             words.remove(culprit[0])
 
@@ -306,7 +307,7 @@ def apply(
             _way_is_free(key, cfg)
             ConfigLoaderImpl._apply_overrides_to_config([word], cfg)  # noqa: SLF001 - see the module's docstring
         except COMPOSITION_ERRORS as error:
-            problems.append(diagnose.bad_value(word, error, cfg))
+            problems.append(_diagnose.bad_value(word, error, cfg))
         else:
             origins.add_word(line, key, word.value())
 

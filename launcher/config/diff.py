@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.config.paths import RECIPES
 from launcher.config.problems import leaves
 from launcher.config.schema import RunConfig
@@ -66,4 +66,4 @@ def side(
         if text.endswith(".json") or ("/" in text and not (RECIPES / f"{text}.yaml").is_file()):
             raise ConfigError([Problem("", f"there is no config at {text!r}")])
         words = [f"recipe={text}"]
-    return checked(words, config_name, config_dirs).config
+    return load_config(words, config_name, config_dirs).config

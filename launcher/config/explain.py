@@ -8,9 +8,9 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from launcher.config import derive
-from launcher.config.door import Checked
+from launcher.config._provenance import Origin
 from launcher.config.fields import field_at
-from launcher.config.provenance import Origin
+from launcher.config.load import LoadedConfig
 from launcher.config.resume_rules import rule_of
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
@@ -38,13 +38,13 @@ class Explanation:
     resume: str
 
 
-def explain(checked: Checked, key: str) -> Explanation:
+def explain(loaded: LoadedConfig, key: str) -> Explanation:
     """Everything about one key of a config.
 
     Raises:
         ConfigError: There is no such key.
     """
-    values = checked.config.model_dump(mode="json")
+    values = loaded.config.model_dump(mode="json")
     found: Any = values
     for part in key.split("."):
         if not isinstance(found, dict) or part not in found:
@@ -55,8 +55,8 @@ def explain(checked: Checked, key: str) -> Explanation:
         key,
         found,
         field_at(RunConfig, values, key),
-        tuple(checked.composed.why(key)),
-        _derived(checked.config, key),
+        tuple(loaded.composed.why(key)),
+        _derived(loaded.config, key),
         _on_resume(key),
     )
 

@@ -1,6 +1,6 @@
 """`run -m`, and Hydra's own flags (`--cfg`, `--info`, `--hydra-help`): hydra.main drives.
 
-The task that hydra.main calls is the launcher: it validates one job's config at the door and starts
+The task that hydra.main calls is the launcher: it validates one job's config and starts
 its ranks as children, so that Hydra's basic, joblib and submitit launchers and any sweeper work
 unchanged. Hydra's own outputs (working folders, `.hydra`, log files) are switched off: a run
 directory is ours alone.
@@ -22,14 +22,14 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from launcher.config import hydra_ext
+from launcher.config import _hydra_ext
+from launcher.config._interpolation import resolved
 from launcher.config.compose import Composed, compose
-from launcher.config.door import Checked, checked_jobs, refuse_code, validated
-from launcher.config.interpolation import resolved
+from launcher.config.load import LoadedConfig, load_jobs, refuse_code, validate
 from launcher.config.paths import CONF
 from launcher.errors import Interrupted, Preempted, Problem, TrainctlError
 
-Launch = Callable[[Checked, Sequence[str]], float | None]
+Launch = Callable[[LoadedConfig, Sequence[str]], float | None]
 """Runs one job to its end, given config and overrides; returns what a sweeper optimises."""
 
 _QUIET = (
@@ -44,7 +44,7 @@ _QUIET = (
 
 
 def run_multirun(
-    launch: Launch, argv: Sequence[str], *, admit: Callable[[Sequence[Checked]], bool]
+    launch: Launch, argv: Sequence[str], *, admit: Callable[[Sequence[LoadedConfig]], bool]
 ) -> int:
     """Do what Hydra's command line does with these words, once every job's config is checked.
 
@@ -68,7 +68,7 @@ def run_multirun(
     options = [word for word in rest if word not in flags.overrides]
     words = list(_QUIET)
     if not (flags.cfg or flags.info or flags.help or flags.hydra_help or flags.shell_completion):
-        jobs = checked_jobs(flags.overrides, ours.config_name, ours.config_dir)
+        jobs = load_jobs(flags.overrides, ours.config_name, ours.config_dir)
         if not jobs:
             refuse_code(flags.overrides, ours.config_name, ours.config_dir)
         if not admit(jobs):
@@ -89,8 +89,8 @@ def run_multirun(
     # Our words stand first, so that the user's win; Hydra 1.3 wants all words in one piece.
     program = ["trainctl", "--config-name", ours.config_name, *options, *words, *flags.overrides]
     try:
-        with hydra_ext.search_path_of(ours.config_dir), _process(program):
-            hydra.main(config_path=str(CONF), config_name=ours.config_name, **hydra_ext.base())(
+        with _hydra_ext.search_path_of(ours.config_dir), _process(program):
+            hydra.main(config_path=str(CONF), config_name=ours.config_name, **_hydra_ext.base())(
                 task
             )()
     except SystemExit as end:
@@ -108,7 +108,7 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def _sweep_dir(first: Checked) -> str:
+def _sweep_dir(first: LoadedConfig) -> str:
     """Where Hydra leaves its record of the sweep: beside the runs, in a folder of its own."""
     sweep = f"sweep-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     path = Path(first.config.run_root).absolute() / first.config.name / sweep
@@ -118,12 +118,12 @@ def _sweep_dir(first: Checked) -> str:
 
 def _checked(
     cfg: DictConfig, overrides: Sequence[str], config_name: str, config_dirs: Sequence[str]
-) -> Checked:
-    """One job's config as Hydra composed it, past the door, with the origins of its values."""
+) -> LoadedConfig:
+    """One job's config as Hydra composed it, validated, with the origins of its values."""
     problems: list[Problem] = []
     mapping = resolved(cfg, problems)
     origins = compose(overrides, config_name, config_dirs).origins
-    return validated(Composed(mapping, origins), problems)
+    return validate(Composed(mapping, origins), problems)
 
 
 @contextmanager

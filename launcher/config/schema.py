@@ -1,4 +1,4 @@
-"""The whole config as one frozen, typed value: what passes the door, and all that a rank reads."""
+"""`RunConfig`: the whole config as one frozen, typed value, and all that a rank reads."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from hydra.core.object_type import ObjectType
 from launcher.cli._candidates import candidates
 from launcher.cli._presets import default_of, kind, presets, primary, summary
 from launcher.cli.completion import main
-from launcher.config import hydra_ext
+from launcher.config import _hydra_ext
 from launcher.config.compose import make_loader
 from launcher.contracts import GROUPS
 
@@ -111,7 +111,7 @@ def test_the_users_folders_are_known(user_folder: Path, monkeypatch: pytest.Monk
 
 def test_presets_are_those_of_hydra(user_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINCTL_CONFIG_DIR", str(user_folder))
-    with hydra_ext.search_path_of([]):
+    with _hydra_ext.search_path_of([]):
         repository = make_loader().repository
     for group in (*GROUPS, "recipe"):
         known = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.door import Checked, checked
+from launcher.config.load import LoadedConfig, load_config
 from launcher.config.paths import CONF
 
 # What a preset leaves for the user to say.
@@ -18,12 +18,12 @@ REQUIRED = {
 
 
 @pytest.fixture(scope="session")
-def packaged() -> Checked:
-    return checked([])
+def packaged() -> LoadedConfig:
+    return load_config([])
 
 
 @pytest.fixture(scope="session")
-def stored(packaged: Checked) -> str:
+def stored(packaged: LoadedConfig) -> str:
     return packaged.config.to_json()
 
 

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from launcher.config.compose import Composed, compose
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.config.problems import leaves
 from launcher.errors import ConfigError
 
@@ -100,7 +100,7 @@ def test_a_users_folder_adds_and_replaces(user_dir: Path) -> None:
         "kind": "sgd",
         "lr": 7.0,
     }
-    added = checked(["optimizer=fast"], config_dirs=[user_dir])
+    added = load_config(["optimizer=fast"], config_dirs=[user_dir])
     assert added.config.optimizer.lr == 0.9
     assert compose(["optimizer=sgd"]).mapping["optimizer"]["lr"] == 0.1
 
@@ -257,7 +257,7 @@ def test_files_that_cannot_be_composed_are_named(user_dir: Path, text: str, mess
     (user_dir / "optimizer").mkdir()
     (user_dir / "optimizer" / "bad.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
-        checked(["optimizer=bad"], config_dirs=[user_dir])
+        load_config(["optimizer=bad"], config_dirs=[user_dir])
     assert len(caught.value.problems) == 1
     assert "bad" in str(caught.value)
 

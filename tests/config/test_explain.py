@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from launcher.config.diff import ABSENT, Difference, diff, side
-from launcher.config.door import Checked, checked
 from launcher.config.explain import explain
+from launcher.config.load import LoadedConfig, load_config
 from launcher.errors import ConfigError
 
 
 def test_a_setting_is_explained_by_its_writers_and_its_field() -> None:
-    told = explain(checked(["recipe=quick", "max_steps=7"]), "max_steps")
+    told = explain(load_config(["recipe=quick", "max_steps=7"]), "max_steps")
     assert told.value == 7
     assert [origin.where.partition(":")[0] for origin in told.writers] == [
         "conf/config.yaml",
@@ -26,7 +26,7 @@ def test_a_setting_is_explained_by_its_writers_and_its_field() -> None:
 
 def test_a_group_and_what_follows_from_it() -> None:
     words = ["accumulation={micro_batch_size: 16, samples_per_step: 16}", "task.seq_len=128"]
-    told = explain(checked(words), "accumulation")
+    told = explain(load_config(words), "accumulation")
     assert told.value == {"kind": "samples", "micro_batch_size": 16, "samples_per_step": 16}
     assert "16 samples (2,048 tokens) per step" in told.derived
     assert told.resume == (
@@ -35,14 +35,14 @@ def test_a_group_and_what_follows_from_it() -> None:
     )
 
 
-def test_nested_settings_have_their_own_field(packaged: Checked) -> None:
+def test_nested_settings_have_their_own_field(packaged: LoadedConfig) -> None:
     told = explain(packaged, "optimizer.groups.decay")
     assert told.value == []
     assert told.field is not None
     assert "Patterns" in str(told.field.description)
 
 
-def test_a_key_that_is_not_there(packaged: Checked) -> None:
+def test_a_key_that_is_not_there(packaged: LoadedConfig) -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.l: no such setting; did you mean"):
         explain(packaged, "optimizer.l")
     with pytest.raises(ConfigError):

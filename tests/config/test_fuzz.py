@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from launcher.config.compose import compose_leniently
-from launcher.config.door import Checked, checked
+from launcher.config.load import LoadedConfig, load_config
 from launcher.config.problems import leaves
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError
@@ -84,7 +84,7 @@ def word(draw: random.Random, known: list[str]) -> str:
     return made
 
 
-def fuzz(seeds: range, packaged: Checked) -> tuple[int, int]:
+def fuzz(seeds: range, packaged: LoadedConfig) -> tuple[int, int]:
     known = [key for key, _ in leaves(packaged.composed.mapping)]
     passed = 0
     for seed in seeds:
@@ -94,24 +94,24 @@ def fuzz(seeds: range, packaged: Checked) -> tuple[int, int]:
             word(draw, known) if hostile else draw.choice(GOOD) for _ in range(draw.randint(1, 4))
         ]
         try:
-            checked(words)
+            load_config(words)
         except ConfigError as error:
             if not all(str(problem).strip() for problem in error.problems) or not error.problems:
                 pytest.fail(f"{words!r}, seed {seed}: {error}")
         except Exception as error:
-            raise AssertionError(f"checked({words!r}), seed {seed}") from error
+            raise AssertionError(f"load_config({words!r}), seed {seed}") from error
         else:
             passed += 1
     return passed, len(seeds)
 
 
-def test_a_few_hundred_lists(packaged: Checked) -> None:
+def test_a_few_hundred_lists(packaged: LoadedConfig) -> None:
     passed, tried = fuzz(range(250), packaged)
     assert 0 < passed < tried
 
 
 @pytest.mark.slow
-def test_two_thousand_lists(packaged: Checked) -> None:
+def test_two_thousand_lists(packaged: LoadedConfig) -> None:
     passed, tried = fuzz(range(1_000, 3_000), packaged)
     assert 0 < passed < tried
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config.interpolation import escaped, resolved
+from launcher.config._interpolation import escaped, resolved
 from launcher.errors import Problem
 
 PIECES = ["\\", "\\\\", "$", "{", "}", "${", "oc.env:SECRET", "b", ".", " ", "'", '"', "${b}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.config import derive
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.config.rules import unknown_scores
 from launcher.errors import ConfigError
 
@@ -14,7 +14,7 @@ SCORES = ("eval_loss", "eval_perplexity")
 
 def test_a_schedule_longer_than_the_run_is_refused() -> None:
     words = ["max_steps=null", "max_epochs=0.5", "scheduler.warmup_steps=9"]
-    config = checked(words).config
+    config = load_config(words).config
     with pytest.raises(ConfigError) as refused:
         derive.schedule(config, derive.horizon(config, 80))
     [problem] = refused.value.problems
@@ -39,7 +39,7 @@ def test_a_schedule_longer_than_the_run_is_refused() -> None:
 )
 def test_a_score_that_no_evaluation_has_is_refused(words: list[str], key: str, says: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        checked(words)
+        load_config(words)
     [problem] = refused.value.problems
     assert problem.key == key
     assert says in problem.message
@@ -47,7 +47,7 @@ def test_a_score_that_no_evaluation_has_is_refused(words: list[str], key: str, s
 
 def test_what_fits_passes() -> None:
     words = ["scheduler=reduce_on_plateau", "scheduler.metric=eval_perplexity", "max_steps=10"]
-    config = checked(words).config
+    config = load_config(words).config
     derive.schedule(config, derive.horizon(config, 80))
     assert not list(unknown_scores(config, SCORES))
 
@@ -55,12 +55,12 @@ def test_what_fits_passes() -> None:
 @pytest.mark.parametrize("objective", ["eval_los", "loss"])
 def test_an_unknown_objective_is_refused_before_anything_starts(objective: str) -> None:
     with pytest.raises(ConfigError, match=f"objective: must be a score .* but is {objective}"):
-        checked([f"objective={objective}"])
-    checked(["objective=eval_bits_per_byte", "objective_mode=min"])
+        load_config([f"objective={objective}"])
+    load_config(["objective=eval_bits_per_byte", "objective_mode=min"])
 
 
 def test_an_objective_that_the_data_does_not_give_is_refused() -> None:
-    config = checked(["objective=eval_bits_per_byte"]).config
+    config = load_config(["objective=eval_bits_per_byte"]).config
     [problem] = unknown_scores(config, SCORES)
     assert problem.key == "objective"
     assert not list(unknown_scores(config, ()))

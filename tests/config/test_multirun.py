@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config import multirun
-from launcher.config.door import Checked
+from launcher.config.load import LoadedConfig
 from launcher.errors import ConfigError, Interrupted, NonFinite, Preempted
 
 
@@ -21,9 +21,9 @@ class Jobs:
 
     def __init__(self, **errors: Exception) -> None:
         self.errors = errors
-        self.seen: list[tuple[Checked, list[str]]] = []
+        self.seen: list[tuple[LoadedConfig, list[str]]] = []
 
-    def __call__(self, one: Checked, overrides: Sequence[str]) -> float:
+    def __call__(self, one: LoadedConfig, overrides: Sequence[str]) -> float:
         self.seen.append((one, list(overrides)))
         if error := self.errors.get(f"seed{one.config.seed}"):
             raise error
@@ -156,7 +156,7 @@ def test_what_is_not_admitted_does_not_start(here: Path) -> None:
     jobs = Jobs()
     seen: list[int] = []
 
-    def admit(every: Sequence[Checked]) -> bool:
+    def admit(every: Sequence[LoadedConfig]) -> bool:
         seen.extend(one.config.seed for one in every)
         return False
 

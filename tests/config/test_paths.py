@@ -30,8 +30,8 @@ def test_as_a_wheel_lays_it_out_and_from_another_folder(tmp_path: Path) -> None:
     shutil.copytree(CONF, site / "launcher" / "conf")
     shutil.copytree(RECIPES, site / "launcher" / "recipes")
     code = (
-        "import launcher; from launcher.config.door import checked;"
-        "one = checked(['recipe=quick']);"
+        "import launcher; from launcher.config.load import load_config;"
+        "one = load_config(['recipe=quick']);"
         "print(launcher.__file__); print(one.provenance['max_steps']);"
         "print(one.provenance['optimizer.lr'])"
     )

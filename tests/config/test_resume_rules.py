@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from launcher.config.compose import compose
-from launcher.config.door import Checked, checked
+from launcher.config.load import LoadedConfig, load_config
 from launcher.config.problems import leaves
 from launcher.config.resume_rules import TABLE, Change, apply, classify, rule_of
 from launcher.config.schema import RunConfig
@@ -21,7 +21,7 @@ def refusals(stored: str, words: list[str], *allow: str) -> list[tuple[str, str]
     return [(problem.key, problem.message) for problem in caught.value.problems]
 
 
-def test_every_key_is_classed(packaged: Checked) -> None:
+def test_every_key_is_classed(packaged: LoadedConfig) -> None:
     for key, _ in leaves(packaged.composed.mapping):
         assert rule_of(key)[0] in {"safe", "allow", "impossible"}
     for group in GROUPS:
@@ -30,7 +30,7 @@ def test_every_key_is_classed(packaged: Checked) -> None:
                 assert rule_of(f"{group}.{field}")
 
 
-def test_the_table_names_only_keys_that_are_there(packaged: Checked) -> None:
+def test_the_table_names_only_keys_that_are_there(packaged: LoadedConfig) -> None:
     known = {key for key, _ in leaves(packaged.composed.mapping)}
     known |= {key.rpartition(".")[0] for key in known} | set(GROUPS)
     for group in GROUPS:
@@ -88,11 +88,11 @@ def test_classify(
     assert [(change.key, change.old, change.new) for change in classify(old, new)] == changed
 
 
-def test_nothing_typed_changes_nothing(stored: str, packaged: Checked) -> None:
+def test_nothing_typed_changes_nothing(stored: str, packaged: LoadedConfig) -> None:
     assert apply(stored, [], []) == (packaged.config, [])
 
 
-def test_safe_changes_are_applied_and_told(stored: str, packaged: Checked) -> None:
+def test_safe_changes_are_applied_and_told(stored: str, packaged: LoadedConfig) -> None:
     config, changes = apply(stored, ["optimizer.lr=1", "max_steps=900", "logging=quiet"], [])
     assert (config.optimizer.lr, config.max_steps) == (1.0, 900)
     assert config.logging == RunConfig.from_mapping(compose(["logging=quiet"]).mapping).logging
@@ -175,7 +175,7 @@ def test_changes_are_values() -> None:
 
 
 def test_what_stands_as_the_run_has_it_was_set_by_the_run() -> None:
-    stored = checked(["optimizer=adafactor"]).config.to_json()
+    stored = load_config(["optimizer=adafactor"]).config.to_json()
     with pytest.raises(ConfigError) as caught:
         apply(stored, ["optimizer.lr=1e-3"], [])
     [problem] = caught.value.problems
@@ -185,7 +185,7 @@ def test_what_stands_as_the_run_has_it_was_set_by_the_run() -> None:
     assert caught.value.problems[0].origin == "command line: max_steps=-1"
 
 
-def test_another_engine_and_number_of_ranks_need_no_permission(packaged: Checked) -> None:
+def test_another_engine_and_number_of_ranks_need_no_permission(packaged: LoadedConfig) -> None:
     stored = packaged.config.to_json()
     config, changes = apply(stored, ["parallelism=ddp", "launch.processes=2"], [])
     assert config.launch.ranks == 2
@@ -196,7 +196,7 @@ def test_another_engine_and_number_of_ranks_need_no_permission(packaged: Checked
 
 def test_another_global_batch_needs_permission() -> None:
     words = ["accumulation=steps", "accumulation.micro_batch_size=2"]
-    stored = checked(words).config.to_json()
+    stored = load_config(words).config.to_json()
     more = ["parallelism=ddp", "launch.processes=2"]
     [(key, message)] = refusals(stored, more)
     assert key == "accumulation"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.errors import ConfigError
 
 OK = "accumulation.samples_per_step=32"
@@ -66,7 +66,7 @@ OK = "accumulation.samples_per_step=32"
 )
 def test_broken(words: list[str], key: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        checked(words)
+        load_config(words)
     assert key in {problem.key for problem in caught.value.problems}
     assert message in str(caught.value)
 
@@ -90,7 +90,7 @@ def test_broken(words: list[str], key: str, message: str) -> None:
     ],
 )
 def test_kept(words: list[str]) -> None:
-    checked(words)
+    load_config(words)
 
 
 def test_every_preset_composes_and_keeps_the_rules_of_its_own_group() -> None:
@@ -108,7 +108,7 @@ def test_every_preset_composes_and_keeps_the_rules_of_its_own_group() -> None:
     for path in [*files, *RECIPES.glob("*.yaml")]:
         group = "recipe" if path.parent == RECIPES else path.parent.name
         try:
-            checked([f"{group}={path.stem}", *needed.get(path.stem, [])])
+            load_config([f"{group}={path.stem}", *needed.get(path.stem, [])])
         except ConfigError as error:
             broken = {problem.key for problem in error.problems}
             if group not in {"optimizer", "scheduler", "parallelism"} or broken - about_neighbours:

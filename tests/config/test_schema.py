@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config.door import Checked
+from launcher.config.load import LoadedConfig
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError
 
@@ -23,7 +23,7 @@ def changed(stored: str, **values: Any) -> RunConfig:
     return RunConfig.from_json(json.dumps(mapping))
 
 
-def test_json_is_canonical_and_comes_back(packaged: Checked, stored: str) -> None:
+def test_json_is_canonical_and_comes_back(packaged: LoadedConfig, stored: str) -> None:
     again = RunConfig.from_json(stored)
     assert again == packaged.config
     assert again.to_json() == stored
@@ -119,6 +119,6 @@ def test_text_that_is_no_json() -> None:
         RunConfig.from_json("[]")
 
 
-def test_options_are_frozen(packaged: Checked) -> None:
+def test_options_are_frozen(packaged: LoadedConfig) -> None:
     with pytest.raises(ValueError, match="frozen"):
         packaged.config.seed = 1  # type: ignore[misc] # the point of the test

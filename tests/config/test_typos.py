@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launcher.config.compose import compose
-from launcher.config.door import Checked, checked
+from launcher.config.load import LoadedConfig, load_config
 from launcher.config.paths import CONF, RECIPES
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS
@@ -39,7 +39,7 @@ def deletions(word: str) -> list[str]:
 
 def problems(words: list[str], *folders: Path) -> list[Problem]:
     with pytest.raises(ConfigError) as caught:
-        checked(words, config_dirs=folders)
+        load_config(words, config_dirs=folders)
     return list(caught.value.problems)
 
 
@@ -49,7 +49,7 @@ def names(problem: Problem, meant: str) -> bool:
     return bool(found) and repr(meant) in advice
 
 
-def test_as_overrides(packaged: Checked) -> None:
+def test_as_overrides(packaged: LoadedConfig) -> None:
     known = set(keys(packaged.composed.mapping))
     wanted = {}
     for key in known:

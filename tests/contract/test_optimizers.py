@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher import registry
-from launcher.config import door
+from launcher.config import load
 from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError
 from launcher.parallelism._optimizer_state import (
@@ -54,9 +54,9 @@ def packaged(preset: str) -> OptimizerOption:
     """The preset as the command line has it, beside a schedule that it agrees with."""
     words = [f"optimizer={preset}", "max_grad_norm=null"]
     try:
-        return door.checked([*words, "scheduler=constant"]).config.optimizer
+        return load.load_config([*words, "scheduler=constant"]).config.optimizer
     except ConfigError:
-        return door.checked([*words, "scheduler=adafactor"]).config.optimizer
+        return load.load_config([*words, "scheduler=adafactor"]).config.optimizer
 
 
 def with_groups(option: OptimizerOption, **changes: Any) -> OptimizerOption:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from launcher.config import door
+from launcher.config import load
 from launcher.contracts import OptimizerOption, OptimizerTarget, Precision
 from launcher.errors import CheckpointError
 from launcher.parallelism._optimizer_state import (
@@ -107,7 +107,7 @@ def test_saving_before_the_first_update_changes_nothing(preset: str) -> None:
 @pytest.mark.parametrize("rounding", ["bf16_pure", "bf16_pure_stochastic"])
 def test_weights_in_sixteen_bits_go_on_as_well(preset: str, rounding: str) -> None:
     option = packaged(preset)
-    formats = door.checked([f"precision={rounding}"]).config.precision
+    formats = load.load_config([f"precision={rounding}"]).config.precision
 
     def live(seed: int) -> tuple[Network, Precision, torch.optim.Optimizer]:
         module, precision = network(seed), formats.build("cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.errors import RankFailed
 from launcher.launch._available import available_bytes
 from launcher.launch._fit import largest_fitting, plain_overrides
@@ -54,10 +54,10 @@ def test_plain_overrides_compose_to_the_decision() -> None:
         "++accumulation.memory_limit_gib=2",
         "optimizer.lr=0.1",
     ]
-    words = plain_overrides(typed, checked(typed).provenance, DECIDED)
+    words = plain_overrides(typed, load_config(typed).provenance, DECIDED)
     assert words == ["seed=3", "optimizer.lr=0.1", *DECIDED]
-    config = checked(words).config
-    assert config.model_dump(exclude={"accumulation"}) == checked(typed).config.model_dump(
+    config = load_config(words).config
+    assert config.model_dump(exclude={"accumulation"}) == load_config(typed).config.model_dump(
         exclude={"accumulation"}
     )
 
@@ -67,10 +67,10 @@ def test_what_a_recipe_sets_does_not_get_in_the_way(tmp_path: Path) -> None:
         "defaults:\n  - config\n  - override accumulation: auto\n  - _self_\n"
         "accumulation:\n  samples_per_step: 8\n  memory_limit_gib: 2.0\n"
     )
-    one = checked([], "mine", [tmp_path])
+    one = load_config([], "mine", [tmp_path])
     words = plain_overrides([], one.provenance, DECIDED)
     assert words == [*DECIDED, "~accumulation.memory_limit_gib"]
-    option = checked(words, "mine", [tmp_path]).config.accumulation
+    option = load_config(words, "mine", [tmp_path]).config.accumulation
     assert option.model_dump() == {"kind": "samples", "micro_batch_size": 2, "samples_per_step": 8}
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.errors import ConfigError
 from launcher.launch._begin import preflight
 from launcher.launch.local import Local
@@ -89,7 +89,7 @@ def test_what_no_possible_device_can_do_is_refused_before_a_run(
     monkeypatch: pytest.MonkeyPatch, drivers: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("launcher.launch.local._DRIVERS", drivers)
-    config = checked(["precision=tf32"]).config
+    config = load_config(["precision=tf32"]).config
     if drivers == ("null",):
         preflight(config)
         return

@@ -8,7 +8,7 @@ from signal import Signals
 import pytest
 import torch.distributed as dist
 
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.contracts import World
 from launcher.errors import Preempted
@@ -58,7 +58,7 @@ def config(tmp_path: Path) -> str:
         "parallelism=ddp",
         "launch.processes=2",
     )
-    return checked(words).config.to_json()
+    return load_config(words).config.to_json()
 
 
 def test_all_ranks_take_as_many_steps_as_the_one_that_grows_longest(config: str) -> None:

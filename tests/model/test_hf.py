@@ -18,7 +18,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from launcher.config import door
+from launcher.config import load
 from launcher.contracts import Head, ModelLimits
 from launcher.errors import ConfigError, DataError
 from launcher.model import build_module
@@ -142,7 +142,7 @@ def test_an_encoder_for_a_causal_task_is_a_problem_of_the_config(tmp_path: Path)
     BertForMaskedLM(BertConfig(vocab_size=384, **sizes)).save_pretrained(tmp_path)
     words = ["model=hf", f"model.path={tmp_path}", "model.tokenizer=byt5"]
     with pytest.raises(ConfigError, match=r"model.path: holds an encoder \(BertForMaskedLM\)"):
-        door.checked(words)
+        load.load_config(words)
 
 
 def test_a_head_that_the_architecture_lacks_is_an_error(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from launcher.config.door import checked
+from launcher.config.load import load_config
 from launcher.contracts import (
     Observer,
     RunContext,
@@ -31,7 +31,7 @@ NO_STEP = ("scheduler=constant", "scheduler.factor=0")
 
 def observer(start: TrainState | None = None, **settings: Any) -> Observer:
     words = [f"observer.{key}={value}" for key, value in settings.items()]
-    option = checked(["observer=early_stopping", *words]).config.observer
+    option = load_config(["observer=early_stopping", *words]).config.observer
     context = RunContext(
         run_dir=RunDir(Path("/nowhere")),
         world=World(0, 1, 0, "cpu"),
@@ -105,15 +105,15 @@ def test_the_best_of_another_score_is_not_compared_with() -> None:
 
 def test_without_evaluations_it_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"eval_every_steps: must be a number, because observer"):
-        checked(["observer=early_stopping", "eval_every_steps=null"])
-    checked(["observer=none", "eval_every_steps=null"])
+        load_config(["observer=early_stopping", "eval_every_steps=null"])
+    load_config(["observer=none", "eval_every_steps=null"])
 
 
 def test_a_score_that_the_task_does_not_have_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"observer.metric: .* is eval_los; did you mean 'eval_lo"
     ):
-        checked(["observer=early_stopping", "observer.metric=eval_los"])
+        load_config(["observer=early_stopping", "observer.metric=eval_los"])
 
 
 def test_a_stopped_run_ends_as_a_complete_one(trainctl: Console) -> None:

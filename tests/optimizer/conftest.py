@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.config import door
+from launcher.config import load
 from launcher.contracts import OptimizerOption, OptimizerTarget
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -29,7 +29,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 @cache
 def _packaged(preset: str) -> OptimizerOption:
-    return door.checked(
+    return load.load_config(
         [f"optimizer={preset}", "scheduler=constant", "max_grad_norm=null"]
     ).config.optimizer
 

@@ -73,7 +73,7 @@ def test_the_mixture_is_full_after_its_last_step(build_option: Build) -> None:
 
 
 def test_it_takes_the_runs_length_unless_told(build_option: Build) -> None:
-    from launcher.config import door
+    from launcher.config import load
 
-    option: Any = door.checked(["optimizer=ademamix", "max_steps=70"]).config.optimizer
+    option: Any = load.load_config(["optimizer=ademamix", "max_steps=70"]).config.optimizer
     assert option.t_alpha_beta3 == 70

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.config import door
+from launcher.config import load
 from launcher.contracts import (
     BatchPlan,
     Clipping,
@@ -44,7 +44,7 @@ class Branching(Toy):
 
 
 def precision_option(preset: str) -> PrecisionOption:
-    return door.checked([f"precision={preset}"]).config.precision
+    return load.load_config([f"precision={preset}"]).config.precision
 
 
 def poisoned(good: Window) -> Window:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.config import door
+from launcher.config import load
 from launcher.contracts import OptimizerOption, OptimizerTarget, Precision, PrecisionOption
 from launcher.errors import ConfigError
 from launcher.precision._pure import Pure
@@ -39,7 +39,7 @@ def give_gradients(module: nn.Module, step: int) -> None:
 @cache
 def optimizer_option(preset: str) -> OptimizerOption:
     words = [f"optimizer={preset}", "scheduler=constant", "max_grad_norm=null"]
-    return door.checked(words).config.optimizer
+    return load.load_config(words).config.optimizer
 
 
 def built(

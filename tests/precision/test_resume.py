@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.config import door
+from launcher.config import load
 from launcher.contracts import (
     BatchPlan,
     Clipping,
@@ -28,7 +28,7 @@ Build = Callable[..., PrecisionOption]
 
 @pytest.fixture(scope="module")
 def adamw() -> OptimizerOption:
-    return door.checked(["optimizer=adamw", "scheduler=constant"]).config.optimizer
+    return load.load_config(["optimizer=adamw", "scheduler=constant"]).config.optimizer
 
 
 def engine(precision: PrecisionOption, optimizer: OptimizerOption) -> SingleEngine:

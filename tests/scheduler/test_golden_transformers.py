@@ -124,7 +124,7 @@ DEFINED: dict[str, tuple[str, dict[str, Any], float]] = {
     # One step too many: the last rate stays.
     "Tried to step 21 times": ("one_cycle", {}, 1e-3 / 25 / 1e4),
 }
-# A run always has a length here, and the door refuses unknown kinds.
+# A run always has a length here, and the config refuses unknown kinds.
 UNKNOWN_HERE = ("num_training_steps", "nope")
 
 

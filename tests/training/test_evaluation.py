@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.config import door
+from launcher.config import load
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
     BatchPlan,
@@ -142,7 +142,7 @@ def on_rank(config: str, ranks: int, count: int, max_samples: int | None) -> Any
 def configs() -> list[RunConfig]:
     """The configs of one process and of several."""
     words = [["parallelism=single"], ["parallelism=ddp", "launch.processes=2"]]
-    return [door.checked(each).config for each in words]
+    return [load.load_config(each).config for each in words]
 
 
 @pytest.mark.parametrize(("count", "max_samples"), [(31, None), (31, 7), (2, None), (18, None)])

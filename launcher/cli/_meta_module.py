@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
 
 
-def skeleton(config: RunConfig) -> nn.Module:
+def meta_module(config: RunConfig) -> nn.Module:
     """Build the network of a config on the meta device: names and shapes, no weights."""
     from launcher.contracts import Head
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from typing_extensions import override
 
-from launcher.config.interpolation import ONLY_ALIASES, asks
+from launcher.config._interpolation import ONLY_ALIASES, has_resolver
 from launcher.config.paths import shown
 from launcher.config.problems import leaves
 from launcher.errors import Problem
@@ -69,7 +69,7 @@ class Origins:
         for key, node, value in _yaml_leaves(root, package):
             if key != (f"{package}.defaults" if package else "defaults"):
                 self.written.append(origin(key, node, value))
-            elif asks(text[node.start_mark.index : value.end_mark.index]):
+            elif has_resolver(text[node.start_mark.index : value.end_mark.index]):
                 self.refused.append(Problem(key, ONLY_ALIASES, str(origin(key, node, value))))
         for key, node, value in _yaml_targets(root, package):
             self.refused.append(Problem(key, NO_CODE, str(origin(key, node, value))))

@@ -11,8 +11,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from launcher.config._provenance import COMMAND_LINE, ConfigFile
 from launcher.config.fields import field_at, other_kinds_with
-from launcher.config.provenance import COMMAND_LINE, ConfigFile
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
 from launcher.suggest import closest, closest_keys, did_you_mean

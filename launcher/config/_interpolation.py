@@ -37,7 +37,7 @@ def resolved(cfg: DictConfig, problems: list[Problem]) -> dict[str, Any]:
     return _plain(OmegaConf.to_container(OmegaConf.create(raw), resolve=True))
 
 
-def asks(text: str) -> bool:
+def has_resolver(text: str) -> bool:
     """Whether a text holds an interpolation that is more than a plain alias."""
     return _ANY.search(_ALIAS.sub("", text)) is not None
 
@@ -66,7 +66,7 @@ def _problem(path: Path, text: str, raw: Any) -> Problem | None:
     key = ".".join(map(str, path))
     if text == _MISSING:
         return Problem(key, f"{NO_VALUE} (???); give one with {key}=VALUE")
-    if asks(text):
+    if has_resolver(text):
         return Problem(key, f"{ONLY_ALIASES}, but it is {text!r}")
     known = [known for known, _ in leaves(raw)]
     for name in _ALIAS.findall(text):
@@ -101,12 +101,12 @@ def _unresolvable(raw: Any) -> dict[Path, Problem]:
             for part in path:
                 node = node[part]
         except (OmegaConfBaseException, RecursionError):
-            bad[path] = _astray(path, text)
+            bad[path] = _unresolvable_alias(path, text)
     # A mapping may hold an alias of itself, which only shows when all of it is wanted.
-    return bad or {path: _astray(path, text) for path, text in aliases.items()}
+    return bad or {path: _unresolvable_alias(path, text) for path, text in aliases.items()}
 
 
-def _astray(path: Path, text: str) -> Problem:
+def _unresolvable_alias(path: Path, text: str) -> Problem:
     return Problem(".".join(map(str, path)), f"the alias {text!r} leads nowhere, or to itself")
 
 

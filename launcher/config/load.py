@@ -1,4 +1,4 @@
-"""The one door between two worlds: words and YAML on this side, a RunConfig on the other."""
+"""Loads a config: compose, validate, apply every rule; the only way from words to a `RunConfig`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from launcher.config import diagnose, hydra_ext, rules
+from launcher.config import _diagnose, _hydra_ext, rules
+from launcher.config._provenance import NO_CODE
 from launcher.config.compose import (
     COMPOSITION_ERRORS,
     Composed,
@@ -19,14 +20,13 @@ from launcher.config.compose import (
     parsed,
 )
 from launcher.config.problems import merged
-from launcher.config.provenance import NO_CODE
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A config that may run.
+class LoadedConfig:
+    """A valid config, and where its values come from.
 
     Attributes:
         config: The config.
@@ -42,11 +42,11 @@ class Checked:
         return self.composed.provenance()
 
 
-def checked(
+def load_config(
     overrides: Sequence[str],
     config_name: str = "config",
     config_dirs: Sequence[str | Path] = (),
-) -> Checked:
+) -> LoadedConfig:
     """Compose, validate and apply every rule.
 
     Args:
@@ -60,10 +60,10 @@ def checked(
     composed, problems = compose_leniently(overrides, config_name, config_dirs)
     if composed is None:
         raise ConfigError(problems)
-    return validated(composed, problems)
+    return validate(composed, problems)
 
 
-def validated(composed: Composed, problems: Sequence[Problem] = ()) -> Checked:
+def validate(composed: Composed, problems: Sequence[Problem] = ()) -> LoadedConfig:
     """Validate what was composed.
 
     Args:
@@ -81,11 +81,11 @@ def validated(composed: Composed, problems: Sequence[Problem] = ()) -> Checked:
     else:
         found += rules.broken(config)
         if not found:
-            return Checked(config, composed)
+            return LoadedConfig(config, composed)
     raise ConfigError(composed.attributed(found))
 
 
-def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[list[str]]:
+def sweep_jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[list[str]]:
     """The overrides of every job of a multirun: the grid that Hydra's basic sweeper makes.
 
     Args:
@@ -98,7 +98,7 @@ def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> li
     Raises:
         ConfigError: A word is not in the grammar, or has values that cannot be listed.
     """
-    with hydra_ext.search_path_of(config_dirs):
+    with _hydra_ext.search_path_of(config_dirs):
         parser = OverridesParser.create(make_loader())
     words: list[Override] = []
     problems = []
@@ -106,7 +106,7 @@ def jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> li
         try:
             words += parser.parse_overrides([word])
         except COMPOSITION_ERRORS as error:
-            problems.append(diagnose.unparsable(word, error))
+            problems.append(_diagnose.unparsable(word, error))
     if problems:
         raise ConfigError(problems)
     if any(word.key_or_group == "hydra/sweeper" and word.value() != "basic" for word in words):
@@ -123,7 +123,7 @@ def refuse_code(
 ) -> None:
     """Look for code in the config of a sweep whose jobs are not known.
 
-    Hydra builds the `hydra.callbacks` of a config before any job of it passes the door.
+    Hydra builds the `hydra.callbacks` of a config before the config of any job is validated.
 
     Raises:
         ConfigError: A file or a word names code to run.
@@ -135,21 +135,21 @@ def refuse_code(
         raise ConfigError(named)
 
 
-def checked_jobs(
+def load_jobs(
     overrides: Sequence[str],
     config_name: str = "config",
     config_dirs: Sequence[str | Path] = (),
-) -> list[Checked]:
+) -> list[LoadedConfig]:
     """Every job of a multirun, checked before the first one starts.
 
     Raises:
-        ConfigError: What is wrong with any of them; a problem that several share is told once.
+        ConfigError: What is wrong with any of them; a problem that several share is named once.
     """
     passed = []
     problems: dict[Problem, None] = {}
-    for job in jobs(overrides, config_dirs):
+    for job in sweep_jobs(overrides, config_dirs):
         try:
-            passed.append(checked(job, config_name, config_dirs))
+            passed.append(load_config(job, config_name, config_dirs))
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
     if problems:

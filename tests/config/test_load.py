@@ -7,18 +7,18 @@ import time
 
 import pytest
 
-from launcher.config.door import Checked, checked, checked_jobs, jobs
+from launcher.config.load import LoadedConfig, load_config, load_jobs, sweep_jobs
 from launcher.config.problems import leaves
 from launcher.errors import ConfigError
 
 
 def problems(*words: str) -> list[tuple[str, str, str]]:
     with pytest.raises(ConfigError) as caught:
-        checked(words)
+        load_config(words)
     return [(problem.key, problem.message, problem.origin) for problem in caught.value.problems]
 
 
-def test_the_packaged_config_passes(packaged: Checked) -> None:
+def test_the_packaged_config_passes(packaged: LoadedConfig) -> None:
     assert packaged.config.optimizer.kind == "adamw"
     provenance = packaged.provenance
     assert provenance.keys() == {key for key, _ in leaves(packaged.composed.mapping)}
@@ -107,23 +107,23 @@ def test_the_origin_of_a_rules_problem_is_a_file() -> None:
 
 def test_jobs_are_the_grid_of_the_basic_sweeper() -> None:
     words = ["optimizer.lr=0.1,0.2", "seed=range(0,2)", "optimizer=sgd"]
-    assert jobs(words) == [
+    assert sweep_jobs(words) == [
         [f"optimizer.lr={lr}", f"seed={seed}", "optimizer=sgd"]
         for lr in (0.1, 0.2)
         for seed in (0, 1)
     ]
-    assert jobs([]) == [[]]
-    assert ["optimizer=sgd"] in jobs(["optimizer=glob(s*)"])
+    assert sweep_jobs([]) == [[]]
+    assert ["optimizer=sgd"] in sweep_jobs(["optimizer=glob(s*)"])
     with pytest.raises(ConfigError, match="no grid"):
-        jobs(["optimizer.lr=interval(0,1)"])
+        sweep_jobs(["optimizer.lr=interval(0,1)"])
     with pytest.raises(ConfigError, match="not of the form"):
-        jobs(["optimizer.lr=(", "seed=1,2"])
+        sweep_jobs(["optimizer.lr=(", "seed=1,2"])
 
 
 def test_all_jobs_are_checked_before_one_starts() -> None:
-    assert [one.config.seed for one in checked_jobs(["seed=1,2,3"])] == [1, 2, 3]
+    assert [one.config.seed for one in load_jobs(["seed=1,2,3"])] == [1, 2, 3]
     with pytest.raises(ConfigError) as caught:
-        checked_jobs(["optimizer.lr=1,-2,x", "sed=1"])
+        load_jobs(["optimizer.lr=1,-2,x", "sed=1"])
     assert [problem.key for problem in caught.value.problems] == [
         "sed",
         "optimizer.lr",
@@ -133,8 +133,8 @@ def test_all_jobs_are_checked_before_one_starts() -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from launcher.config.door import checked;"
-        "from launcher.config.json_schema import json_schema; checked([]); json_schema();"
+        "import sys; from launcher.config.load import load_config;"
+        "from launcher.config.json_schema import json_schema; load_config([]); json_schema();"
         "print(*(m for m in ('torch', 'transformers', 'deepspeed', 'accelerate', 'rich')"
         " if m in sys.modules))"
     )
@@ -154,15 +154,15 @@ def test_ranks_read_configs_without_hydra(stored: str) -> None:
     assert out.stdout.strip() == ""
 
 
-def test_it_is_quick(packaged: Checked) -> None:
+def test_it_is_quick(packaged: LoadedConfig) -> None:
     before = time.process_time()
-    checked(["optimizer.lr=0.1"])
+    load_config(["optimizer.lr=0.1"])
     assert time.process_time() - before < 0.6  # 0.09 s when idle
 
 
 def test_an_error_comes_back_from_another_process() -> None:
     with pytest.raises(ConfigError) as caught:
-        checked(["seed=x", "sed=1"])
+        load_config(["seed=x", "sed=1"])
     again = pickle.loads(pickle.dumps(caught.value))
     assert again.problems == caught.value.problems
     assert str(again) == str(caught.value)
