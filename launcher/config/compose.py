@@ -212,7 +212,7 @@ def recompose(
 
 
 def make_loader() -> Loader:
-    """A loader over the search path of the current context (`hydra_ext.search_path_of`)."""
+    """A loader over the search path of the current context (`_hydra_ext.search_path_of`)."""
     # A job of hydra.main composes too, while hydra.main has the one global Hydra.
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
