@@ -16,6 +16,7 @@ started from a notebook and from any thread; nothing is printed. Errors are thos
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from launcher.config.schema import RunConfig
+
+_log = logging.getLogger("trainctl.config")
 
 __all__ = ["PublishedCheckpoint", "Result", "Run", "load_config", "resume", "run"]
 
@@ -195,15 +198,18 @@ def load_config(
         config_name: The primary config.
 
     Returns:
-        The config: frozen; `model_copy(update=…)` makes a changed one.
+        The config: frozen; `model_copy(update=…)` makes a changed one. Warnings are logged to
+        `trainctl.config`.
 
     Raises:
         ConfigError: Everything that is wrong, with its key, what to do, and who set it.
     """
-    from launcher.config import load
+    from launcher.config import load, rules
 
     found = load.load_config(overrides, config_name, config_dirs)
     _SOURCES[found.config.fingerprint()] = (found.provenance, tuple(overrides))
+    for doubt in rules.doubtful(found.config):
+        _log.warning("%s", doubt)
     return found.config
 
 

@@ -30,11 +30,13 @@ class Origin:
         key: What it wrote: a dotted key. A mapping is written leaf by leaf.
         where: `file:line`, or `command line`.
         text: The line, or the word.
+        is_preset: The file is one of the packaged presets.
     """
 
     key: str
     where: str
     text: str
+    is_preset: bool = False
 
     @override
     def __str__(self) -> str:
@@ -64,7 +66,7 @@ class Origins:
         def origin(key: str, node: yaml.Node, value: yaml.Node) -> Origin:
             quoted = " ".join(_between(lines, node.start_mark, value.end_mark).split())
             quoted = quoted if len(quoted) <= _SHOWN else f"{quoted[: _SHOWN - 1]}…"
-            return Origin(key, f"{file.shown}:{node.start_mark.line + 1}", quoted)
+            return Origin(key, f"{file.shown}:{node.start_mark.line + 1}", quoted, file.is_preset)
 
         for key, node, value in _yaml_leaves(root, package):
             if key != (f"{package}.defaults" if package else "defaults"):
@@ -94,10 +96,12 @@ class ConfigFile:
     Attributes:
         folder: Scheme and place of Hydra's config source, e.g. `file:///home/me/conf`.
         config_path: Place in it without suffix, e.g. `optimizer/adamw`.
+        provider: Who brought the folder, as Hydra's search path names it.
     """
 
     folder: str
     config_path: str
+    provider: str = ""
 
     @property
     def _place(self) -> Path:
@@ -109,6 +113,12 @@ class ConfigFile:
     def shown(self) -> str:
         """The file's name for messages."""
         return shown(self._place)
+
+    @property
+    def is_preset(self) -> bool:
+        """Whether the file is a default of this or another package; a recipe is chosen."""
+        packaged = self.provider == "main" or self.provider.startswith("extension ")
+        return packaged and not self.config_path.startswith("recipe/")
 
     def is_named(self, name: str) -> bool:
         """Whether a YAML parser calls it so."""

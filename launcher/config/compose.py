@@ -88,6 +88,15 @@ class Composed:
             for problem in problems
         ]
 
+    def preset_values(self) -> dict[str, Any]:
+        """Return the leaves that a packaged preset set, and that nobody set afterwards."""
+        found: dict[str, Any] = {}
+        for key, value in leaves(self.mapping):
+            writers = self.why(key)
+            if writers and writers[-1].is_preset:
+                found[key] = value
+        return found
+
     def provenance(self) -> dict[str, str]:
         """Who set it, for every leaf."""
         return {key: self.origin(key) for key, _ in leaves(self.mapping)}
@@ -102,7 +111,7 @@ class Loader(ConfigLoaderImpl):  # type: ignore[misc] # Hydra types only its pub
     def _compose_config_from_defaults_list(self, defaults: Any, repo: Any) -> DictConfig:
         loaded = [(default, repo.load_config(default.config_path)) for default in defaults]
         self.read = [
-            (default.package or "", ConfigFile(result.path, default.config_path))
+            (default.package or "", ConfigFile(result.path, default.config_path, result.provider))
             for default, result in loaded
             if not result.path.startswith(("pkg://hydra", "structured://"))
         ]

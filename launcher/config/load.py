@@ -76,6 +76,7 @@ def validate(composed: Composed, problems: Sequence[Problem] = ()) -> LoadedConf
     found = list(problems)
     try:
         config = RunConfig.from_mapping(composed.mapping)
+        config = config.with_presets(composed.preset_values())
     except ConfigError as error:
         found = merged(problems, error.problems)
     else:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, WithJsonSchema
+from pydantic import (
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from launcher.config.problems import problems_in
@@ -57,6 +65,16 @@ def _reader(group: str) -> Callable[[Any], Option]:
 
 # The JSON schema of a group is the union over its kinds, which `json_schema` puts here.
 _GROUP = WithJsonSchema({"type": "object"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Presets:
+    """Values that packaged presets set, by key.
+
+    All are equal: two configs with the same values are the same, whoever set them.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 class RunConfig(Settings):
@@ -130,6 +148,26 @@ class RunConfig(Settings):
     """Where the numbers of a run go."""
     launch: Annotated[SerializeAsAny[LaunchOption], PlainValidator(_reader("launch")), _GROUP]
     """Where the ranks run."""
+
+    _presets: _Presets = PrivateAttr(default_factory=_Presets)
+
+    def with_presets(self, values: Mapping[str, Any]) -> Self:
+        """Return this config, knowing the values that packaged presets set.
+
+        Copies (`model_copy`) know them too; config.json does not: what is in it has been accepted.
+        """
+        config = self.model_copy()
+        config._presets = _Presets(values)  # noqa: SLF001 - its own
+        return config
+
+    def is_from_preset(self, key: str) -> bool:
+        """Return whether a packaged preset set a key, and not the user; see `ConfigView`."""
+        if key not in self._presets.values:
+            return False
+        value: Any = self
+        for name in key.split("."):
+            value = getattr(value, name, None)
+        return bool(value == self._presets.values[key])
 
     def options(self) -> Iterator[tuple[str, Option]]:
         """Yield every group's name and option, in the order of `GROUPS`."""

@@ -27,6 +27,13 @@ class ConfigView(Protocol):
     A protocol, because the class itself needs the options and is defined above them.
     """
 
+    def is_from_preset(self, key: str) -> bool:
+        """Return whether a packaged preset set a key: no file, recipe or word of the user.
+
+        Args:
+            key: Dotted, e.g. `optimizer.lr`.
+        """
+
     @property
     def max_steps(self) -> int | None: ...
     @property

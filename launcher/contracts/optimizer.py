@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from typing_extensions import override
@@ -88,6 +89,8 @@ class ParamGroups(Settings):
                 param.requires_grad_(False)
 
 
+_FAR = 10
+"""Factor between two model sizes beyond which one's learning rate says little of the other's."""
 _SCALARS = frozenset({"step", "mu_product"})
 """What torch's optimizers keep once for each parameter: of the shape of a scalar parameter too."""
 
@@ -117,6 +120,15 @@ class OptimizerTarget:
         return self.sharding.shard_of(param).shape if self.is_sharded else tuple(param.shape)
 
 
+class UsualLr(NamedTuple):
+    """Learning rates that are usual for fine-tuning pretrained weights, lowest and highest."""
+
+    full: tuple[float, float]
+    """Where all weights are trained."""
+    adapter: tuple[float, float]
+    """Where small added matrices are trained (LoRA)."""
+
+
 class OptimizerOption(DeviceOption):
     """How gradients become updates."""
 
@@ -131,6 +143,13 @@ class OptimizerOption(DeviceOption):
     clips_itself: ClassVar[bool] = False
     """The optimizer limits its own updates: clipping the global gradient norm beside it changes its
     maths."""
+
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": None}
+    """Fields that hold a learning rate, with the usual values for fine-tuning; None: not known.
+    Empty where the optimizer finds its own."""
+    preset_model_size: ClassVar[int] = 295_392
+    """Parameters of the model, trained from scratch, on which the preset's rates were tuned: the
+    default job's."""
 
     lr: float | None
     """Peak learning rate; the schedule scales it. None where the optimizer sets its own."""
@@ -170,12 +189,14 @@ class OptimizerOption(DeviceOption):
                 f"must be constant, because {self.kind} finds its own learning rates, but is "
                 f"{scheduler.kind}; choose scheduler=constant",
             )
+        yield from self._untuned_for_pretrained(config)
         if not scheduler.uses_optimizer_lr:
             for field, reason in self.void_under_schedule().items():
                 yield Problem(f"optimizer.{field}", reason)
 
     @override
     def cautions(self, config: ConfigView) -> Iterator[Problem]:
+        yield from self._tuned_on_another_size(config)
         if not self.clips_itself:
             return
         limits = {
@@ -187,6 +208,47 @@ class OptimizerOption(DeviceOption):
                 yield Problem(
                     key, f"changes what {self.kind} computes, which limits its own updates"
                 )
+
+    def _untuned_for_pretrained(self, config: ConfigView) -> Iterator[Problem]:
+        """A preset's learning rate would erase in a few steps what pretrained weights hold."""
+        if not config.model.has_pretrained_weights:
+            return
+        for field, value in self._preset_lrs(config):
+            usual = self.usual_lrs[field]
+            advice = f"set optimizer.{field}"
+            if usual is not None:
+                advice = (
+                    f"usual for {self.kind} are {_range(usual.full)} for full fine-tuning and "
+                    f"{_range(usual.adapter)} for adapters; write optimizer.{field}="
+                    f"{_number(math.sqrt(math.prod(usual.full)))}"
+                )
+            yield Problem(
+                f"optimizer.{field}",
+                f"must be set for pretrained weights, but is the preset's {_number(value)}, tuned "
+                f"on a model of {_size(self.preset_model_size)} parameters from scratch; {advice}",
+            )
+
+    def _tuned_on_another_size(self, config: ConfigView) -> Iterator[Problem]:
+        size = config.model.approximate_size
+        if size is None or config.model.has_pretrained_weights:
+            return
+        ratio = size / self.preset_model_size
+        if 1 / _FAR < ratio < _FAR:
+            return
+        for field, value in self._preset_lrs(config):
+            yield Problem(
+                f"optimizer.{field}",
+                f"is the preset's {_number(value)}, tuned on a model of "
+                f"{_size(self.preset_model_size)} parameters, but model={config.model.kind} has "
+                f"about {_size(size)}; set it for this size: larger models need lower rates",
+            )
+
+    def _preset_lrs(self, config: ConfigView) -> Iterator[tuple[str, float]]:
+        """Yield the learning rates that the user has not set."""
+        for field in self.usual_lrs:
+            value = getattr(self, field)
+            if value is not None and config.is_from_preset(f"optimizer.{field}"):
+                yield field, value
 
     def state_bytes(self, params: Mapping[str, Tensor]) -> Mapping[str, int] | None:
         """Return the bytes of the state over some parameters, by key of the state.
@@ -278,3 +340,22 @@ def is_sharded_state(optimizer: torch.optim.Optimizer, param: Tensor, key: str) 
     if key in getattr(optimizer, "whole_state", ()) or key in _SCALARS:
         return False
     return getattr(optimizer.state[param][key], "shape", None) == param.shape
+
+
+def _number(value: float) -> str:
+    """Return a learning rate in short: 2e-5, 0.004."""
+    if value >= 1e-3:
+        return f"{value:g}"
+    return re.sub(r"e-0*", "e-", f"{value:.0e}")
+
+
+def _range(ends: tuple[float, float]) -> str:
+    return " to ".join(map(_number, ends))
+
+
+def _size(params: int) -> str:
+    """Return a number of parameters in three digits: 295 thousand, 8.03 billion."""
+    for scale, unit in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if params >= scale:
+            return f"{params / scale:.3g} {unit}"
+    return str(params)

@@ -146,6 +146,19 @@ class ModelOption(Option):
     heads: ClassVar[Collection[HeadName]] = get_args(HeadName)
     """Heads that the network can have, as far as the class alone knows."""
 
+    @property
+    def has_pretrained_weights(self) -> bool:
+        """Whether training starts from weights of an earlier training."""
+        return False
+
+    @property
+    def approximate_size(self) -> int | None:
+        """Number of parameters, roughly, known without building the network; None where it is not.
+
+        Learning rates that were tuned on a model of another size get a warning.
+        """
+        return None
+
     @abstractmethod
     def limits(self) -> ModelLimits:
         """What the network can take, known without building it.

@@ -11,6 +11,9 @@ from launcher.errors import DataError
 
 # What architectures call the longest sequence; the first that is there counts.
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+_WIDTH_KEYS = ("hidden_size", "d_model", "n_embd")
+_LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer")
+_INNER_KEYS = ("intermediate_size", "d_ff", "n_inner", "ffn_dim")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,6 +50,27 @@ def read_limits(folder: Path) -> ModelLimits:
         )
     positions = next((config[key] for key in _POSITION_KEYS if config.get(key)), None)
     return ModelLimits(vocab_size=vocab_size, max_positions=positions)
+
+
+def read_size(folder: Path) -> int | None:
+    """Return about how many parameters a transformer of this config.json has; None if unknown.
+
+    Counted are embeddings, attention and an MLP of two matrices, as most architectures have them.
+
+    Raises:
+        DataError: config.json cannot be read.
+    """
+    config = read_config(folder)
+    config = {**config, **config.get("text_config", {})}
+
+    def first(keys: tuple[str, ...]) -> int | None:
+        return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
+
+    width, layers, vocab_size = first(_WIDTH_KEYS), first(_LAYER_KEYS), first(("vocab_size",))
+    if width is None or layers is None or vocab_size is None:
+        return None
+    inner = first(_INNER_KEYS) or 4 * width
+    return vocab_size * width + layers * (4 * width * width + 2 * width * inner)
 
 
 def check_weights(folder: Path) -> None:

@@ -12,7 +12,13 @@ from typing_extensions import override
 
 from launcher.contracts import Head, ModelLimits, ModelOption, Tokenizer
 from launcher.errors import DataError, Problem
-from launcher.model._folder import check_tokenizer, check_weights, read_config, read_limits
+from launcher.model._folder import (
+    check_tokenizer,
+    check_weights,
+    read_config,
+    read_limits,
+    read_size,
+)
 from launcher.model._tokenizer_name import BYT5, build_tokenizer
 
 if TYPE_CHECKING:
@@ -64,6 +70,19 @@ class HuggingFace(ModelOption):
                 f"but task={config.task.kind} predicts the next token; choose another task or "
                 "model",
             )
+
+    @property
+    @override
+    def has_pretrained_weights(self) -> bool:
+        return self.init == "pretrained"
+
+    @property
+    @override
+    def approximate_size(self) -> int | None:
+        try:
+            return read_size(self._folder)
+        except DataError:
+            return None  # preflight reports it
 
     @override
     def limits(self) -> ModelLimits:

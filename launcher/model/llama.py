@@ -82,6 +82,16 @@ class Llama(ModelOption):
         if self.tokenizer != BYT5:
             check_tokenizer(Path(self.tokenizer).expanduser(), self.vocab_size)
 
+    @property
+    @override
+    def approximate_size(self) -> int:
+        width, kv_width = self.hidden_size, self.hidden_size // self.num_heads * self.num_kv_heads
+        attention = 2 * width * (width + kv_width)
+        mlp = 3 * width * self.intermediate_size
+        embeddings = self.vocab_size * width * (1 if self.tie_embeddings else 2)
+        norms = (2 * self.num_layers + 1) * width
+        return embeddings + self.num_layers * (attention + mlp) + norms
+
     @override
     def limits(self) -> ModelLimits:
         return ModelLimits(self.vocab_size, self.max_positions)

@@ -11,7 +11,7 @@ from launcher.config.paths import CONF
 
 # What a preset leaves for the user to say.
 REQUIRED = {
-    "model=hf": ["model.path=/nowhere"],
+    "model=hf": ["model.path=/nowhere", "optimizer.lr=1e-5"],
     "data=text": ["data.files=/nowhere/*.txt"],
     "recipe=text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
 }

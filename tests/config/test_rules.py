@@ -99,7 +99,7 @@ def test_every_preset_composes_and_keeps_the_rules_of_its_own_group() -> None:
     from launcher.contracts import GROUPS
 
     needed = {
-        "hf": ["model.path=/nowhere"],
+        "hf": ["model.path=/nowhere", "optimizer.lr=1e-5"],
         "text": ["data.files=/nowhere/*.txt"],
         "text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
     }

@@ -19,7 +19,7 @@ from launcher.errors import ConfigError, Problem
 
 PRESETS = {group: sorted(path for path in (CONF / group).glob("[!_]*.yaml")) for group in GROUPS}
 NEEDED = {
-    "hf": ["model.path=/nowhere"],
+    "hf": ["model.path=/nowhere", "optimizer.lr=1e-5"],
     "text": ["data.files=/nowhere/*.txt"],
     "text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
 }
