@@ -65,7 +65,7 @@ M_TRIM_THRESHOLD = -1  # glibc's mallopt
 SECONDS = 1.2
 """What the timing of one preset may take, its first step aside."""
 UNCOMPARED = {
-    f"paged_{kind}": f"the code of {kind}; see there"
+    f"paged_{kind}": f"the code of {kind}, with paged memory"
     for kind in ("adamw_8bit", "ademamix_8bit", "lion_8bit")
 }
 """Why some have no reference."""

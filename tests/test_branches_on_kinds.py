@@ -151,7 +151,10 @@ def test_a_planted_branch_is_found(source: str) -> None:
         ('notes = getattr(error, "__notes__", ())', ""),
         ("option = getattr(config, group)", ""),
         ("from launcher.contracts import Option\nfound = isinstance(value, Option)", ""),
-        ("from launcher.optimizer._low_bit import LowBit\nisinstance(option, LowBit)", "optimizer"),
+        (
+            "from launcher.optimizer._low_bit.options import LowBit\nisinstance(option, LowBit)",
+            "optimizer",
+        ),
     ],
 )
 def test_what_recognises_no_kind_of_another_group_passes(source: str, own: str) -> None:

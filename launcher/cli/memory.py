@@ -44,8 +44,7 @@ def measured(config: RunConfig) -> dict[str, Any]:
     """
     from launcher.cli._meta_module import meta_module
     from launcher.contracts import OptimizerTarget
-    from launcher.optimizer._param_groups import assign
-    from launcher.optimizer._state_size import state_bytes
+    from launcher.optimizer import assign, state_bytes
 
     module = meta_module(config)
     elements = sum(param.numel() for param in module.parameters())

@@ -45,7 +45,7 @@ def described(module: nn.Module, option: OptimizerOption) -> list[dict[str, Any]
         ConfigError: A pattern matches nothing, or the optimizer cannot be built.
     """
     from launcher.contracts import OptimizerTarget
-    from launcher.optimizer._param_groups import assign, parameters
+    from launcher.optimizer import assign, parameters
 
     target = OptimizerTarget(module, "meta")
     why = {assigned.param: assigned.why for assigned in assign(target, option)}

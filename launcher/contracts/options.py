@@ -67,6 +67,10 @@ class Settings(BaseModel):
 class Option(Settings, ABC):
     """A config group's value."""
 
+    extra: ClassVar[str | None] = None
+    """Extra of trainctl (`pip install 'trainctl[…]'`) that the kind needs; None where it needs
+    none."""
+
     kind: str
     """Which module of the group's package this is."""
 

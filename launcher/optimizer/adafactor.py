@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import OptimizerOption, OptimizerTarget
-from launcher.optimizer._relative_step import LARGEST_RELATIVE_STEP, relative_step
+from launcher.optimizer._blockwise.relative_step import LARGEST_RELATIVE_STEP, relative_step
+from launcher.optimizer._groups.fields import Positive
 
 if TYPE_CHECKING:
     import torch
 
-Positive = Annotated[float, Field(gt=0)]
 
 _NO_WARMUP = (
     "is the start of the relative step, which is not taken here; set it to false "
@@ -109,8 +109,8 @@ class Adafactor(OptimizerOption):
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Our Adafactor; it walks in blocks that fit the device's cache."""
-        from launcher.optimizer._factored import AdafactorOptimizer
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._blockwise.adafactor import AdafactorOptimizer
+        from launcher.optimizer._groups.param_groups import param_groups
 
         return AdafactorOptimizer(
             param_groups(target, self),

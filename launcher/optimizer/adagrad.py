@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._implementation import InTorch
+from launcher.optimizer._groups.fields import Epsilon, LearningRate
+from launcher.optimizer._torch.implementation import FusedOption
 
 if TYPE_CHECKING:
     import torch
@@ -15,26 +16,24 @@ if TYPE_CHECKING:
     from launcher.contracts import OptimizerTarget
 
 
-class Adagrad(InTorch):
+class Adagrad(LearningRate, FusedOption):
     """Steps shrink with the sum of all squared gradients so far.
 
     Source: Duchi et al. 2011, JMLR 12, figure 1, diagonal form.
     """
 
-    group_options: ClassVar[frozenset[str]] = InTorch.group_options | {"eps", "lr_decay"}
+    group_options: ClassVar[frozenset[str]] = LearningRate.group_options | {"eps", "lr_decay"}
 
     fused_on: ClassVar[frozenset[str]] = frozenset({"cpu"})
     fuses_sharded: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
 
     kind: Literal["adagrad"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
     lr_decay: float = Field(ge=0)
     """The learning rate is divided by 1 + lr_decay times the steps done."""
     initial_accumulator_value: float = Field(ge=0)
     """What the sum of squared gradients starts from."""
-    eps: float = Field(ge=0)
+    eps: Epsilon
     """Added to the root of the sum."""
 
     @override
@@ -42,7 +41,7 @@ class Adagrad(InTorch):
         """Torch's Adagrad."""
         import torch
 
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
 
         groups = param_groups(target, self)
         return torch.optim.Adagrad(
@@ -52,5 +51,5 @@ class Adagrad(InTorch):
             weight_decay=self.weight_decay,
             initial_accumulator_value=self.initial_accumulator_value,
             eps=self.eps,
-            **self.walk(groups, target.device_type),
+            **self.kernel_flags(groups, target.device_type),
         )

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from launcher.optimizer._eight_bit import EightBitAdam
+from launcher.optimizer._low_bit.options import EightBitAdam
 
 
 class Adam8bit(EightBitAdam):

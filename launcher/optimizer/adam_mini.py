@@ -7,19 +7,19 @@ it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget, Pattern
-from launcher.optimizer._fields import Beta
+from launcher.contracts import OptimizerTarget, Pattern
+from launcher.optimizer._groups.fields import Beta, Moments
 
 if TYPE_CHECKING:
     import torch
 
 
-class AdamMini(OptimizerOption):
+class AdamMini(Moments):
     """AdamW with one second moment per block: half of Adam's state.
 
     Blocks: a head of the query and key projections; a row of every other matrix (a token of
@@ -29,15 +29,9 @@ class AdamMini(OptimizerOption):
     1.1.1.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
-
     kind: Literal["adam_mini"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
     betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of the blocks' mean squares."""
-    eps: float = Field(ge=0)
-    """Added to the root of the second moment."""
+    """Decay of the running mean of gradients and of the mean squares of blocks."""
     query_key: tuple[Pattern, ...]
     """Patterns of query and key matrices. Unlike other patterns they need not match anything."""
     head_dim: int | None = Field(gt=0)
@@ -50,8 +44,8 @@ class AdamMini(OptimizerOption):
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Adam-mini over the module's groups."""
-        from launcher.optimizer._adam_mini import BlockwiseAdamW, block_rows
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._torch.adam_mini import BlockwiseAdamW, block_rows
 
         return BlockwiseAdamW(
             param_groups(target, self),

@@ -8,19 +8,19 @@ decays, which was the class's own default.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget
-from launcher.optimizer._fields import Beta
+from launcher.contracts import OptimizerTarget
+from launcher.optimizer._groups.fields import Epsilon, Moments
 
 if TYPE_CHECKING:
     import torch
 
 
-class AdamWeightDecay(OptimizerOption):
+class AdamWeightDecay(Moments):
     """Adam with decoupled weight decay and clipping, as in TensorFlow.
 
     Decay comes before the update; epsilon is added to the uncorrected root of the second moment.
@@ -29,14 +29,8 @@ class AdamWeightDecay(OptimizerOption):
         arXiv:1412.6980, end of section 2.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
-
     kind: Literal["adam_weight_decay"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
-    eps: float = Field(ge=0)
+    eps: Epsilon
     """Added to the root of the second moment, before bias correction."""
     amsgrad: bool
     """Divide by the largest second moment so far."""
@@ -63,9 +57,9 @@ class AdamWeightDecay(OptimizerOption):
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """AdamWeightDecay over the module's groups."""
-        from launcher.optimizer._adam_weight_decay import TensorFlowAdamW
-        from launcher.optimizer._implementation import choose
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._torch.implementation import choose
+        from launcher.optimizer._torch.uncorrected_adam import TensorFlowAdamW
 
         groups = param_groups(target, self)
         return TensorFlowAdamW(
@@ -78,5 +72,5 @@ class AdamWeightDecay(OptimizerOption):
             clip_value=self.clip_value,
             clip_norm=self.clip_norm,
             global_clip_norm=self.global_clip_norm,
-            walk=choose("auto", groups, target.device_type, kind=self.kind),
+            kernel_flags=choose("auto", groups, target.device_type, kind=self.kind),
         )

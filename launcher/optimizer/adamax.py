@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._fields import Beta
-from launcher.optimizer._implementation import Unfused
+from launcher.optimizer._groups.fields import Beta, Epsilon, Moments
+from launcher.optimizer._torch.implementation import ForeachOption
 
 if TYPE_CHECKING:
     import torch
@@ -16,21 +15,18 @@ if TYPE_CHECKING:
     from launcher.contracts import OptimizerTarget
 
 
-class Adamax(Unfused):
+class Adamax(Moments, ForeachOption):
     """Adam that divides by the largest gradient of late rather than their root mean square.
 
     Source: Kingma & Ba 2014, arXiv:1412.6980, algorithm 2.
     """
 
-    group_options: ClassVar[frozenset[str]] = Unfused.group_options | {"betas", "eps"}
     elementwise: ClassVar[bool] = True
 
     kind: Literal["adamax"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
     betas: tuple[Beta, Beta]
     """Decay of the running mean of gradients and of their largest magnitude."""
-    eps: float = Field(ge=0)
+    eps: Epsilon
     """Added to the gradient's magnitude."""
 
     @override
@@ -38,7 +34,7 @@ class Adamax(Unfused):
         """Torch's Adamax."""
         import torch
 
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
 
         groups = param_groups(target, self)
         return torch.optim.Adamax(
@@ -47,5 +43,5 @@ class Adamax(Unfused):
             betas=self.betas,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            foreach=self.in_lists(groups, target.device_type),
+            foreach=self.use_foreach(groups, target.device_type),
         )

@@ -1,22 +1,82 @@
-"""AdamW from torch.optim: the reference, with a fused kernel for each device."""
+"""Adam and AdamW from torch.optim: the reference, with a fused kernel for each device."""
 
-from typing import Literal
+from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import model_validator
 from typing_extensions import override
 
-from launcher.optimizer._torch_adam import TorchAdam
+from launcher.optimizer._groups.fields import DecoupledDecay, Moments
+from launcher.optimizer._torch.implementation import FusedOption
+
+if TYPE_CHECKING:
+    import torch
+
+    from launcher.contracts import OptimizerTarget
 
 
-class AdamW(TorchAdam):
+class AdamW(Moments, DecoupledDecay, FusedOption):
     """Adam with decoupled weight decay.
 
-    Source: Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2.
+    Source: Loshchilov & Hutter 2017, arXiv:1711.05101, algorithm 2; Kingma & Ba 2014,
+        arXiv:1412.6980, algorithm 1, with `decouple: false`.
     """
 
-    kind: Literal["adamw"]
+    elementwise: ClassVar[bool] = True
 
-    @property
+    kind: Literal["adamw"]
+    amsgrad: bool
+    """Divide by the largest second moment so far."""
+    bias_correction: bool
+    """Correct the moments for their start at zero. Off, as BERT was trained, first updates are
+    small."""
+    capturable: bool
+    """Keep step counts on the device, so that CUDA graphs and torch.compile can capture the
+    step."""
+
+    @model_validator(mode="after")
+    def _uncorrected_is_not_captured(self) -> Self:
+        if not self.bias_correction and self.capturable:
+            raise ValueError("capturable: must be false without bias_correction, but is true")
+        return self
+
     @override
-    def decoupled(self) -> bool:
-        """Yes: that is what the W says."""
-        return True
+    def unsupported_on(self, device_type: str) -> Mapping[str, str]:
+        found = super().unsupported_on(device_type)
+        if not self.capturable or device_type != "cpu":
+            return found
+        return {**found, "capturable": "nothing captures steps on the CPU; set it false"}
+
+    @override
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
+        """Torch's Adam or AdamW; ours over its kernels where bias correction is off."""
+        import torch
+
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._torch.uncorrected_adam import UncorrectedAdam
+
+        groups = param_groups(target, self)
+        flags = self.kernel_flags(groups, target.device_type)
+        if not self.bias_correction:
+            return UncorrectedAdam(
+                groups,
+                lr=self.lr,
+                betas=self.betas,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                decoupled=self.decouple,
+                amsgrad=self.amsgrad,
+                kernel_flags=flags,
+            )
+        return (torch.optim.AdamW if self.decouple else torch.optim.Adam)(
+            groups,
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            amsgrad=self.amsgrad,
+            capturable=self.capturable,
+            **flags,
+        )

@@ -6,27 +6,22 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._fields import Beta
-from launcher.optimizer._low_bit import LowBit
+from launcher.optimizer._groups.fields import Moments
+from launcher.optimizer._low_bit.options import LowBit
 
 
-class AdamW4bit(LowBit):
+class AdamW4bit(LowBit, Moments):
     """AdamW with moments in 4 bits: an eighth of the state.
 
     Source: Li et al. 2023, arXiv:2309.01507, in blocks also for the second moment.
     """
 
-    group_options: ClassVar[frozenset[str]] = LowBit.group_options | {"betas", "eps"}
     classes: ClassVar[Mapping[str, str]] = {"torchao": "AdamW4bit"}
     moments: ClassVar[int] = 2
     bits: ClassVar[int] = 4
     devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
     kind: Literal["adamw_4bit"]
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
-    eps: float = Field(ge=0)
-    """Added to the root of the second moment."""
     block_size: int = Field(ge=32, multiple_of=2)
     """Elements that share one scale; parameters that no whole number of blocks fills keep 32-bit
     moments."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
-from launcher.optimizer._extras import require
-from launcher.optimizer._implementation import Unfused
-from launcher.optimizer._mixed_moments import MixedMoments
+from launcher.optimizer._groups.fields import MixedMoments
+from launcher.optimizer._libraries.options import LibraryOption
+from launcher.optimizer._torch.implementation import ForeachOption
 
 if TYPE_CHECKING:
     import torch
@@ -21,28 +21,24 @@ if TYPE_CHECKING:
     from launcher.contracts import OptimizerTarget
 
 
-class AdEMAMix(MixedMoments, Unfused):
+class AdEMAMix(MixedMoments, ForeachOption, LibraryOption):
     """AdamW whose update adds a slow running mean of gradients to the fast one.
 
     Source: Pagliardini et al. 2024, arXiv:2409.03137, algorithm 1.
     """
 
-    group_options: ClassVar[frozenset[str]] = MixedMoments.group_options
     elementwise: ClassVar[bool] = True
 
-    kind: Literal["ademamix"]
+    package: ClassVar[tuple[str, str]] = ("pytorch_optimizer", "pytorch-optimizer")
 
-    @override
-    def preflight(self) -> None:
-        """See that pytorch-optimizer is installed."""
-        require("pytorch_optimizer", extra="ademamix", kind=self.kind)
+    kind: Literal["ademamix"]
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """AdEMAMix of pytorch-optimizer, with the decay of AdamW."""
         self.preflight()
-        from launcher.optimizer._ademamix import PortableAdEMAMix
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._libraries.pytorch_optimizer import PortableAdEMAMix
 
         groups = param_groups(target, self)
         return PortableAdEMAMix(
@@ -54,5 +50,5 @@ class AdEMAMix(MixedMoments, Unfused):
             t_alpha_beta3=self.t_alpha_beta3,
             weight_decay=self.weight_decay,
             weight_decouple=True,
-            foreach=self.in_lists(groups, target.device_type),
+            foreach=self.use_foreach(groups, target.device_type),
         )

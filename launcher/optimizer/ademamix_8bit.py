@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from launcher.optimizer._eight_bit import EightBitAdEMAMix
+from launcher.optimizer._low_bit.options import EightBitAdEMAMix
 
 
 class AdEMAMix8bit(EightBitAdEMAMix):

@@ -8,19 +8,19 @@ tested against it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget, Pattern
-from launcher.optimizer._fields import Beta
+from launcher.contracts import OptimizerTarget
+from launcher.optimizer._groups.fields import Matrices, Moments
 
 if TYPE_CHECKING:
     import torch
 
 
-class APOLLO(OptimizerOption):
+class APOLLO(Moments, Matrices):
     """Gradients scaled by what AdamW does to their low-rank image.
 
     Hidden matrices are treated so (rule in `_hidden.py`), the rest is trained by AdamW.
@@ -28,15 +28,7 @@ class APOLLO(OptimizerOption):
     Source: Zhu et al. 2024, arXiv:2412.05270, algorithm 1, and its package apollo-torch 1.0.3.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
-
     kind: Literal["apollo"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
-    eps: float = Field(ge=0)
-    """Added to the root of the second moment."""
     rank: int = Field(ge=1)
     """Dims of the low-rank space."""
     update_every: int = Field(ge=1)
@@ -51,10 +43,6 @@ class APOLLO(OptimizerOption):
     """Most that an update's norm may grow in a step, as a factor; null for any."""
     side: Literal["std", "reverse_std", "left", "right"]
     """Which dim of a matrix is projected: `std` its shorter one, `reverse_std` its longer one."""
-    matrices: tuple[Pattern, ...]
-    """Patterns of two-dimensional parameters outside the blocks that are projected too."""
-    not_matrices: tuple[Pattern, ...]
-    """Patterns of parameters that are not projected."""
 
     @override
     def refuses_shards(self) -> str:
@@ -63,9 +51,9 @@ class APOLLO(OptimizerOption):
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """APOLLO over the module's groups."""
-        from launcher.optimizer._hidden import hidden_matrices
-        from launcher.optimizer._low_rank import APOLLOAdamW
-        from launcher.optimizer._param_groups import param_groups, parameters
+        from launcher.optimizer._groups.hidden_matrices import hidden_matrices
+        from launcher.optimizer._groups.param_groups import param_groups, parameters
+        from launcher.optimizer._torch.low_rank import APOLLOAdamW
 
         hidden = hidden_matrices(target, matrices=self.matrices, not_matrices=self.not_matrices)
         return APOLLOAdamW(

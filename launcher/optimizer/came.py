@@ -5,24 +5,22 @@ Its authors' package is a single file; pytorch-optimizer is tested, typed and re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._extras import require
-from launcher.optimizer._fields import Beta
-from launcher.optimizer._implementation import Unfused
+from launcher.optimizer._groups.fields import Beta, LearningRate, Positive
+from launcher.optimizer._libraries.options import LibraryOption
+from launcher.optimizer._torch.implementation import ForeachOption
 
 if TYPE_CHECKING:
     import torch
 
     from launcher.contracts import OptimizerTarget
 
-Positive = Annotated[float, Field(gt=0)]
 
-
-class CAME(Unfused):
+class CAME(LearningRate, ForeachOption, LibraryOption):
     """Adafactor with momentum, whose updates shrink where they disagree with it.
 
     Second moments, and the distances between updates and their momentum, are kept by row and
@@ -31,23 +29,18 @@ class CAME(Unfused):
     Source: Luo et al. 2023, arXiv:2307.02047, algorithm 2.
     """
 
-    group_options: ClassVar[frozenset[str]] = Unfused.group_options | {"betas"}
+    group_options: ClassVar[frozenset[str]] = LearningRate.group_options | {"betas"}
     clips_itself: ClassVar[bool] = True
 
+    package: ClassVar[tuple[str, str]] = ("pytorch_optimizer", "pytorch-optimizer")
+
     kind: Literal["came"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
     betas: tuple[Beta, Beta, Beta]
     """Decay of the running means of updates, of squared gradients, and of squared distances."""
     eps: tuple[Positive, Positive]
     """What is added to squared gradients, and to squared distances."""
     clip_threshold: float = Field(gt=0)
     """Limit of the root mean square of an update, before the learning rate."""
-
-    @override
-    def preflight(self) -> None:
-        """See that pytorch-optimizer is installed."""
-        require("pytorch_optimizer", extra="came", kind=self.kind)
 
     @override
     def refuses_shards(self) -> str:
@@ -59,7 +52,7 @@ class CAME(Unfused):
         self.preflight()
         import pytorch_optimizer
 
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
 
         groups = param_groups(target, self)
         optimizer: torch.optim.Optimizer = pytorch_optimizer.CAME(
@@ -71,6 +64,6 @@ class CAME(Unfused):
             clip_threshold=self.clip_threshold,
             eps1=self.eps[0],
             eps2=self.eps[1],
-            foreach=self.in_lists(groups, target.device_type),
+            foreach=self.use_foreach(groups, target.device_type),
         )
         return optimizer

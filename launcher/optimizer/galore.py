@@ -7,19 +7,19 @@ bitsandbytes. The arithmetic of the authors' package is kept, and tested against
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget, Pattern
-from launcher.optimizer._fields import Beta
+from launcher.contracts import OptimizerTarget
+from launcher.optimizer._groups.fields import Matrices, Moments
 
 if TYPE_CHECKING:
     import torch
 
 
-class GaLore(OptimizerOption):
+class GaLore(Moments, Matrices):
     """AdamW whose moments live in a low-rank space of the gradients.
 
     Hidden matrices are projected (rule in `_hidden.py`), the rest is trained by AdamW.
@@ -27,15 +27,7 @@ class GaLore(OptimizerOption):
     Source: Zhao et al. 2024, arXiv:2403.03507, algorithm 2, and its package galore-torch 1.0.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
-
     kind: Literal["galore"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
-    eps: float = Field(ge=0)
-    """Added to the root of the second moment."""
     rank: int = Field(ge=1)
     """Dims of the low-rank space."""
     update_every: int = Field(ge=1)
@@ -44,10 +36,6 @@ class GaLore(OptimizerOption):
     """Factor on the projected updates."""
     side: Literal["std", "reverse_std", "left", "right"]
     """Which dim of a matrix is projected: `std` its shorter one, `reverse_std` its longer one."""
-    matrices: tuple[Pattern, ...]
-    """Patterns of two-dimensional parameters outside the blocks that are projected too."""
-    not_matrices: tuple[Pattern, ...]
-    """Patterns of parameters that are not projected."""
 
     @override
     def refuses_shards(self) -> str:
@@ -56,9 +44,9 @@ class GaLore(OptimizerOption):
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """GaLore over the module's groups."""
-        from launcher.optimizer._hidden import hidden_matrices
-        from launcher.optimizer._low_rank import GaLoreAdamW
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.hidden_matrices import hidden_matrices
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._torch.low_rank import GaLoreAdamW
 
         return GaLoreAdamW(
             param_groups(target, self),

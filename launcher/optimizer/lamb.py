@@ -6,41 +6,29 @@ trust ratio and never scales an update up.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget
+from launcher.contracts import OptimizerTarget
+from launcher.optimizer._groups.fields import Moments
 
 if TYPE_CHECKING:
     import torch
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-"""How much of a running mean is kept each step."""
 
-
-class Lamb(OptimizerOption):
+class Lamb(Moments):
     """Adam whose updates are scaled to the norm of what they update.
 
-    Source: You et al. 2019, arXiv:1904.00962, algorithm 2; options as in timm's `Lamb`, but for its
-        own clipping: the
-    run's max_grad_norm does that.
+    Source: You et al. 2019, arXiv:1904.00962, algorithm 2; options as in timm's `Lamb`, without its
+        own clipping: the run's max_grad_norm does that.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {
-        "betas",
-        "eps",
-        "always_adapt",
-    }
+    group_options: ClassVar[frozenset[str]] = Moments.group_options | {"always_adapt"}
 
     kind: Literal["lamb"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
-    eps: float = Field(gt=0)
-    """Added to the root of the second moment."""
+    eps: float = Field(gt=0, le=1)
     bias_correction: bool
     """Undo the pull of the moments' zero start."""
     grad_averaging: bool
@@ -57,8 +45,8 @@ class Lamb(OptimizerOption):
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Our LAMB."""
-        from launcher.optimizer._lamb import LambOptimizer
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._blockwise.lamb import LambOptimizer
+        from launcher.optimizer._groups.param_groups import param_groups
 
         return LambOptimizer(
             param_groups(target, self),

@@ -8,43 +8,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget
-from launcher.optimizer._extras import require
-from launcher.optimizer._fields import Beta
+from launcher.contracts import OptimizerTarget
+from launcher.optimizer._groups.fields import Beta, KahanSum, LearningRate
+from launcher.optimizer._libraries.options import LibraryOption
 
 if TYPE_CHECKING:
     import torch
 
 
-class Lion(OptimizerOption):
+class Lion(LearningRate, KahanSum, LibraryOption):
     """The sign of an interpolated momentum; wants a third to a tenth of AdamW's lr.
 
     Source: Chen et al. 2023, arXiv:2302.06675, algorithm 2.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas"}
+    group_options: ClassVar[frozenset[str]] = LearningRate.group_options | {"betas"}
     elementwise: ClassVar[bool] = True
 
+    package: ClassVar[tuple[str, str]] = ("optimi", "torch-optimi")
+
     kind: Literal["lion"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
     betas: tuple[Beta, Beta]
     """Weight of the momentum in the update, and decay of the momentum."""
-    kahan_sum: bool | None
-    """Keep what rounding takes from the weights; null does so for 16-bit weights."""
-
-    @override
-    def preflight(self) -> None:
-        """See that torch-optimi is installed."""
-        require("optimi", extra="lion", kind=self.kind)
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Optimi's Lion."""
         self.preflight()
-        from launcher.optimizer._lion import lion
+        from launcher.optimizer._libraries.optimi import lion
 
         return lion(target, self)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from launcher.optimizer._eight_bit import EightBitLion
+from launcher.optimizer._low_bit.options import EightBitLion
 
 
 class Lion8bit(EightBitLion):

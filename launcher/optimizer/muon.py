@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget, Pattern
-from launcher.optimizer._fields import Beta
+from launcher.contracts import OptimizerTarget
+from launcher.optimizer._groups.fields import Beta, Epsilon, LearningRate, Matrices
 
 if TYPE_CHECKING:
     import torch
 
 
-class Muon(OptimizerOption):
+class Muon(LearningRate, Matrices):
     """Orthogonalised momentum for hidden matrices, AdamW for the rest.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; `match_rms_adamw` is Liu
         et al. 2025, arXiv:2502.16982, eq. 4.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {
+    group_options: ClassVar[frozenset[str]] = LearningRate.group_options | {
         "momentum",
         "nesterov",
         "betas",
     }
 
     kind: Literal["muon"]
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1e3)
     """Peak learning rate of the hidden matrices; the schedule scales it."""
     momentum: Beta
     """How much of the running mean of gradients is kept."""
@@ -44,16 +44,12 @@ class Muon(OptimizerOption):
     adjust_lr: Literal["original", "match_rms_adamw"]
     """How a matrix's shape scales its learning rate: `original` by sqrt(max(1, rows / columns)),
     `match_rms_adamw` by 0.2 sqrt(max(rows, columns)), after which rates tuned for AdamW fit."""
-    adamw_lr: float = Field(gt=0)
+    adamw_lr: float = Field(gt=0, le=1e3)
     """Peak learning rate of the rest; the schedule scales it in the same measure."""
     betas: tuple[Beta, Beta]
     """AdamW's decay of the running mean of gradients and of their squares."""
-    eps: float = Field(ge=0)
+    eps: Epsilon
     """Added to the root of AdamW's second moment."""
-    matrices: tuple[Pattern, ...]
-    """Patterns of two-dimensional parameters outside the blocks that count as hidden matrices."""
-    not_matrices: tuple[Pattern, ...]
-    """Patterns of parameters that do not."""
 
     @override
     def refuses_shards(self) -> None:
@@ -64,11 +60,10 @@ class Muon(OptimizerOption):
         """Torch's Muon and AdamW as one optimizer."""
         import torch
 
-        from launcher.optimizer._hidden import hidden_matrices, split
-        from launcher.optimizer._implementation import choose
-        from launcher.optimizer._muon_shards import ShardedMuon
-        from launcher.optimizer._pair import Pair
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.hidden_matrices import hidden_matrices, split
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._torch.implementation import choose
+        from launcher.optimizer._torch.muon import Pair, ShardedMuon
 
         hidden = hidden_matrices(target, matrices=self.matrices, not_matrices=self.not_matrices)
         matrices = split(param_groups(target, self), hidden.__contains__, "muon")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._fields import Beta
-from launcher.optimizer._implementation import Unfused
+from launcher.optimizer._groups.fields import DecoupledDecay, Moments
+from launcher.optimizer._torch.implementation import ForeachOption
 
 if TYPE_CHECKING:
     import torch
@@ -16,39 +16,27 @@ if TYPE_CHECKING:
     from launcher.contracts import OptimizerTarget
 
 
-class NAdam(Unfused):
+class NAdam(Moments, DecoupledDecay, ForeachOption):
     """Adam with Nesterov's momentum, of which there is more as the run goes on.
 
     Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2, with its schedule
         of the momentum, as torch.optim.NAdam computes it.
     """
 
-    group_options: ClassVar[frozenset[str]] = Unfused.group_options | {
-        "betas",
-        "eps",
-        "momentum_decay",
-    }
+    group_options: ClassVar[frozenset[str]] = Moments.group_options | {"momentum_decay"}
     elementwise: ClassVar[bool] = True
 
     kind: Literal["nadam"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
-    eps: float = Field(ge=0)
-    """Added to the root of the second moment."""
     momentum_decay: float = Field(ge=0)
     """How fast the momentum grows to the first beta from half of it: at step t it is
     beta · (1 - 0.96 ** (t · momentum_decay) / 2), half-way after 4,200 steps at 0.004."""
-    decouple: bool
-    """Decay the weights themselves, as AdamW, rather than add to the gradient."""
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's NAdam."""
         import torch
 
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
 
         groups = param_groups(target, self)
         return torch.optim.NAdam(
@@ -59,5 +47,5 @@ class NAdam(Unfused):
             weight_decay=self.weight_decay,
             momentum_decay=self.momentum_decay,
             decoupled_weight_decay=self.decouple,
-            foreach=self.in_lists(groups, target.device_type),
+            foreach=self.use_foreach(groups, target.device_type),
         )

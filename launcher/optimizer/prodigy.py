@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget
-from launcher.optimizer._extras import require
-from launcher.optimizer._fields import Beta
+from launcher.contracts import OptimizerTarget
+from launcher.optimizer._groups.fields import DecoupledDecay, Moments
+from launcher.optimizer._libraries.options import LibraryOption
 
 if TYPE_CHECKING:
     import torch
 
 
-class Prodigy(OptimizerOption):
+class Prodigy(Moments, DecoupledDecay, LibraryOption):
     """Adam that estimates its own step size from the distance travelled.
 
     Source: Mishchenko & Defazio 2023, arXiv:2306.06101, algorithm 4.
@@ -25,17 +25,14 @@ class Prodigy(OptimizerOption):
     group_options: ClassVar[frozenset[str]] = frozenset({"weight_decay", "eps"})
     owns_schedule: ClassVar[bool] = True
 
+    package: ClassVar[tuple[str, str]] = ("prodigyopt", "prodigyopt")
+
     kind: Literal["prodigy"]
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1e3)
     """Factor on the estimated step size; leave it 1 and tune `d_coef`."""
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
     beta3: float | None = Field(ge=0, lt=1)
     """Decay of the distance estimate's sums; null for the root of the second beta."""
-    eps: float = Field(gt=0)
-    """Added to the root of the second moment."""
-    decouple: bool
-    """Decay the weights themselves, as AdamW, rather than add to the gradient."""
+    eps: float = Field(gt=0, le=1)
     use_bias_correction: bool
     """Adam's bias correction."""
     safeguard_warmup: bool
@@ -50,11 +47,6 @@ class Prodigy(OptimizerOption):
     """Estimate from every so many-th entry of each tensor, to save memory; 1 is exact."""
 
     @override
-    def preflight(self) -> None:
-        """See that prodigyopt is installed."""
-        require("prodigyopt", extra="prodigy", kind=self.kind)
-
-    @override
     def refuses_shards(self) -> str:
         return "its step size is estimated from sums over all parameters"
 
@@ -62,8 +54,8 @@ class Prodigy(OptimizerOption):
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Prodigyopt's Prodigy."""
         self.preflight()
-        from launcher.optimizer._param_groups import param_groups
-        from launcher.optimizer._prodigy import PortableProdigy
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._libraries.prodigyopt import PortableProdigy
 
         return PortableProdigy(
             param_groups(target, self),

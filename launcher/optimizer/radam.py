@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._fields import Beta
-from launcher.optimizer._implementation import Unfused
+from launcher.optimizer._groups.fields import DecoupledDecay, Moments
+from launcher.optimizer._torch.implementation import ForeachOption
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from launcher.contracts import OptimizerTarget
 
 
-class RAdam(Unfused):
+class RAdam(Moments, DecoupledDecay, ForeachOption):
     """Adam that trusts its second moment as far as it has seen gradients: it needs no warm-up.
 
     Its first five steps are steps of momentum, which are of the gradient's size: clip it.
@@ -24,25 +23,16 @@ class RAdam(Unfused):
     Source: Liu et al. 2019, arXiv:1908.03265, algorithm 2.
     """
 
-    group_options: ClassVar[frozenset[str]] = Unfused.group_options | {"betas", "eps"}
     elementwise: ClassVar[bool] = True
 
     kind: Literal["radam"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
-    eps: float = Field(ge=0)
-    """Added to the root of the second moment."""
-    decouple: bool
-    """Decay the weights themselves, as AdamW, rather than add to the gradient."""
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Torch's RAdam."""
         import torch
 
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
 
         groups = param_groups(target, self)
         return torch.optim.RAdam(
@@ -52,5 +42,5 @@ class RAdam(Unfused):
             eps=self.eps,
             weight_decay=self.weight_decay,
             decoupled_weight_decay=self.decouple,
-            foreach=self.in_lists(groups, target.device_type),
+            foreach=self.use_foreach(groups, target.device_type),
         )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._fields import Beta
-from launcher.optimizer._implementation import Unfused
+from launcher.optimizer._groups.fields import Beta, Epsilon, LearningRate
+from launcher.optimizer._torch.implementation import ForeachOption
 
 if TYPE_CHECKING:
     import torch
@@ -16,22 +16,20 @@ if TYPE_CHECKING:
     from launcher.contracts import OptimizerTarget
 
 
-class RMSprop(Unfused):
+class RMSprop(LearningRate, ForeachOption):
     """Gradients over the root of their running mean square.
 
     Source: Tieleman & Hinton 2012, lecture 6.5; `centered` is Graves 2013, arXiv:1308.0850, eq.
     38-45.
     """
 
-    group_options: ClassVar[frozenset[str]] = Unfused.group_options | {"alpha", "eps"}
+    group_options: ClassVar[frozenset[str]] = LearningRate.group_options | {"alpha", "eps"}
     elementwise: ClassVar[bool] = True
 
     kind: Literal["rmsprop"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
     alpha: Beta
     """Decay of the running mean of squared gradients."""
-    eps: float = Field(ge=0)
+    eps: Epsilon
     """Added to the root."""
     momentum: float = Field(ge=0, lt=1)
     """How much of the last update is kept; 0 for none."""
@@ -43,7 +41,7 @@ class RMSprop(Unfused):
         """Torch's RMSprop."""
         import torch
 
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
 
         groups = param_groups(target, self)
         return torch.optim.RMSprop(
@@ -54,5 +52,5 @@ class RMSprop(Unfused):
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             centered=self.centered,
-            foreach=self.in_lists(groups, target.device_type),
+            foreach=self.use_foreach(groups, target.device_type),
         )

@@ -1,12 +1,12 @@
 """8-bit RMSprop from bitsandbytes, which alone has it; neither centered nor with momentum."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._eight_bit import EightBit
+from launcher.optimizer._groups.fields import Epsilon, OpenUnit
+from launcher.optimizer._low_bit.options import EightBit
 
 
 class RMSprop8bit(EightBit):
@@ -20,9 +20,9 @@ class RMSprop8bit(EightBit):
     moments: ClassVar[int] = 1
 
     kind: Literal["rmsprop_8bit"]
-    alpha: Annotated[float, Field(gt=0, lt=1)]
+    alpha: OpenUnit
     """Decay of the running mean of squared gradients."""
-    eps: float = Field(ge=0)
+    eps: Epsilon
     """Added to the root."""
 
     @override

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._fields import Beta
-from launcher.optimizer._schedule_free import Interpolation, ScheduleFree
+from launcher.optimizer._groups.fields import Beta, Moments, OpenUnit
+from launcher.optimizer._libraries.options import ScheduleFree
 
 if TYPE_CHECKING:
     import torch
@@ -16,19 +16,15 @@ if TYPE_CHECKING:
     from launcher.contracts import OptimizerTarget
 
 
-class ScheduleFreeAdamW(ScheduleFree):
+class ScheduleFreeAdamW(ScheduleFree, Moments):
     """AdamW whose averaged weights make a decaying schedule needless.
 
     Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
     """
 
-    group_options: ClassVar[frozenset[str]] = ScheduleFree.group_options | {"betas", "eps"}
-
     kind: Literal["schedule_free_adamw"]
-    betas: tuple[Interpolation, Beta]
+    betas: tuple[OpenUnit, Beta]
     """Interpolation between averaged and fast weights, and decay of the mean of squares."""
-    eps: float = Field(ge=0)
-    """Added to the root of the second moment."""
     warmup_steps: int = Field(ge=0)
     """Optimizer steps of linear warm-up, by the optimizer itself."""
 
@@ -36,8 +32,8 @@ class ScheduleFreeAdamW(ScheduleFree):
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Schedulefree's AdamW, in training mode."""
         self.preflight()
-        from launcher.optimizer._param_groups import param_groups
-        from launcher.optimizer._portable_schedule_free import PortableScheduleFreeAdamW
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._libraries.schedulefree import PortableScheduleFreeAdamW
 
         return PortableScheduleFreeAdamW(
             param_groups(target, self),

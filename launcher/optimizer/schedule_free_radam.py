@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._schedule_free import Interpolation, ScheduleFree
+from launcher.optimizer._groups.fields import Moments, OpenUnit
+from launcher.optimizer._libraries.options import ScheduleFree
 
 if TYPE_CHECKING:
     import torch
@@ -15,21 +16,17 @@ if TYPE_CHECKING:
     from launcher.contracts import OptimizerTarget
 
 
-class ScheduleFreeRAdam(ScheduleFree):
+class ScheduleFreeRAdam(ScheduleFree, Moments):
     """Rectified Adam whose averaged weights make a decaying schedule, and warm-up, needless.
 
     Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1, with the rectification of Liu et al.
         2019, arXiv:1908.03265, in the place of its warm-up.
     """
 
-    group_options: ClassVar[frozenset[str]] = ScheduleFree.group_options | {"betas", "eps"}
-
     kind: Literal["schedule_free_radam"]
-    betas: tuple[Interpolation, Annotated[float, Field(gt=0.6, lt=1)]]
+    betas: tuple[OpenUnit, Annotated[float, Field(gt=0.6, lt=1)]]
     """Interpolation between averaged and fast weights, and decay of the mean of squares, which at
     0.6 and below would never be trusted."""
-    eps: float = Field(ge=0)
-    """Added to the root of the second moment."""
     silent_sgd_phase: bool
     """Leave the weights alone in the first four steps, whose mean of squares says too little; else
     those are steps of SGD."""
@@ -38,8 +35,8 @@ class ScheduleFreeRAdam(ScheduleFree):
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Schedulefree's RAdam, in training mode."""
         self.preflight()
-        from launcher.optimizer._param_groups import param_groups
-        from launcher.optimizer._portable_schedule_free import PortableScheduleFreeRAdam
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._libraries.schedulefree import PortableScheduleFreeRAdam
 
         return PortableScheduleFreeRAdam(
             param_groups(target, self),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._schedule_free import Interpolation, ScheduleFree
+from launcher.optimizer._groups.fields import OpenUnit
+from launcher.optimizer._libraries.options import ScheduleFree
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ class ScheduleFreeSGD(ScheduleFree):
     group_options: ClassVar[frozenset[str]] = ScheduleFree.group_options | {"momentum"}
 
     kind: Literal["schedule_free_sgd"]
-    momentum: Interpolation
+    momentum: OpenUnit
     """Interpolation between averaged and fast weights, at which gradients are taken."""
     warmup_steps: int = Field(ge=0)
     """Optimizer steps of linear warm-up, by the optimizer itself."""
@@ -33,8 +34,8 @@ class ScheduleFreeSGD(ScheduleFree):
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Schedulefree's SGD, in training mode."""
         self.preflight()
-        from launcher.optimizer._param_groups import param_groups
-        from launcher.optimizer._portable_schedule_free import PortableScheduleFreeSGD
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._libraries.schedulefree import PortableScheduleFreeSGD
 
         return PortableScheduleFreeSGD(
             param_groups(target, self),

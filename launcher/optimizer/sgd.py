@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.optimizer._implementation import InTorch
+from launcher.optimizer._groups.fields import LearningRate
+from launcher.optimizer._torch.implementation import FusedOption
 
 if TYPE_CHECKING:
     import torch
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
     from launcher.contracts import OptimizerTarget
 
 
-class SGD(InTorch):
+class SGD(LearningRate, FusedOption):
     """Stochastic gradient descent, with momentum.
 
     Source: Sutskever et al. 2013 for momentum and Nesterov's form, as torch.optim.SGD computes
         them.
     """
 
-    group_options: ClassVar[frozenset[str]] = InTorch.group_options | {
+    group_options: ClassVar[frozenset[str]] = LearningRate.group_options | {
         "momentum",
         "dampening",
         "nesterov",
@@ -33,8 +34,6 @@ class SGD(InTorch):
     elementwise: ClassVar[bool] = True
 
     kind: Literal["sgd"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
     momentum: float = Field(ge=0, lt=1)
     """How much of the last update is kept; 0 for none."""
     dampening: float = Field(ge=0, le=1)
@@ -53,11 +52,11 @@ class SGD(InTorch):
         """Torch's SGD."""
         import torch
 
-        from launcher.optimizer._late_momentum import give_late_momentum
-        from launcher.optimizer._param_groups import param_groups
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._torch.fused_sgd import give_late_momentum
 
         groups = param_groups(target, self)
-        walk = self.walk(groups, target.device_type)
+        flags = self.kernel_flags(groups, target.device_type)
         optimizer = torch.optim.SGD(
             groups,
             lr=self.lr,
@@ -65,8 +64,8 @@ class SGD(InTorch):
             dampening=self.dampening,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
-            **walk,
+            **flags,
         )
-        if walk["fused"]:
+        if flags["fused"]:
             optimizer.register_step_pre_hook(give_late_momentum)
         return optimizer

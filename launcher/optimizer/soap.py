@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget
-from launcher.optimizer._extras import require
-from launcher.optimizer._fields import Beta
+from launcher.contracts import OptimizerTarget
+from launcher.optimizer._groups.fields import Moments
+from launcher.optimizer._libraries.options import LibraryOption
 
 if TYPE_CHECKING:
     import torch
 
 
-class SOAP(OptimizerOption):
+class SOAP(Moments, LibraryOption):
     """Adam in the slowly turning eigenbasis of Shampoo's preconditioner.
 
     Its first step only measures: it changes no weight.
@@ -27,17 +27,11 @@ class SOAP(OptimizerOption):
     Source: Vyas et al. 2024, arXiv:2409.11321, algorithm 3.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
+    package: ClassVar[tuple[str, str]] = ("pytorch_optimizer", "pytorch-optimizer")
 
     kind: Literal["soap"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
     shampoo_beta: float | None = Field(ge=0, lt=1)
     """Decay of the preconditioner; null for the second beta."""
-    eps: float = Field(ge=0)
-    """Added to the root of the second moment."""
     precondition_frequency: int = Field(ge=1)
     """Optimizer steps between updates of the eigenbasis."""
     max_precondition_dim: int = Field(ge=1)
@@ -52,11 +46,6 @@ class SOAP(OptimizerOption):
     """Scale each update to a root mean square of 1."""
 
     @override
-    def preflight(self) -> None:
-        """See that pytorch-optimizer is installed."""
-        require("pytorch_optimizer", extra="soap", kind=self.kind)
-
-    @override
     def refuses_shards(self) -> str:
         return "it works in eigenbases of whole matrices"
 
@@ -64,8 +53,8 @@ class SOAP(OptimizerOption):
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """SOAP of pytorch-optimizer."""
         self.preflight()
-        from launcher.optimizer._param_groups import param_groups
-        from launcher.optimizer._soap import PortableSOAP
+        from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._libraries.pytorch_optimizer import PortableSOAP
 
         return PortableSOAP(
             param_groups(target, self),

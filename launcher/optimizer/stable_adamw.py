@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget
+from launcher.contracts import OptimizerTarget
+from launcher.optimizer._groups.fields import Moments
 
 if TYPE_CHECKING:
     import torch
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-"""How much of a running mean is kept each step."""
 
-
-class StableAdamW(OptimizerOption):
+class StableAdamW(Moments):
     """AdamW with Adafactor's update clipping.
 
     Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2; max_lr, decouple_lr and Kahan
-        summation as in
-    torch-optimi.
+        summation as in torch-optimi.
     """
 
-    group_options: ClassVar[frozenset[str]] = OptimizerOption.group_options | {"betas", "eps"}
     clips_itself: ClassVar[bool] = True
 
     kind: Literal["stable_adamw"]
-    lr: float = Field(gt=0)
-    """Peak learning rate; the schedule scales it."""
-    betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their squares."""
-    eps: float = Field(gt=0)
-    """Added to the root of the second moment."""
+    eps: float = Field(gt=0, le=1)
     decouple_lr: bool
     """Multiply the decay by lr/max_lr instead of lr; weight_decay is then smaller, 1e-5 rather than
     1e-2."""
@@ -61,8 +52,8 @@ class StableAdamW(OptimizerOption):
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """Our StableAdamW, around torch's fused AdamW where the device has it."""
-        from launcher.optimizer._param_groups import param_groups
-        from launcher.optimizer._stable_adamw import StableAdamWOptimizer
+        from launcher.optimizer._blockwise.stable_adamw import StableAdamWOptimizer
+        from launcher.optimizer._groups.param_groups import param_groups
 
         groups = param_groups(target, self)
         for group in groups:

@@ -37,9 +37,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from launcher.optimizer._factored import AdafactorOptimizer
-from launcher.optimizer._lamb import LambOptimizer
-from launcher.optimizer._stable_adamw import StableAdamWOptimizer
+from launcher.optimizer._blockwise.adafactor import AdafactorOptimizer
+from launcher.optimizer._blockwise.lamb import LambOptimizer
+from launcher.optimizer._blockwise.stable_adamw import StableAdamWOptimizer
 
 LR = 1e-6
 COLUMNS = (

@@ -26,8 +26,8 @@ OK = "accumulation.samples_per_step=32"
         (["max_steps=null"], "max_steps", "would never end"),
         (
             ["optimizer=paged_adamw_8bit", "launch.device=cpu"],
-            "optimizer.kind",
-            "paged_adamw_8bit needs cuda (launch.device=cpu)",
+            "optimizer.paged",
+            "adamw_8bit pages on CUDA only; use optimizer=adamw_8bit (launch.device=cpu)",
         ),
         (
             ["optimizer.implementation=fused", "optimizer=adagrad", "launch.device=cuda"],

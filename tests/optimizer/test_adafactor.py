@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers.optimization import Adafactor as Reference
 
 from launcher.contracts import OptimizerOption
-from launcher.optimizer import _per_tensor
-from launcher.optimizer._factored import AdafactorOptimizer
+from launcher.optimizer._blockwise import per_tensor
+from launcher.optimizer._blockwise.adafactor import AdafactorOptimizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 DEFAULTS: dict[str, Any] = {
@@ -85,8 +85,8 @@ def one_thread() -> Iterator[None]:
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Small tensors in common buckets, or every tensor alone, in blocks of few elements."""
     if request.param == "cut":
-        monkeypatch.setattr(_per_tensor, "alike", lambda params, **_: [[p] for p in params])
-        monkeypatch.setattr(_per_tensor, "block_elements", lambda _: 20)
+        monkeypatch.setattr(per_tensor, "alike", lambda params, **_: [[p] for p in params])
+        monkeypatch.setattr(per_tensor, "block_elements", lambda _: 20)
     return str(request.param)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from launcher.contracts import OptimizerOption, OptimizerTarget
-from launcher.optimizer import _per_tensor
+from launcher.optimizer._blockwise import per_tensor
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "optim_golden.json"
 
@@ -28,8 +28,8 @@ def test_golden(
     blocks: str,
 ) -> None:
     if blocks == "cut":
-        monkeypatch.setattr(_per_tensor, "alike", lambda params, **_: [[p] for p in params])
-        monkeypatch.setattr(_per_tensor, "block_elements", lambda _: 5)
+        monkeypatch.setattr(per_tensor, "alike", lambda params, **_: [[p] for p in params])
+        monkeypatch.setattr(per_tensor, "block_elements", lambda _: 5)
     [case] = [c for c in json.loads(GOLDEN.read_text())["cases"] if c["id"] == f"timm_lamb/{dtype}"]
     solved = problem(dtype)
     option = build_option("lamb", lr=1e-2, groups={"no_decay_types": []})

@@ -13,15 +13,29 @@ from torch import Tensor, nn
 
 from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError
-from launcher.optimizer._extras import require
-from launcher.optimizer._implementation import choose
+from launcher.optimizer._torch.implementation import choose
 
 Build = Callable[..., OptimizerOption]
 
 
-def test_a_missing_library_names_the_extra_that_brings_it() -> None:
-    with pytest.raises(ConfigError, match=r"pip install 'trainctl\[soap\]'"):
-        require("no_such_library", extra="soap", kind="soap")
+def test_a_missing_library_names_the_package_that_brings_it(
+    build_option: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soap = build_option("soap")
+    monkeypatch.setattr(type(soap), "package", ("no_such_library", "no-such-library"))
+    with pytest.raises(
+        ConfigError, match=r"soap needs the package .*; install it: pip install no-"
+    ):
+        soap.preflight()
+
+
+def test_a_missing_8bit_library_names_the_extra_that_brings_it(
+    build_option: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lion = build_option("lion_8bit")
+    monkeypatch.setattr(type(lion), "classes", {"no_such_library": "Lion8bit"})
+    with pytest.raises(ConfigError, match=r"pip install 'trainctl\[8bit\]'"):
+        lion.preflight()
 
 
 def groups(dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
@@ -40,7 +54,7 @@ def groups(dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
             "foreach",
             "does not work with device cuda",
         ),
-        ("auto", "vulkan", {}, "loop", "lists do not pay on vulkan"),
+        ("auto", "vulkan", {}, "loop", "foreach is not faster on vulkan"),
         ("loop", "cpu", {}, "loop", "as configured"),
         ("foreach", "cpu", {}, "foreach", "as configured"),
     ],
@@ -54,8 +68,8 @@ def test_the_implementation_is_chosen_by_device_and_said(
     said: str,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="trainctl.optimizer"):
-        walk = choose(asked, groups(), device, kind="adamw", **kwargs)
-    assert walk == {"fused": chosen == "fused", "foreach": chosen == "foreach"}
+        flags = choose(asked, groups(), device, kind="adamw", **kwargs)
+    assert flags == {"fused": chosen == "fused", "foreach": chosen == "foreach"}
     assert f"adamw: {chosen} implementation" in caplog.text
     assert said in caplog.text
 
@@ -69,12 +83,16 @@ def test_fused_where_there_is_none_is_an_error(device: str, dtype: torch.dtype) 
 @pytest.mark.parametrize(
     ("preset", "changes", "message"),
     [
-        ("adamw", {"bias_correction": False, "capturable": True}, "does not go with capturable"),
+        (
+            "adamw",
+            {"bias_correction": False, "capturable": True},
+            "must be false without bias",
+        ),
         ("adamw", {"betas": [0.9, 1.0]}, "less than 1"),
         ("sgd", {"momentum": 0.0, "nesterov": True}, "needs momentum above 0"),
         ("sgd", {"dampening": 0.1, "nesterov": True}, "dampening 0"),
         ("adam_8bit", {"weight_decay": 0.1}, "use adamw_8bit"),
-        ("paged_adamw_8bit", {"library": "torchao"}, "only bitsandbytes has paged_adamw_8bit"),
+        ("paged_adamw_8bit", {"library": "torchao"}, "must be bitsandbytes for paged state"),
         ("adam_weight_decay", {"clip_norm": 1.0, "global_clip_norm": 1.0}, "set only one"),
         ("prodigy", {"groups": {"layer_decay": 0.9}}, "one learning rate"),
         (
@@ -269,9 +287,9 @@ def test_torchao_state_is_plain_and_takes_the_same_choices(build_option: Build) 
     [
         ("adamw_8bit", {"library": "bitsandbytes", "block_size": 128}, "256 elements"),
         ("adamw_8bit", {"library": "bitsandbytes", "keep_32bit": ["nope"]}, "matches no parameter"),
-        ("paged_adamw_8bit", {}, "on CUDA only; use adamw_8bit"),
-        ("paged_ademamix_8bit", {}, "on CUDA only; use ademamix_8bit"),
-        ("paged_lion_8bit", {}, "on CUDA only; use lion_8bit"),
+        ("paged_adamw_8bit", {}, "on CUDA only; use optimizer=adamw_8bit"),
+        ("paged_ademamix_8bit", {}, "on CUDA only; use optimizer=ademamix_8bit"),
+        ("paged_lion_8bit", {}, "on CUDA only; use optimizer=lion_8bit"),
     ],
 )
 def test_8bit_says_what_does_not_fit(

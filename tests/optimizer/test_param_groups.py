@@ -12,7 +12,7 @@ from torch import nn
 
 from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError
-from launcher.optimizer._param_groups import assign, param_groups
+from launcher.optimizer import assign, param_groups
 
 Build = Callable[..., OptimizerOption]
 

@@ -16,11 +16,11 @@ from transformers.optimization import Adafactor as Reference
 from typing_extensions import override
 
 from launcher.contracts import Unsharded
-from launcher.optimizer import _blocks, _buckets, _per_tensor
-from launcher.optimizer._factored import AdafactorOptimizer
-from launcher.optimizer._lamb import LambOptimizer
-from launcher.optimizer._per_tensor import PerTensor
-from launcher.optimizer._stable_adamw import StableAdamWOptimizer
+from launcher.optimizer._blockwise import blocks, buckets, per_tensor
+from launcher.optimizer._blockwise.adafactor import AdafactorOptimizer
+from launcher.optimizer._blockwise.lamb import LambOptimizer
+from launcher.optimizer._blockwise.per_tensor import PerTensor
+from launcher.optimizer._blockwise.stable_adamw import StableAdamWOptimizer
 
 Make = Callable[..., PerTensor]
 
@@ -119,7 +119,7 @@ def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
 def test_order_and_buckets_do_not_change_a_bit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for order, elements in ((1, 1 << 18), (-1, 1 << 18), (1, 60)):
-        monkeypatch.setattr(_per_tensor, "BUCKET_ELEMENTS", elements)
+        monkeypatch.setattr(per_tensor, "BUCKET_ELEMENTS", elements)
         params = tensors(DTYPES)
         optimizer = make(params[::order])
         walk(optimizer, params, range(4))
@@ -268,7 +268,7 @@ def largest_allocation(optimizer: torch.optim.Optimizer, params: Sequence[nn.Par
 def test_a_step_needs_no_memory_beyond_a_block(make: Make, dtype: torch.dtype) -> None:
     shapes = [(2000, 1000), (1_000_000,), (40, 300, 200), (256, 300, 3, 3), *[(64, 64)] * 200]
     params = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
-    bound = 4 * max(_blocks.block_elements(torch.device("cpu")), _buckets.BUCKET_ELEMENTS)
+    bound = 4 * max(blocks.block_elements(torch.device("cpu")), buckets.BUCKET_ELEMENTS)
     assert largest_allocation(make(params), params) <= bound
 
 

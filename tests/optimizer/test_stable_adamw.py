@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from launcher.contracts import OptimizerOption, OptimizerTarget
-from launcher.optimizer import _per_tensor
-from launcher.optimizer._stable_adamw import StableAdamWOptimizer
+from launcher.optimizer._blockwise import per_tensor
+from launcher.optimizer._blockwise.stable_adamw import StableAdamWOptimizer
 
 OPTIONS: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 1e-2}
 DECOUPLED: dict[str, Any] = {"lr": 1e-3, "decouple_lr": True, "weight_decay": 1e-4, "max_lr": 1e-2}
@@ -28,8 +28,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Common buckets; every tensor alone in blocks of few elements; torch's kernel for each."""
     if request.param == "cut":
-        monkeypatch.setattr(_per_tensor, "alike", lambda params, **_: [[p] for p in params])
-        monkeypatch.setattr(_per_tensor, "block_elements", lambda _: 5)
+        monkeypatch.setattr(per_tensor, "alike", lambda params, **_: [[p] for p in params])
+        monkeypatch.setattr(per_tensor, "block_elements", lambda _: 5)
     if request.param == "fused":
         defaults = StableAdamWOptimizer.__init__.__kwdefaults__ or {}
         monkeypatch.setitem(defaults, "small_elements", 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from launcher.contracts import OptimizerTarget
 from launcher.errors import ConfigError, Problem
-from launcher.optimizer._param_groups import parameters
+from launcher.optimizer._groups.param_groups import parameters
+from launcher.optimizer._torch.base import BaseOptimizer
 
 
 def block_rows(
@@ -66,7 +67,7 @@ def _head_rows(module: nn.Module, name: str, rows: int, head_dim: int | None) ->
     return int(found)
 
 
-class BlockwiseAdamW(torch.optim.Optimizer):
+class BlockwiseAdamW(BaseOptimizer):
     """AdamW with one second moment per block.
 
     State of a parameter: `step` (int), `exp_avg` (its shape), `exp_avg_sq` (one number per block).
@@ -95,16 +96,12 @@ class BlockwiseAdamW(torch.optim.Optimizer):
         )
         self._rows = rows
 
-    @torch.no_grad()
     @override
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def _step(self) -> None:
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
                     self._update(param, param.grad, group)
-        return loss
 
     def _update(self, param: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.contracts import OptimizerOption, OptimizerTarget
-from launcher.optimizer._param_groups import assign
+from launcher.optimizer._groups.param_groups import assign
 
 _PROXY = 1024
 

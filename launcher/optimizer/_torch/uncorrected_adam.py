@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 from typing_extensions import override
+
+from launcher.optimizer._torch.base import BaseOptimizer
 
 
 def uncorrected_adam_(
@@ -22,7 +24,7 @@ def uncorrected_adam_(
     weight_decay: float,
     decoupled: bool,
     amsgrad: bool,
-    walk: Mapping[str, bool],
+    kernel_flags: Mapping[str, bool],
 ) -> None:
     """One update in place: torch's at step infinity, where its corrections 1 - beta ** step are 1.
 
@@ -36,9 +38,9 @@ def uncorrected_adam_(
             `decoupled` off, a term of the gradient.
         decoupled: AdamW rather than Adam.
         amsgrad: Divide by the largest second moment so far.
-        walk: torch's `fused` and `foreach`.
+        kernel_flags: torch's `fused` and `foreach`.
     """
-    where = {param.device if walk["fused"] else torch.device("cpu") for param in params}
+    where = {param.device if kernel_flags["fused"] else torch.device("cpu") for param in params}
     infinity = {device: torch.full((), math.inf, device=device) for device in where}
     adam(
         list(params),
@@ -46,7 +48,10 @@ def uncorrected_adam_(
         [state[param]["exp_avg"] for param in params],
         [state[param]["exp_avg_sq"] for param in params],
         [state[param]["max_exp_avg_sq"] for param in params] if amsgrad else [],
-        [infinity[param.device if walk["fused"] else torch.device("cpu")] for param in params],
+        [
+            infinity[param.device if kernel_flags["fused"] else torch.device("cpu")]
+            for param in params
+        ],
         amsgrad=amsgrad,
         beta1=betas[0],
         beta2=betas[1],
@@ -55,8 +60,8 @@ def uncorrected_adam_(
         eps=eps,
         maximize=False,
         decoupled_weight_decay=decoupled,
-        foreach=walk["foreach"],
-        fused=walk["fused"],
+        foreach=kernel_flags["foreach"],
+        fused=kernel_flags["fused"],
     )
 
 
@@ -66,7 +71,7 @@ def moments(param: Tensor, *, amsgrad: bool) -> dict[str, Tensor]:
     return {key: torch.zeros_like(param) for key in keys}
 
 
-class UncorrectedAdam(torch.optim.Optimizer):
+class UncorrectedAdam(BaseOptimizer):
     """Moments that start at zero and stay unscaled, so that the first updates are small.
 
     Decoupled weight decay comes after the update and acts on the updated weights.
@@ -79,7 +84,7 @@ class UncorrectedAdam(torch.optim.Optimizer):
         weight_decay: Decoupled decay, or, with `decoupled` off, a term of the gradient.
         decoupled: AdamW rather than Adam.
         amsgrad: Divide by the largest second moment so far.
-        walk: torch's `fused` and `foreach`.
+        kernel_flags: torch's `fused` and `foreach`.
 
     Source: Devlin et al. 2018 (BERT), `AdamWeightDecayOptimizer`; the order of operations is that
         of transformers 4.37's `AdamW(correct_bias=False)`.
@@ -95,20 +100,17 @@ class UncorrectedAdam(torch.optim.Optimizer):
         weight_decay: float,
         decoupled: bool,
         amsgrad: bool,
-        walk: Mapping[str, bool],
+        kernel_flags: Mapping[str, bool],
     ) -> None:
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
         self._decoupled = decoupled
         self._amsgrad = amsgrad
-        self._walk = walk
+        self._kernel_flags = kernel_flags
 
-    @torch.no_grad()
     @override
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def _step(self) -> None:
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             for param in params:
@@ -128,6 +130,93 @@ class UncorrectedAdam(torch.optim.Optimizer):
                 weight_decay=decay,
                 decoupled=self._decoupled,
                 amsgrad=self._amsgrad,
-                walk=self._walk,
+                kernel_flags=self._kernel_flags,
             )
-        return loss
+
+
+class TensorFlowAdamW(BaseOptimizer):
+    """Clips, decays, then takes Adam's step with epsilon outside the bias correction.
+
+    Args:
+        params: Parameter groups.
+        lr: Learning rate.
+        betas: Decay of the first and the second moment.
+        eps: Added to the uncorrected root of the second moment.
+        weight_decay: Decoupled decay.
+        amsgrad: Divide by the largest second moment so far.
+        clip_value: Limit of each gradient element; comes first.
+        clip_norm: Limit of each gradient's 2-norm.
+        global_clip_norm: Limit of the 2-norm over all gradients.
+        kernel_flags: torch's `fused` and `foreach`.
+    """
+
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        amsgrad: bool,
+        clip_value: float | None,
+        clip_norm: float | None,
+        global_clip_norm: float | None,
+        kernel_flags: Mapping[str, bool],
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        )
+        self._amsgrad = amsgrad
+        self._clip_value = clip_value
+        self._clip_norm = clip_norm
+        self._global_clip_norm = global_clip_norm
+        self._kernel_flags = kernel_flags
+
+    @override
+    def _step(self) -> None:
+        self._clip()
+        for group in self.param_groups:
+            by_step: dict[int, list[Tensor]] = {}
+            for param in group["params"]:
+                if param.grad is not None:
+                    by_step.setdefault(self._advance(param), []).append(param)
+            for step, params in by_step.items():
+                self._update(params, step, group)
+
+    def _advance(self, param: Tensor) -> int:
+        """Count an update of a parameter, from 1."""
+        state = self.state[param]
+        if not state:
+            state |= {"step": 0, **moments(param, amsgrad=self._amsgrad)}
+        state["step"] += 1
+        return int(state["step"])
+
+    def _clip(self) -> None:
+        params = [param for group in self.param_groups for param in group["params"]]
+        grads = [param.grad for param in params if param.grad is not None]
+        if self._clip_value is not None:
+            for grad in grads:
+                grad.clamp_(-self._clip_value, self._clip_value)
+        if self._clip_norm is not None:
+            for grad in grads:
+                grad.mul_(self._clip_norm / grad.norm().clamp_(min=self._clip_norm))
+        if self._global_clip_norm is not None and grads:
+            norm = torch.nn.utils.get_total_norm(grads).clamp(min=self._global_clip_norm)
+            for grad in grads:
+                grad.mul_((self._global_clip_norm / norm).to(grad.device))
+
+    def _update(self, params: list[Tensor], step: int, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        uncorrected_adam_(
+            params,
+            self.state,
+            lr=group["lr"] * correction,
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"] / correction,
+            decoupled=True,
+            amsgrad=self._amsgrad,
+            kernel_flags=self._kernel_flags,
+        )

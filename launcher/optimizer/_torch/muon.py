@@ -1,8 +1,8 @@
-"""Muon on shards of matrices: each matrix's momentum is orthogonalised by one rank, its owner."""
+"""Muon on shards of matrices, and a pair of optimizers that acts as one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.contracts import Sharding
+from launcher.optimizer._torch.base import BaseOptimizer
 
 _BATCH_ELEMENTS = 1 << 25
 """Elements of the whole matrices that exist at once: 128 MiB of float32. Smaller batches would
@@ -18,7 +19,7 @@ leave ranks without a matrix to work on."""
 Member = tuple[nn.Parameter, Mapping[str, Any]]
 
 
-class ShardedMuon(torch.optim.Optimizer):
+class ShardedMuon(BaseOptimizer):
     """Torch's Muon for matrices of which each rank holds any part.
 
     The momentum is sharded like the matrix. In a step the ranks add up their parts of the update
@@ -36,11 +37,8 @@ class ShardedMuon(torch.optim.Optimizer):
         super().__init__(params, muon)
         self._sharding = sharding
 
-    @torch.no_grad()
     @override
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def _step(self) -> None:
         for place, batch in enumerate(self._batches()):
             wholes = [self._whole_update(param, group) for param, group in batch]
             self._add_up(wholes)
@@ -51,7 +49,6 @@ class ShardedMuon(torch.optim.Optimizer):
                     change = torch.empty_like(param)
                     self._sharding.shard_of(param).scatter(whole, change)
                     param.mul_(1 - group["lr"] * group["weight_decay"]).add_(change)
-        return loss
 
     def _batches(self) -> Iterator[list[Member]]:
         """Cut all matrices, with or without gradient: ranks agree on this without asking."""
@@ -114,3 +111,39 @@ class ShardedMuon(torch.optim.Optimizer):
             sums = torch.split(packed, [tensor.numel() for tensor in same])
             for tensor, total in zip(same, sums, strict=True):
                 tensor.copy_(total.view_as(tensor))
+
+
+class Pair(BaseOptimizer):
+    """Steps two optimizers as one.
+
+    Its `param_groups` are theirs, the first's before the second's, and its `state` is the one dict
+    that both write to, so that whoever sets learning rates or saves state sees a single optimizer.
+
+    Args:
+        first: Over some parameters.
+        second: Over others.
+    """
+
+    def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
+        self._members = (first, second)
+        super().__init__([*first.param_groups, *second.param_groups], {})
+        self._share(self.param_groups)
+
+    @override
+    def _step(self) -> None:
+        for member in self._members:
+            member.step()
+
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share(self.param_groups)
+
+    def _share(self, groups: list[dict[str, Any]]) -> None:
+        """Give both members their groups, and one state between them."""
+        start = 0
+        for member in self._members:
+            count = len(member.param_groups)
+            member.param_groups = groups[start : start + count]
+            member.state = self.state
+            start += count

@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from launcher.optimizer._torch.base import BaseOptimizer
+
 Side = Literal["std", "reverse_std", "left", "right"]
 
 
-class _LowRankAdamW(torch.optim.Optimizer):
+class _LowRankAdamW(BaseOptimizer):
     """AdamW with decay after the update, and a low-rank detour for some matrices."""
 
     def __init__(
@@ -42,16 +44,12 @@ class _LowRankAdamW(torch.optim.Optimizer):
         self._scale = scale
         self._side = side
 
-    @torch.no_grad()
     @override
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def _step(self) -> None:
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None:
                     self._update(param, param.grad, group)
-        return loss
 
     def _update(self, param: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]

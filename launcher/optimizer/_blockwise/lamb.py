@@ -11,10 +11,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from launcher.contracts import UNSHARDED, Sharding
-from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, compute_dtype
-from launcher.optimizer._buckets import SMALL_ELEMENTS, Bucket
-from launcher.optimizer._packed_sums import Shapes
-from launcher.optimizer._per_tensor import PerTensor, Sums
+from launcher.optimizer._blockwise.blocks import Blocks, Scratch, blocks_of, compute_dtype
+from launcher.optimizer._blockwise.buckets import SMALL_ELEMENTS, Bucket
+from launcher.optimizer._blockwise.per_tensor import PerTensor, Shapes, Sums
 
 
 class LambOptimizer(PerTensor):

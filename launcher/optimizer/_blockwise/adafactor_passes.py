@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from launcher.optimizer._blocks import Blocks, Span
-from launcher.optimizer._tiny_matrices import multiply, norm_rows, sum_columns, sum_rows
+from launcher.optimizer._blockwise.blocks import Blocks, Span
+
+SHORT_ROW = 8
+"""Elements of the longest row that is summed element by element."""
+TINY_MATRIX = 16
+"""Elements of the largest matrix that is done element by element."""
 
 
 @dataclass(slots=True)
@@ -174,3 +179,63 @@ def update_factors(blocks: Blocks, moments: Iterable[Moments], scale: Tensor) ->
         pieces = blocks.cut_rows(rows.unsqueeze(-1).mul_(scale))
         for index, piece in zip(moment.span.blocks, pieces, strict=True):
             yield multiply(piece, columns.unsqueeze(-2), out=blocks.buffer(index))
+
+
+# Operations that broadcast or reduce along a few elements spend their time on starting over. For
+# tiny matrices, such as kernels of convolutions, each element is therefore done by itself, over the
+# whole stack at once.
+
+
+def sum_rows(values: Tensor, *, out: Tensor) -> Tensor:
+    """Sums of rows.
+
+    Args:
+        values: Shape (K, R, C).
+        out: Where to. Shape (K, R).
+    """
+    if values.shape[-1] > SHORT_ROW:
+        return torch.sum(values, -1, out=out)
+    out.copy_(values[..., 0])
+    for column in range(1, values.shape[-1]):
+        out.add_(values[..., column])
+    return out
+
+
+def sum_columns(values: Tensor) -> Tensor:
+    """Sums of columns. Shape (K, C) for values of shape (K, R, C)."""
+    if values.shape[-2] * values.shape[-1] > TINY_MATRIX:
+        return values.sum(-2)
+    sums = values[:, 0].contiguous()
+    for row, column in product(range(1, values.shape[-2]), range(values.shape[-1])):
+        sums[:, column].add_(values[:, row, column])
+    return sums
+
+
+def norm_rows(values: Tensor, *, out: Tensor) -> Tensor:
+    """2-norms of rows; the values may be overwritten.
+
+    Args:
+        values: Shape (K, R, C).
+        out: Where to. Shape (K, R).
+    """
+    if values.shape[-1] > SHORT_ROW:
+        torch.linalg.vector_norm(values, dim=-1, out=out)
+        return out
+    return sum_rows(values.square_(), out=out).sqrt_()
+
+
+def multiply(left: Tensor, columns: Tensor, *, out: Tensor) -> Tensor:
+    """Products of rows or elements with columns.
+
+    Args:
+        left: Shape (K, R, 1) or (K, R, C).
+        columns: Shape (K, 1, C).
+        out: Where to. Shape (K, R, C).
+    """
+    _, rows, width = out.shape
+    if rows * width > TINY_MATRIX:
+        return torch.mul(left, columns, out=out)
+    left, columns = left.expand_as(out), columns.expand_as(out)
+    for row, column in product(range(rows), range(width)):
+        torch.mul(left[:, row, column], columns[:, row, column], out=out[:, row, column])
+    return out

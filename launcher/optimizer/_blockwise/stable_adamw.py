@@ -19,10 +19,9 @@ from torch.optim.adamw import adamw
 from typing_extensions import override
 
 from launcher.contracts import UNSHARDED, Sharding
-from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, store
-from launcher.optimizer._buckets import SMALL_ELEMENTS, Bucket
-from launcher.optimizer._packed_sums import Shapes
-from launcher.optimizer._per_tensor import PerTensor, Sums
+from launcher.optimizer._blockwise.blocks import Blocks, Scratch, blocks_of, store
+from launcher.optimizer._blockwise.buckets import SMALL_ELEMENTS, Bucket
+from launcher.optimizer._blockwise.per_tensor import PerTensor, Shapes, Sums
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 """Where torch has a fused AdamW."""

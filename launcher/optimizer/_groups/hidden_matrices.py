@@ -18,7 +18,7 @@ from torch import nn
 
 from launcher.contracts import OptimizerTarget
 from launcher.errors import ConfigError, Problem
-from launcher.optimizer._param_groups import is_norm, nearest, parameters
+from launcher.optimizer._groups.param_groups import is_norm, nearest, parameters
 
 _NUMBERED = re.compile(r"(^|\.)\d+\..*weight$")
 _HEADS = re.compile(r"(^|\.)\w*heads?\.\d+\.")

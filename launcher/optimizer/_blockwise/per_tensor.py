@@ -9,8 +9,9 @@ they yielded.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import Any, ClassVar
 
@@ -19,15 +20,83 @@ from torch import Tensor
 from typing_extensions import override
 
 from launcher.contracts import Shard, Sharding
-from launcher.optimizer._blocks import Scratch, block_elements
-from launcher.optimizer._buckets import BUCKET_ELEMENTS, Bucket, alike
-from launcher.optimizer._packed_sums import PackedSums, Shapes
+from launcher.optimizer._blockwise.blocks import Scratch, block_elements, compute_dtype
+from launcher.optimizer._blockwise.buckets import BUCKET_ELEMENTS, Bucket, alike
+from launcher.optimizer._torch.base import BaseOptimizer
 
 Sums = Mapping[str, Tensor]
 """Sums over elements of a bucket's tensors, by the name of what is summed."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of one parameter's sums, by what is summed."""
 
 
-class PerTensor(torch.optim.Optimizer):
+class PackedSums:
+    """Whole-size buffers of the sums of some parameters, one flat tensor per dtype.
+
+    The layout is given by the parameters alone, so that it is the same on every rank, whatever
+    elements and gradients a rank has. What a rank does not write is zero: one plain sum over ranks
+    is then right for every kind of shard.
+
+    Args:
+        params: All parameters of the optimizer, in the order of its groups.
+        shapes: Of each parameter's sums.
+    """
+
+    def __init__(self, params: Sequence[Tensor], shapes: Sequence[Shapes]) -> None:
+        sizes = [sum(math.prod(shape) for shape in each.values()) for each in shapes]
+        dtypes = [compute_dtype(param) for param in params]
+        self._flat = {
+            str(dtype): torch.zeros(
+                # One more for each parameter: how many ranks have its gradient.
+                sum(size + 1 for size, other in zip(sizes, dtypes, strict=True) if other == dtype),
+                dtype=dtype,
+                device=params[0].device,
+            )
+            for dtype in dict.fromkeys(dtypes)
+        }
+        self._views: list[dict[str, Tensor]] = []
+        self._counts: list[Tensor] = []
+        starts = dict.fromkeys(self._flat, 0)
+        for each, dtype in zip(shapes, map(str, dtypes), strict=True):
+            flat, start, views = self._flat[dtype], starts[dtype], {}
+            for key, shape in each.items():
+                stop = start + math.prod(shape)
+                views[key] = flat[start:stop].view(shape)
+                start = stop
+            self._views.append(views)
+            self._counts.append(flat[start])
+            starts[dtype] = start + 1
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What must be added up over ranks."""
+        return self._flat
+
+    def clear(self) -> None:
+        """Set all sums to zero."""
+        torch._foreach_zero_(list(self._flat.values()))
+
+    def count(self, places: Sequence[int]) -> None:
+        """Note that this rank has the gradients of the parameters at some places."""
+        if places:
+            torch._foreach_add_([self._counts[place] for place in places], 1.0)
+
+    def counts(self) -> list[float]:
+        """Number of ranks that have each parameter's gradient; waits for the device."""
+        return torch.stack([count.double() for count in self._counts]).tolist()
+
+    def put(self, place: int, sums: Mapping[str, Tensor]) -> None:
+        """Write this rank's sums of the parameter at a place."""
+        for key, value in sums.items():
+            self._views[place][key].copy_(value.view_as(self._views[place][key]))
+
+    def take(self, place: int, sums: Mapping[str, Tensor]) -> None:
+        """Overwrite this rank's sums by those of all ranks."""
+        for key, value in sums.items():
+            value.copy_(self._views[place][key].view_as(value))
+
+
+class PerTensor(BaseOptimizer):
     """Steps buckets of like parameters; shards in lockstep, with few collectives.
 
     Results do not depend on which parameters share a bucket. State dicts keep the dtype of the
@@ -87,23 +156,17 @@ class PerTensor(torch.optim.Optimizer):
             ranks when the update continues.
         """
 
-    @torch.no_grad()
     @override
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _step(self) -> None:
         if self._sharding.ranks > 1:
             self._step_shards()
-            return loss
+            return
         for group, buckets in zip(self.param_groups, self._buckets_of_groups(), strict=True):
             for bucket in buckets:
                 for part in bucket.advance():
                     for _ in self._update(part.bucket, part.step, group, self._scratch):
                         pass
                     part.finish()
-        return loss
 
     def _step_shards(self) -> None:
         """Update all shards in lockstep: each round of sums is one collective."""

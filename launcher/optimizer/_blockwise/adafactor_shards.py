@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from launcher.contracts import Box, Shard
-from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, compute_dtype
-from launcher.optimizer._buckets import Bucket
-from launcher.optimizer._factored_passes import (
+from launcher.optimizer._blockwise.adafactor_passes import (
     Moments,
     apply_update,
     param_square_sums,
@@ -20,6 +18,8 @@ from launcher.optimizer._factored_passes import (
     scaled_square_sums,
     update_factors,
 )
+from launcher.optimizer._blockwise.blocks import Blocks, Scratch, blocks_of, compute_dtype
+from launcher.optimizer._blockwise.buckets import Bucket
 
 
 @dataclass(frozen=True, slots=True)

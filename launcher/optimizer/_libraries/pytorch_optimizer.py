@@ -1,13 +1,23 @@
-"""SOAP whose state between steps is plain tensors by name."""
+"""AdEMAMix and SOAP of pytorch-optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from pytorch_optimizer import SOAP
+from pytorch_optimizer import SOAP, AdEMAMix
 from pytorch_optimizer.optimizer.utils.shape import merge_small_dims
 from typing_extensions import override
+
+
+class PortableAdEMAMix(AdEMAMix):
+    """AdEMAMix of pytorch-optimizer; its groups count their steps before there is one, too."""
+
+    group_state = ("step",)
+    """What the groups remember between steps."""
+
+    def __init__(self, params: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__([{**group, "step": 0} for group in params], **options)
 
 
 class PortableSOAP(SOAP):

@@ -16,9 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from launcher.contracts import UNSHARDED, Sharding
-from launcher.optimizer._blocks import Blocks, Scratch, blocks_of, compute_dtype
-from launcher.optimizer._buckets import SMALL_ELEMENTS, Bucket
-from launcher.optimizer._factored_passes import (
+from launcher.optimizer._blockwise.adafactor_passes import (
     Moments,
     apply_update,
     fold_squares,
@@ -27,10 +25,11 @@ from launcher.optimizer._factored_passes import (
     scaled_square_sums,
     update_factors,
 )
-from launcher.optimizer._factored_shards import MatrixShard
-from launcher.optimizer._packed_sums import Shapes
-from launcher.optimizer._per_tensor import PerTensor, Sums
-from launcher.optimizer._relative_step import relative_step
+from launcher.optimizer._blockwise.adafactor_shards import MatrixShard
+from launcher.optimizer._blockwise.blocks import Blocks, Scratch, blocks_of, compute_dtype
+from launcher.optimizer._blockwise.buckets import SMALL_ELEMENTS, Bucket
+from launcher.optimizer._blockwise.per_tensor import PerTensor, Shapes, Sums
+from launcher.optimizer._blockwise.relative_step import relative_step
 
 
 class AdafactorOptimizer(PerTensor):

@@ -1,4 +1,4 @@
-"""How optimizers made of torch's operations walk: one kernel, lists, or tensor by tensor."""
+"""Choose torch's fused, foreach or for-loop implementation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FUSED = frozenset({"cpu", "cuda", "mps", "xpu", "hpu", "mtia"})
 _FOREACH = frozenset({"cuda", "xpu", "mtia"})
 
 
-class InTorch(OptimizerOption):
+class FusedOption(OptimizerOption):
     """An optimizer of torch's that has a fused kernel on some devices."""
 
     fused_on: ClassVar[frozenset[str]] = _FUSED
@@ -30,7 +30,7 @@ class InTorch(OptimizerOption):
     """Whether the kernel takes sharded (DTensor) parameters."""
 
     implementation: Literal["auto", "fused", "foreach", "loop"]
-    """`auto` takes what the device has, fused first, and says so in the log."""
+    """`auto` takes the first of fused, foreach and for-loop that the device has, and logs it."""
 
     @override
     def unsupported_on(self, device_type: str) -> Mapping[str, str]:
@@ -39,8 +39,8 @@ class InTorch(OptimizerOption):
             return found
         return {**found, "implementation": f"{device_type} has no fused {self.kind}; use auto"}
 
-    def walk(self, groups: Sequence[dict[str, Any]], device_type: str) -> dict[str, bool]:
-        """The `fused` and `foreach` arguments; see `choose`."""
+    def kernel_flags(self, groups: Sequence[dict[str, Any]], device_type: str) -> dict[str, bool]:
+        """Return the `fused` and `foreach` arguments."""
         return choose(
             self.implementation,
             groups,
@@ -51,16 +51,16 @@ class InTorch(OptimizerOption):
         )
 
 
-class Unfused(OptimizerOption):
-    """An optimizer without a fused kernel: it walks over lists, or tensor by tensor."""
+class ForeachOption(OptimizerOption):
+    """An optimizer without a fused kernel."""
 
     implementation: Literal["auto", "foreach", "loop"]
-    """`auto` takes foreach where it pays, and says so in the log."""
+    """`auto` takes foreach on GPUs and the for-loop elsewhere, and logs it."""
 
-    def in_lists(self, groups: Sequence[dict[str, Any]], device_type: str) -> bool:
-        """The `foreach` argument; see `choose`."""
-        walk = choose(self.implementation, groups, device_type, kind=self.kind, fused=frozenset())
-        return walk["foreach"]
+    def use_foreach(self, groups: Sequence[dict[str, Any]], device_type: str) -> bool:
+        """Return the `foreach` argument."""
+        flags = choose(self.implementation, groups, device_type, kind=self.kind, fused=frozenset())
+        return flags["foreach"]
 
 
 def choose(
@@ -72,13 +72,12 @@ def choose(
     fused: frozenset[str] = _FUSED,
     fuses_sharded: bool = True,
 ) -> dict[str, bool]:
-    """The `fused` and `foreach` arguments of a torch optimizer; says which was chosen, and why.
+    """Return the `fused` and `foreach` arguments of a torch optimizer, and log the reason.
 
     Args:
-        asked: What the config says; `auto` takes the first of fused, foreach, loop that the device
-            has.
-        groups: The parameter groups that the optimizer will take.
-        device_type: Where the parameters are.
+        asked: The configured implementation.
+        groups: Parameter groups of the optimizer.
+        device_type: Kind of device of the parameters.
         kind: The optimizer's kind, for messages.
         fused: Kinds of devices for which torch has a fused kernel of this optimizer.
         fuses_sharded: Whether torch's fused kernel of this optimizer takes sharded (DTensor)
@@ -87,20 +86,20 @@ def choose(
     Raises:
         ConfigError: `fused` is asked for where it does not exist.
     """
-    hindrance = _not_fusible(groups, device_type, fused, fuses_sharded=fuses_sharded)
-    if asked == "fused" and hindrance:
-        message = f"fused {kind} does not work with {hindrance}; use auto"
+    obstacle = _not_fusible(groups, device_type, fused, fuses_sharded=fuses_sharded)
+    if asked == "fused" and obstacle:
+        message = f"fused {kind} does not work with {obstacle}; use auto"
         raise ConfigError([Problem("optimizer.implementation", message)])
     if asked != "auto":
         chosen, reason = asked, "as configured"
-    elif not hindrance:
+    elif not obstacle:
         chosen, reason = "fused", f"one kernel per group on {device_type}"
     elif device_type in _FOREACH:
-        chosen, reason = "foreach", f"fused does not work with {hindrance}"
+        chosen, reason = "foreach", f"fused does not work with {obstacle}"
     else:
         chosen, reason = (
             "loop",
-            f"fused does not work with {hindrance}, lists do not pay on {device_type}",
+            f"fused does not work with {obstacle}, foreach is not faster on {device_type}",
         )
     _log.info("%s: %s implementation (%s)", kind, chosen, reason)
     return {"fused": chosen == "fused", "foreach": chosen == "foreach"}

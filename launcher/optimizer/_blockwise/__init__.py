@@ -1,0 +1,1 @@
+"""Adafactor, LAMB and StableAdamW, in cache-sized blocks, with sums over shards."""

@@ -1,0 +1,77 @@
+"""Fields that several optimizers share, each documented once."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from launcher.contracts import OptimizerOption, Pattern
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""Share of a running mean that is kept each step."""
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+OpenUnit = Annotated[float, Field(gt=0, lt=1)]
+Epsilon = Annotated[float, Field(ge=0, le=1)]
+
+
+class LearningRate(OptimizerOption):
+    """An optimizer that always has a learning rate."""
+
+    # The largest useful rate is that of schedule-free SGD, about 10: more is a typing error.
+    lr: float = Field(gt=0, le=1e3)
+    """Peak learning rate; the schedule scales it."""
+
+
+class SecondMoment(LearningRate):
+    """An optimizer that divides by the root of a running mean of squared gradients."""
+
+    group_options: ClassVar[frozenset[str]] = LearningRate.group_options | {"betas", "eps"}
+
+    eps: Epsilon
+    """Added to the root of the second moment."""
+
+
+class Moments(SecondMoment):
+    """An optimizer with Adam's two running means."""
+
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean of gradients and of their squares."""
+
+
+class MixedMoments(SecondMoment):
+    """AdEMAMix, whatever format its moments are kept in."""
+
+    group_options: ClassVar[frozenset[str]] = SecondMoment.group_options | {"alpha"}
+
+    betas: tuple[OpenUnit, Beta, OpenUnit]
+    """Decay of the fast running mean of gradients, of that of their squares, and of the slow
+    one."""
+    alpha: float = Field(ge=0, le=1e3)
+    """Weight of the slow mean in the update; that of the fast one is 1."""
+    t_alpha_beta3: int | None = Field(gt=0)
+    """Optimizer steps in which alpha grows from 0 and the third beta from the first; the paper
+    uses the length of the run. null has both from the start, which often diverges."""
+
+
+class DecoupledDecay(OptimizerOption):
+    """An optimizer with a choice of weight decay."""
+
+    decouple: bool
+    """Decay the weights themselves, as AdamW, rather than add the decay to the gradient."""
+
+
+class KahanSum(OptimizerOption):
+    """An optimizer that can carry the rounding errors of its weights."""
+
+    kahan_sum: bool | None
+    """Carry the rounding errors of the weights; null does so for 16-bit weights."""
+
+
+class Matrices(OptimizerOption):
+    """An optimizer that treats hidden matrices differently: see `hidden_matrices`."""
+
+    matrices: tuple[Pattern, ...]
+    """Patterns of two-dimensional parameters outside the blocks that count as hidden matrices."""
+    not_matrices: tuple[Pattern, ...]
+    """Patterns of parameters that do not count as hidden matrices."""

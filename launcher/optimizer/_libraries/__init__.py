@@ -1,0 +1,1 @@
+"""Optimizers of other packages, with state that can be saved by name."""

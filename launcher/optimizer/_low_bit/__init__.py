@@ -1,0 +1,1 @@
+"""Optimizers with 8-bit and 4-bit state."""

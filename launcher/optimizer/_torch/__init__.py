@@ -1,0 +1,1 @@
+"""Torch's optimizers, and optimizers written in torch operations."""
