@@ -76,6 +76,7 @@ class Named:
     owners: list[type[nn.Module]]
 
     def matched_by(self, pattern: str) -> bool:
+        """Return whether a pattern matches one of the names."""
         return any(re.search(pattern, name) for name in self.names)
 
 
