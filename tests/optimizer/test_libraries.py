@@ -23,9 +23,7 @@ def test_a_missing_library_names_the_package_that_brings_it(
 ) -> None:
     soap = build_option("soap")
     monkeypatch.setattr(type(soap), "package", ("no_such_library", "no-such-library"))
-    with pytest.raises(
-        ConfigError, match=r"soap needs the package .*: pip install no-"
-    ):
+    with pytest.raises(ConfigError, match=r"soap needs the package .*: pip install no-"):
         soap.preflight()
 
 

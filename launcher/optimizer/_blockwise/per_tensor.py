@@ -22,7 +22,7 @@ from typing_extensions import override
 from launcher.contracts import Shard, Sharding
 from launcher.optimizer._blockwise.blocks import Scratch, block_elements, compute_dtype
 from launcher.optimizer._blockwise.buckets import BUCKET_ELEMENTS, Bucket, alike
-from launcher.optimizer._torch.base import BaseOptimizer
+from launcher.optimizer._torch.closures import BaseOptimizer
 
 Sums = Mapping[str, Tensor]
 """Sums over elements of a bucket's tensors, by the name of what is summed."""

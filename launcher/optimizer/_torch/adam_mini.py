@@ -13,7 +13,7 @@ from typing_extensions import override
 from launcher.contracts import OptimizerTarget
 from launcher.errors import ConfigError, Problem
 from launcher.optimizer._groups.param_groups import parameters
-from launcher.optimizer._torch.base import BaseOptimizer
+from launcher.optimizer._torch.closures import BaseOptimizer
 
 
 def block_rows(

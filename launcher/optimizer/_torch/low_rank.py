@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.optimizer._torch.base import BaseOptimizer
+from launcher.optimizer._torch.closures import BaseOptimizer
 
 Side = Literal["std", "reverse_std", "left", "right"]
 

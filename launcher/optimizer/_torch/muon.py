@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.contracts import Sharding
-from launcher.optimizer._torch.base import BaseOptimizer
+from launcher.optimizer._torch.closures import BaseOptimizer
 
 _BATCH_ELEMENTS = 1 << 25
 """Elements of the whole matrices that exist at once: 128 MiB of float32. Smaller batches would

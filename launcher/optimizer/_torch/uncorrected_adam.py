@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from typing_extensions import override
 
-from launcher.optimizer._torch.base import BaseOptimizer
+from launcher.optimizer._torch.closures import BaseOptimizer
 
 
 def uncorrected_adam_(
