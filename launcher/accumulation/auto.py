@@ -1,6 +1,6 @@
 """The micro-batch is found at launch; the global batch is given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -10,7 +10,7 @@ from typing_extensions import override
 from launcher.accumulation._given import GivenMicroBatch
 from launcher.accumulation.samples import Samples
 from launcher.accumulation.tokens import Tokens
-from launcher.contracts import AccumulationOption, BatchPlan, MicroBatchSearch
+from launcher.contracts import AccumulationOption, BatchPlan, ConfigView, MicroBatchSearch
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,13 @@ class Auto(AccumulationOption):
         if (self.samples_per_step is None) == (self.tokens_per_step is None):
             raise ValueError("give samples_per_step or tokens_per_step, and make the other null")
         return self
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        given, other = "samples_per_step", "tokens_per_step"
+        if self.samples_per_step is None:
+            given, other = other, given
+        return {**super().not_applicable(config), other: f"{given} gives the global batch"}
 
     @property
     @override

@@ -10,7 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from launcher.config import _diagnose, _hydra_ext, rules
+from launcher.config import _diagnose, _hydra_ext, effects, rules
 from launcher.config._provenance import NO_CODE
 from launcher.config.compose import (
     COMPOSITION_ERRORS,
@@ -81,6 +81,7 @@ def validate(composed: Composed, problems: Sequence[Problem] = ()) -> LoadedConf
         found = merged(problems, error.problems)
     else:
         found += rules.broken(config)
+        found += effects.typed_in_vain(config, composed.origin)
         if not found:
             return LoadedConfig(config, composed)
     raise ConfigError(composed.attributed(found))

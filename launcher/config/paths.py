@@ -32,6 +32,12 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
+def is_packaged(origin: str) -> bool:
+    """Return whether an origin (`file:line: text`) names a file that comes with trainctl."""
+    file = origin.partition(":")[0]
+    return file.startswith((f"{CONF.name}/", f"{RECIPES.name}/")) and (CONF.parent / file).is_file()
+
+
 def extension_folders() -> Iterator[tuple[str, Path]]:
     """Yield the YAML folders of installed packages with their entry points' names, sorted by them.
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from launcher.config import derive, rules
+from launcher.config import derive, effects, rules
 from launcher.config.problems import leaves, merged
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
@@ -140,6 +140,7 @@ def apply(
         problems = merged(problems, error.problems)
     else:
         problems += rules.broken(config)
+        problems += effects.typed_in_vain(config, composed.origin)
     new = config.model_dump(mode="json")
     changes = classify(old, new) + _batch_changes(stored, config)
     problems += _unknown_allowed(allow, {**old, **new})

@@ -65,6 +65,7 @@ from launcher.contracts.options import (
     TaskOption,
 )
 from launcher.contracts.precision import LossScale, Precision
+from launcher.contracts.reads import Reads, recorded, unrecorded
 from launcher.contracts.schedule import Horizon, Misfit, Schedule
 from launcher.contracts.search import MicroBatchSearch
 from launcher.contracts.sharding import UNSHARDED, Box, LocalShard, Shard, Sharding, Unsharded
@@ -114,6 +115,7 @@ __all__ = [
     "Precision",
     "PrecisionOption",
     "PublishedCheckpoint",
+    "Reads",
     "Records",
     "Request",
     "Row",
@@ -140,4 +142,6 @@ __all__ = [
     "is_sharded_state",
     "named_tensors",
     "param_of",
+    "recorded",
+    "unrecorded",
 ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import override
 
+from launcher.contracts import reads
 from launcher.contracts.observers import LogContext
 from launcher.contracts.task import HeadName
 from launcher.errors import DataError, Problem
@@ -49,6 +50,9 @@ DEVICES = ("cpu", "cuda", "mps")
 """Kinds of device, as torch names them."""
 
 
+_get = object.__getattribute__
+
+
 class Settings(BaseModel):
     """A part of the config. Unknown keys are errors; values do not change after validation."""
 
@@ -62,6 +66,23 @@ class Settings(BaseModel):
         # Most classes are only inherited from: their validators are never needed.
         defer_build=True,
     )
+
+    read_on_event: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a run reads only when something happens in it, such as an overflow."""
+
+    if not TYPE_CHECKING:  # a type checker would take every attribute for a field
+
+        def __getattribute__(self, name: str) -> Any:
+            if reads.active is not None:
+                reads.active.note(self, name)
+            return _get(self, name)
+
+    @override
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copy = super().model_copy(update=update, deep=deep)
+        if reads.active is not None:
+            reads.active.follow(self, copy, update or {})
+        return copy
 
 
 class Option(Settings, ABC):
@@ -101,6 +122,16 @@ class Option(Settings, ABC):
     def unsupported_on(self, device_type: str) -> Mapping[str, str]:
         """Return what cannot work on a kind of device: by field, why, and what to do."""
         del device_type
+        return {}
+
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        """Return the fields that have no effect in this run: by field, why.
+
+        A field that a run does not read is a mistake unless it is named here. To type one on the
+        command line is an error. A nested field is named by its dotted key. An override also
+        returns what `super().not_applicable(config)` does.
+        """
+        del config
         return {}
 
     @property

@@ -6,14 +6,14 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import DataOption, DataSplits
+from launcher.contracts import ConfigView, DataOption, DataSplits
 from launcher.data._files import Document, Unreadable, is_held_out, read_document
 from launcher.data._records import TextRecords
 from launcher.errors import DataError
@@ -43,6 +43,13 @@ class TextFiles(DataOption):
     on_error: Literal["stop", "skip"]
     """What a file that is empty, unreadable or not UTF-8 does: stop the run, or be left out and
     counted."""
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        if self.validation_files is None:
+            return found
+        return {**found, "validation_fraction": "validation_files says what is held out"}
 
     @override
     def preflight(self) -> None:
@@ -75,7 +82,7 @@ class TextFiles(DataOption):
         results = [read_document(path) for path in paths]
         documents = [result for result in results if isinstance(result, Document)]
         bad = [result for result in results if isinstance(result, Unreadable)]
-        if bad and (self.on_error == "stop" or not documents):
+        if (self.on_error == "stop" or not documents) and bad:
             _stop_at(bad)
         if bad:
             tally = ", ".join(f"{n} {kind}" for kind, n in Counter(b.kind for b in bad).items())

@@ -99,6 +99,9 @@ def run_ranks(
 
 
 def _print_result(result: Result, run_dir: RunDir, shown: Path, command: str) -> None:
+    for key, origin in result.without_effect.items():
+        warning = f"trainctl: warning: {key} had no effect: nothing in this run read it ({origin})"
+        print(warning, file=sys.stderr)  # noqa: T201
     if result.stopped is not None:
         print(f"stopped after step {result.step:,}: {result.stopped}")  # noqa: T201
     if result.scores:

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Result:
         references: Figures that put the scores in perspective.
         sample: Generated text, if the task has some.
         stopped: Reason why the run ended before its full length; None if it did not.
+        unread: Settings that rank 0 did not read.
+        without_effect: Settings of the user's that no process read, each with who set it.
     """
 
     step: int
@@ -39,6 +41,8 @@ class Result:
     references: Mapping[str, float]
     sample: str | None
     stopped: str | None
+    unread: Sequence[str] = ()
+    without_effect: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,7 +90,7 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
         process = next((rank for rank in ranks if rank.rank == first.rank), None)
         raise _error(run_dir, first.rank, records.get(first.rank), process, len(ranks))
     values = records[0]
-    names = ("step", "scores", "references", "sample", "stopped")
+    names = ("step", "scores", "references", "sample", "stopped", "unread")
     return Result(**{name: values[name] for name in names})
 
 
@@ -105,6 +109,7 @@ def write_result(run_dir: RunDir, result: Result | TrainctlError) -> None:
             "references": dict(result.references),
             "sample": result.sample,
             "stopped": result.stopped,
+            "without_effect": dict(result.without_effect),
         }
     write_atomically(run_dir.result, to_json(values))
 

@@ -6,10 +6,13 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
+from launcher.config.effects import without_effect
 from launcher.config.schema import RunConfig
+from launcher.contracts import recorded
 from launcher.errors import TrainctlError
 from launcher.launch import _outcome
 from launcher.launch._early import EarlyRank
@@ -45,10 +48,14 @@ def start(
     """
     try:
         _outcome.clear(run_dir)
-        result = _run(config, run_dir, lock, early, quiet=quiet)
+        with recorded(config) as reads:
+            result = _run(config, run_dir, lock, early, quiet=quiet)
     except TrainctlError as error:
         _outcome.write_result(run_dir, error)
         raise
+    unread = [key for key in reads.unread() if key in result.unread]
+    unused = without_effect(config, unread, _provenance(run_dir))
+    result = replace(result, without_effect=unused)
     _outcome.write_result(run_dir, result)
     return result
 
@@ -132,6 +139,15 @@ def _start_ranks(
                     output=output,
                 )
             ranks.append(process)
+
+
+def _provenance(run_dir: RunDir) -> Mapping[str, str]:
+    """Who set each key, as far as the run directory says."""
+    try:
+        origins: dict[str, str] = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return origins
 
 
 def _folder(run_dir: RunDir) -> str | None:

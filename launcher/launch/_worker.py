@@ -27,6 +27,7 @@ from launcher.launch._signals import DUMP, StopFlag
 from launcher.run_dir import RunDir
 
 if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
     from launcher.training.runner import Outcome
 
 _PR_SET_PDEATHSIG = 1
@@ -71,16 +72,27 @@ def main(path: str, run: Callable[[RunDir, StopFlag], Outcome] | None = None) ->
 
 def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     # Imported here: the signals of a launch that is cancelled at once must find their handlers.
-    from launcher.config.rules import unsupported
     from launcher.config.schema import RunConfig
-    from launcher.launch._world import read_world, share_of_cores
+    from launcher.contracts import recorded
 
     try:
         config = RunConfig.from_json(run_dir.config.read_text(encoding="utf-8"))
     except OSError as error:
         raise LaunchError(f"cannot read {run_dir.config}: {error.strerror}") from error
+    with recorded(config) as reads:
+        outcome = _run_config(config, run_dir, stop)
+    return replace(outcome, unread=reads.unread())
+
+
+def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
+    from launcher.config.rules import unsupported
+    from launcher.contracts import unrecorded
+    from launcher.launch._world import read_world, share_of_cores
+
     world = read_world(config.launch.device, config.parallelism.layout)
-    if problems := list(unsupported(config, world.device.partition(":")[0])):
+    with unrecorded():
+        problems = list(unsupported(config, world.device.partition(":")[0]))
+    if problems:
         raise ConfigError(problems)
     # The launcher decides before a run, so that only its trials still have a search.
     trial = config.accumulation.search is not None

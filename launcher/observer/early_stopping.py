@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -21,6 +21,8 @@ class EarlyStopping(ObserverOption):
     The scores are the same on all ranks, so that all of them stop after the same step. A score that
     is not finite is no improvement. A resumed run goes on counting where the checkpoint was.
     """
+
+    read_on_event: ClassVar[frozenset[str]] = frozenset({"mode", "min_delta"})
 
     kind: Literal["early_stopping"]
     metric: str

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Engine, EngineParts, Layout, ParallelismOption
+from launcher.contracts import ConfigView, Engine, EngineParts, Layout, ParallelismOption
 
 
 class DDP(ParallelismOption):
@@ -34,6 +35,14 @@ class DDP(ParallelismOption):
     @override
     def layout(self, ranks: int) -> Layout:
         return Layout(dp_replicate=ranks)
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        if config.launch.ranks > 1:
+            return found
+        fields = type(self).model_fields.keys() - {"kind"}
+        return {**found, **dict.fromkeys(sorted(fields), "one rank exchanges no gradients")}
 
     @override
     def build(self, parts: EngineParts) -> Engine:

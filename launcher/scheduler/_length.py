@@ -97,6 +97,11 @@ def resolve(name: str, length: float | str, horizon: Horizon) -> int:
     return math.ceil(steps)
 
 
+def is_zero(length: float | str) -> bool:
+    """Return whether a length is nothing, however long the run is."""
+    return not (_parsed(length)[0] if isinstance(length, str) else length)
+
+
 def resolve_positive(name: str, length: float | str, horizon: Horizon) -> int:
     """The length in optimizer steps, of a part that cannot be empty.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from launcher.contracts import Misfit, SchedulerOption
+from launcher.contracts import ConfigView, Misfit, SchedulerOption
 from launcher.errors import ConfigError
 from launcher.registry import option_class
 
@@ -61,6 +61,22 @@ def watched_inside(schedules: Mapping[str, SchedulerOption]) -> dict[str, str]:
         score: f"{place}.{field}"
         for place, schedule in schedules.items()
         for score, field in schedule.watches.items()
+    }
+
+
+def not_applicable_inside(
+    schedules: Mapping[str, SchedulerOption], config: ConfigView
+) -> dict[str, str]:
+    """Return the fields of nested schedules that have no effect, each with its reason.
+
+    Args:
+        schedules: By their place in the whole.
+        config: The whole config.
+    """
+    return {
+        f"{place}.{field}": reason
+        for place, schedule in schedules.items()
+        for field, reason in schedule.not_applicable(config).items()
     }
 
 

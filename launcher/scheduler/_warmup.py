@@ -1,13 +1,14 @@
 """Warm-up, which any schedule may have in front of it."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule, SchedulerOption
+from launcher.contracts import ConfigView, Horizon, Misfit, Schedule, SchedulerOption
 from launcher.scheduler._curve import Curve, Factor, Ramp
-from launcher.scheduler._length import Length, resolve, told
+from launcher.scheduler._length import Length, is_zero, resolve, told
 
 
 class WarmedUp(SchedulerOption):
@@ -38,12 +39,20 @@ class WarmedUp(SchedulerOption):
     def ramp(self, peak_lr: float, warmup: int) -> Factor:
         """The warm-up over the peak, for the steps from 0 to `warmup` - 1."""
         del peak_lr
-        return lambda step: (step / warmup) ** self.warmup_power
+        power = self.warmup_power
+        return lambda step: float((step / warmup) ** power)
 
     def joined(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         """Ramp and schedule in one, also for a warm-up that is longer than the run."""
         then = self.after_warmup(peak_lr, warmup, horizon)
         return Ramp(Curve(peak_lr, self.ramp(peak_lr, warmup)), warmup, then) if warmup else then
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        if not is_zero(self.warmup_steps):
+            return found
+        return {**found, "warmup_power": "warmup_steps is 0"}
 
     @override
     def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:

@@ -3,7 +3,7 @@
 import math
 from abc import ABC
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -20,6 +20,10 @@ class Watching(WarmedUp, ABC):
     the scores are over all ranks, so every rank moves alike. Evaluations during the warm-up do not
     count. A score that is not finite is no improvement.
     """
+
+    read_on_event: ClassVar[frozenset[str]] = frozenset(
+        {"mode", "factor", "threshold", "threshold_mode", "cooldown", "eps"}
+    )
 
     metric: str
     """Which validation score, by the name that metrics.jsonl has for it: `eval_loss`."""

@@ -7,9 +7,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Schedule
+from launcher.contracts import ConfigView, Horizon, Schedule
 from launcher.scheduler._length import not_empty
-from launcher.scheduler._nested import AnySchedule, misplaced, recalled, remembered, watched_inside
+from launcher.scheduler._nested import (
+    AnySchedule,
+    misplaced,
+    not_applicable_inside,
+    recalled,
+    remembered,
+    watched_inside,
+)
 from launcher.scheduler._warmup import WarmedUp
 
 
@@ -28,6 +35,11 @@ class Chained(WarmedUp):
     @override
     def watches(self) -> Mapping[str, str]:
         return watched_inside({f"parts.{place}": part for place, part in enumerate(self.parts)})
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        parts = {f"parts.{place}": part for place, part in enumerate(self.parts)}
+        return {**super().not_applicable(config), **not_applicable_inside(parts, config)}
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:

@@ -27,4 +27,5 @@ class Constant(WarmedUp):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        return Curve(peak_lr, lambda _: self.factor)
+        factor = self.factor
+        return Curve(peak_lr, lambda _: factor)

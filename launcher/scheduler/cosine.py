@@ -28,10 +28,10 @@ class Cosine(Floored):
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = max(1, horizon.max_steps - warmup)
-        floor = self.floor(peak_lr)
+        floor, cycles = self.floor(peak_lr), self.num_cycles
 
         def factor(step: int) -> float:
-            wave = 0.5 * (1 + math.cos(math.pi * self.num_cycles * 2 * step / steps))
+            wave = 0.5 * (1 + math.cos(math.pi * cycles * 2 * step / steps))
             return wave * (1 - floor) + floor
 
         return Curve(peak_lr, factor)

@@ -28,16 +28,16 @@ class CosineWarmRestarts(Floored):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        floor = self.floor(peak_lr)
+        floor, growth = self.floor(peak_lr), self.T_mult
         first = resolve_positive("T_0", self.T_0, horizon)
 
         def factor(step: int) -> float:
             length = first
-            if self.T_mult == 1:
+            if growth == 1:
                 step %= length
             while step >= length:
                 step -= length
-                length *= self.T_mult
+                length *= growth
             return floor + (1 - floor) * (1 + math.cos(math.pi * step / length)) / 2
 
         return Curve(peak_lr, factor)

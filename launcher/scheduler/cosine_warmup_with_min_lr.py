@@ -30,19 +30,19 @@ class CosineWarmupWithMinLr(Floored):
 
     @override
     def ramp(self, peak_lr: float, warmup: int) -> Factor:
-        start = self.warmup_lr_rate
+        start, power = self.warmup_lr_rate, self.warmup_power
         if start is None:
-            return lambda step: ((step + 1) / warmup) ** self.warmup_power
+            return lambda step: float(((step + 1) / warmup) ** power)
         rise = 1 - start
-        return lambda step: start + rise * (step / max(1, warmup - 1)) ** self.warmup_power
+        return lambda step: float(start + rise * (step / max(1, warmup - 1)) ** power)
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = max(1, horizon.max_steps - warmup)
-        floor = self.floor(peak_lr)
+        floor, cycles = self.floor(peak_lr), self.num_cycles
 
         def factor(step: int) -> float:
-            wave = 0.5 * (1 + math.cos(math.pi * self.num_cycles * 2 * (step + 1) / steps))
+            wave = 0.5 * (1 + math.cos(math.pi * cycles * 2 * (step + 1) / steps))
             return wave * (1 - floor) + floor
 
         return Curve(peak_lr, factor)

@@ -27,13 +27,13 @@ class CosineWithRestarts(Floored):
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = max(1, horizon.max_steps - warmup)
-        floor = self.floor(peak_lr)
+        floor, cycles = self.floor(peak_lr), self.num_cycles
 
         def factor(step: int) -> float:
             progress = step / steps
             if progress >= 1:
                 return floor
-            wave = 0.5 * (1 + math.cos(math.pi * (self.num_cycles * progress % 1.0)))
+            wave = 0.5 * (1 + math.cos(math.pi * (cycles * progress % 1.0)))
             return wave * (1 - floor) + floor
 
         return Curve(peak_lr, factor)

@@ -1,12 +1,13 @@
 """Triangles between the floor and the peak."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Schedule
+from launcher.contracts import ConfigView, Horizon, Schedule
 from launcher.scheduler._curve import Curve
 from launcher.scheduler._floor import Floored
 from launcher.scheduler._length import Length, resolve_positive
@@ -37,6 +38,11 @@ class Cyclic(Floored):
         return self
 
     @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        return found if self.mode == "exp_range" else {**found, "gamma": f"mode is {self.mode}"}
+
+    @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         floor = self.floor(peak_lr)
         up = resolve_positive("step_size_up", self.step_size_up, horizon)
@@ -46,16 +52,18 @@ class Cyclic(Floored):
             else resolve_positive("step_size_down", self.step_size_down, horizon)
         )
 
+        mode, gamma = self.mode, self.gamma
+
         def factor(step: int) -> float:
             period = up + down
             cycle = math.floor(1 + step / period)
             place = 1 + step / period - cycle
             rise = up / period
             height = place / rise if place <= rise else (place - 1) / (rise - 1)
-            if self.mode == "triangular2":
+            if mode == "triangular2":
                 height *= 0.5 ** (cycle - 1)
-            elif self.mode == "exp_range":
-                height *= self.gamma**step
+            elif mode == "exp_range":
+                height *= gamma**step
             return floor + (1 - floor) * height
 
         return Curve(peak_lr, factor)

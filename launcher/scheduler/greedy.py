@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule
+from launcher.contracts import ConfigView, Horizon, Misfit, Schedule
 from launcher.scheduler._watching import Watching, current
 
 
@@ -20,6 +20,11 @@ class Greedy(Watching):
 
     Source: Transformers' `GreedyLR` (`greedy`).
     """
+
+    read_on_event: ClassVar[frozenset[str]] = Watching.read_on_event | {
+        "warmup_evaluations",
+        "reset_start",
+    }
 
     kind: Literal["greedy"]
     """Rise while a score gets better, fall when it stops."""
@@ -33,6 +38,11 @@ class Greedy(Watching):
     """Scores in that mean."""
     reset_start: int = Field(ge=1)
     """Reductions wanted at the floor before everything starts anew."""
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        return found if self.smooth else {**found, "window_size": "smooth is false"}
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:

@@ -39,4 +39,5 @@ class Multistep(WarmedUp):
                     "steps after its warm-up; take it out or lengthen the run",
                 )
         milestones.sort()
-        return Curve(peak_lr, lambda step: self.gamma ** bisect_right(milestones, step))
+        gamma = self.gamma
+        return Curve(peak_lr, lambda step: gamma ** bisect_right(milestones, step))

@@ -36,7 +36,7 @@ class Polynomial(WarmedUp):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        steps = horizon.max_steps - warmup
+        steps, power = horizon.max_steps - warmup, self.power
         end = over_peak("lr_end", self.lr_end, self.lr_end_ratio, peak_lr)
         if end == 1:
             raise Misfit(
@@ -47,7 +47,7 @@ class Polynomial(WarmedUp):
         def factor(step: int) -> float:
             if step >= steps:
                 return end
-            height: float = (1 - step / steps) ** self.power
+            height: float = (1 - step / steps) ** power
             return (1 - end) * height + end
 
         return Curve(peak_lr, factor)

@@ -8,9 +8,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule, Settings
+from launcher.contracts import ConfigView, Horizon, Misfit, Schedule, Settings
 from launcher.scheduler._length import Length, not_empty, resolve, told
-from launcher.scheduler._nested import AnySchedule, misplaced, recalled, remembered, watched_inside
+from launcher.scheduler._nested import (
+    AnySchedule,
+    misplaced,
+    not_applicable_inside,
+    recalled,
+    remembered,
+    watched_inside,
+)
 from launcher.scheduler._warmup import WarmedUp
 
 
@@ -43,6 +50,11 @@ class Sequence(WarmedUp):
     def watches(self) -> Mapping[str, str]:
         stages = enumerate(self.stages)
         return watched_inside({f"stages.{i}.schedule": stage.schedule for i, stage in stages})
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        stages = {f"stages.{i}.schedule": each.schedule for i, each in enumerate(self.stages)}
+        return {**super().not_applicable(config), **not_applicable_inside(stages, config)}
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:

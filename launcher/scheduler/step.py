@@ -36,4 +36,5 @@ class Step(WarmedUp):
                 f"is {told(self.step_size, size)}, but the run has {steps} steps after its "
                 "warm-up: the rate would never fall; shorten step_size or choose constant",
             )
-        return Curve(peak_lr, lambda step: self.gamma ** (step // size))
+        gamma = self.gamma
+        return Curve(peak_lr, lambda step: gamma ** (step // size))

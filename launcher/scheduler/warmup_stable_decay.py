@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule
+from launcher.contracts import ConfigView, Horizon, Misfit, Schedule
 from launcher.scheduler._curve import Curve, Factor
 from launcher.scheduler._floor import Floored
 from launcher.scheduler._length import Length, resolve, told
@@ -59,11 +59,21 @@ class WarmupStableDecay(Floored):
         return self
 
     @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = dict(super().not_applicable(config))
+        if "warmup_power" in found:
+            found["warmup_type"] = found["warmup_power"]
+        if self.decay_type != "cosine":
+            found["num_cycles"] = f"decay_type is {self.decay_type}"
+        return found
+
+    @override
     def ramp(self, peak_lr: float, warmup: int) -> Factor:
         floor = self.floor(peak_lr)
+        rise, power = _RISES[self.warmup_type], self.warmup_power
 
         def factor(step: int) -> float:
-            height = _RISES[self.warmup_type]((step / warmup) ** self.warmup_power)
+            height = rise((step / warmup) ** power)
             return height * (1 - floor) + floor
 
         return factor
@@ -75,26 +85,27 @@ class WarmupStableDecay(Floored):
 
     def level_then_down(self, peak_lr: float, stable: int, decay: int) -> Schedule:
         """What follows the warm-up, from lengths in steps that were found to fit the run."""
-        floor = self.floor(peak_lr)
+        floor, height = self.floor(peak_lr), self._height()
 
         def factor(step: int) -> float:
             if step < stable:
                 return 1.0
             if step >= stable + decay:
                 return floor
-            return max(0.0, self._height((step - stable) / decay) * (1 - floor) + floor)
+            return max(0.0, height((step - stable) / decay) * (1 - floor) + floor)
 
         return Curve(peak_lr, factor)
 
-    def _height(self, progress: float) -> float:
-        """The cool-down from 1 to 0, at a part of its length in [0, 1)."""
+    def _height(self) -> Callable[[float], float]:
+        """The cool-down from 1 to 0, over its length from 0 to 1."""
         match self.decay_type:
             case "linear":
-                return 1 - progress
+                return lambda progress: 1 - progress
             case "cosine":
-                return 0.5 * (1 + math.cos(math.pi * self.num_cycles * 2 * progress))
+                cycles = self.num_cycles
+                return lambda progress: 0.5 * (1 + math.cos(math.pi * cycles * 2 * progress))
             case "1-sqrt":
-                return 1 - math.sqrt(progress)
+                return lambda progress: 1 - math.sqrt(progress)
 
     def _stable(self, warmup: int, decay: int, horizon: Horizon) -> int:
         """Length of the level stretch in steps."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Task, TaskOption, Tokenizer
+from launcher.contracts import ConfigView, Task, TaskOption, Tokenizer
 
 
 class CausalLM(TaskOption):
@@ -33,6 +34,14 @@ class CausalLM(TaskOption):
     """Length of that sample, in tokens; 0 for none."""
     sample_temperature: float = Field(ge=0)
     """Its randomness: 0 takes the likeliest token, 1 draws from the model's distribution."""
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        if self.sample_tokens:
+            return found
+        reason = "sample_tokens is 0"
+        return {**found, "sample_prompt": reason, "sample_temperature": reason}
 
     @override
     def build(self, tokenizer: Tokenizer) -> Task:

@@ -31,6 +31,7 @@ from launcher.contracts import (
     Task,
     TrainState,
     World,
+    unrecorded,
 )
 from launcher.errors import CheckpointError, ConfigError, DataError, NonFinite
 from launcher.model import build_module
@@ -69,12 +70,14 @@ class Outcome:
         scores: The last validation scores; empty where none were made.
         references: Baselines of the scores.
         sample: Text that the model generated, if the task has some.
+        unread: Settings that this rank did not read.
     """
 
     state: TrainState
     scores: Mapping[str, float]
     references: Mapping[str, float]
     sample: str | None
+    unread: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +206,9 @@ def build(
             f"tokens, one step needs {plan.samples_per_step}: give more text, or a smaller "
             "accumulation or task.seq_len"
         )
-    if problems := list(unknown_scores(config, task.metrics(validation).names)):
+    with unrecorded():
+        problems = list(unknown_scores(config, task.metrics(validation).names))
+    if problems:
         raise ConfigError(problems)
     horizon = derive.horizon(config, len(train_samples))
     schedule = derive.schedule(config, horizon)

@@ -1,0 +1,67 @@
+"""Settings without effect: which they are, and who set them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from launcher.config._provenance import COMMAND_LINE
+from launcher.config.paths import is_packaged
+from launcher.config.problems import leaves
+from launcher.config.schema import RunConfig
+from launcher.errors import Problem
+
+# What commands read before and after the ranks.
+_OF_COMMANDS = {
+    "name": "it names the folder of the run",
+    "run_root": "it names the folder of all runs",
+    "objective": "a sweep reads it",
+    "objective_mode": "a sweep reads it",
+}
+
+
+def not_applicable(config: RunConfig) -> dict[str, str]:
+    """Return the settings that have no effect in this run: by key, why."""
+    return {
+        f"{group}.{field}": reason
+        for group, option in config.options()
+        for field, reason in option.not_applicable(config).items()
+    }
+
+
+def typed_in_vain(config: RunConfig, origin: Callable[[str], str]) -> Iterator[Problem]:
+    """Yield the settings that were typed on the command line and have no effect.
+
+    Those of a file are no mistake: a word may have switched off what they belong to. Nor is null,
+    which switches something off itself.
+
+    Args:
+        config: The run.
+        origin: Who set a key.
+    """
+    values = dict(leaves(config.model_dump()))
+    for key, reason in not_applicable(config).items():
+        typed = origin(key).startswith(COMMAND_LINE)
+        if typed and values.get(key, ...) is not None:
+            yield Problem(key, f"has no effect: {reason}; leave it out")
+
+
+def without_effect(
+    config: RunConfig, unread: Iterable[str], provenance: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the settings of the user's that a run did not read: by key, who set it.
+
+    Args:
+        config: The run.
+        unread: Keys that no process of the run read.
+        provenance: Who set each key.
+    """
+    declared = {*_OF_COMMANDS, *not_applicable(config)}
+    origins = {key: _origin(key, provenance) for key in unread if key not in declared}
+    return {key: origin for key, origin in origins.items() if origin and not is_packaged(origin)}
+
+
+def _origin(key: str, provenance: Mapping[str, str]) -> str:
+    """Who set a key, or the list that it is in; "" when that is not known."""
+    while key not in provenance and "." in key:
+        key = key.rpartition(".")[0]
+    return provenance.get(key, "")
