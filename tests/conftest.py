@@ -13,19 +13,28 @@ from typing import Any
 
 import pytest
 
+from tests import fork_server
+
 ROOT = Path(__file__).resolve().parent.parent
 TOY = ROOT / "tests" / "toy"
 
 
 @dataclass
 class Console:
-    """trainctl in a folder of its own, with the toy kinds installed as a third party's."""
+    """trainctl in a folder of its own, with the toy kinds installed as a third party's.
+
+    Attributes:
+        folder: The working directory.
+        forked: Fork the processes from one that has imported torch, which is faster; False starts
+            them as a user does.
+    """
 
     folder: Path
+    forked: bool = True
 
     @classmethod
-    def in_folder(cls, folder: Path) -> Console:
-        """The command, in an empty folder."""
+    def in_folder(cls, folder: Path, *, forked: bool = True) -> Console:
+        """Return the command in an empty folder."""
         info = folder / "site" / "toy-1.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
@@ -40,7 +49,7 @@ class Console:
         }
         lines = [f"{name} = {source}" for name, source in kinds.items()]
         (info / "entry_points.txt").write_text("\n".join(["[trainctl.options]", *lines, ""]))
-        return cls(folder)
+        return cls(folder, forked)
 
     def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
         """Start `trainctl WORDS`."""
@@ -51,6 +60,8 @@ class Console:
             "OMP_NUM_THREADS": "1",
             **variables,
         }
+        if self.forked:
+            return fork_server.start(["-m", "launcher", *words], cwd=self.folder, env=environment)
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "launcher", *words],
             cwd=self.folder,
@@ -94,3 +105,9 @@ def toy_words(*words: str) -> Sequence[str]:
 def trainctl(tmp_path: Path) -> Console:
     """The command, in an empty folder."""
     return Console.in_folder(tmp_path)
+
+
+@pytest.fixture
+def trainctl_as_installed(tmp_path: Path) -> Console:
+    """The command, in an empty folder; every process imports what it needs itself."""
+    return Console.in_folder(tmp_path, forked=False)

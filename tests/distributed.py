@@ -1,13 +1,11 @@
 """Functions on several real ranks: processes that share a gloo group on the loopback interface.
 
-Ranks are forked from a server process that has imported torch and the test module, and that never
-ran an OpenMP region: forking pytest itself, whose thread pool is alive, makes children hang. A
-world of two ranks is up in a quarter of a second.
+Ranks are forked from a process of `tests.fork_server` that has imported the test module. A world of
+two ranks is up in a quarter of a second.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import datetime as dt
 import faulthandler
@@ -15,16 +13,16 @@ import importlib
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import IO, Any
+
+from tests.fork_server import start
 
 ROOT = Path(__file__).resolve().parent.parent
 # A rank whose peer has died says so; the peer's own error is what a reader needs.
@@ -83,64 +81,31 @@ def end_of_ranks(
     function: Callable[..., Any], *args: Any, ranks: int = 2, timeout_s: float = 120
 ) -> list[Ended]:
     """Run a function on every rank, as `run_on_ranks` does, and return how each rank ended."""
-    server = _server()
-    assert server.stdin is not None
-    assert server.stdout is not None
-    job = (function.__module__, function.__qualname__, args, ranks, timeout_s)
-    pickle.dump(job, server.stdin)
-    server.stdin.flush()
-    ended = pickle.load(server.stdout)
-    if isinstance(ended, str):
-        raise RankError(ended)
-    return [Ended(*each) for each in ended]
+    with tempfile.TemporaryDirectory() as folder:
+        job = (function.__module__, function.__qualname__, args, ranks, timeout_s)
+        Path(folder, "job").write_bytes(pickle.dumps(job))
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        world = start(["-m", "tests.distributed", folder], cwd=ROOT, env=environment)
+        _, err = world.communicate()
+        if world.returncode:
+            raise RankError(err)
+        return [Ended(*each) for each in pickle.loads(Path(folder, "ended").read_bytes())]
 
 
-@cache
-def _server() -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.distributed"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        cwd=ROOT,
-    )
-    atexit.register(server.kill)
-    return server
-
-
-def _serve() -> None:
-    """Fork the ranks of one job after another, until standard input ends."""
-    import torch
-    import torch._dynamo  # noqa: F401 - the first optimizer imports it: seconds on every rank
-
-    torch.set_num_threads(1)
-    # What a test prints must not get among the answers.
-    jobs, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    while True:
-        try:
-            module, name, args, ranks, timeout_s = pickle.load(jobs)
-        except EOFError:
-            return
-        answer: object
-        try:
-            function: Any = importlib.import_module(module)
-            for part in name.split("."):
-                function = getattr(function, part)
-        except Exception:  # noqa: BLE001 - reported to the test that asked
-            answer = f"{module}.{name} cannot be imported\n{traceback.format_exc()}"
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                answer = _world(function, args, ranks, timeout_s, Path(folder))
-        pickle.dump(answer, answers)
-        answers.flush()
+def _main(folder: Path) -> None:
+    """Run the job of a folder and leave there how each rank ended."""
+    module, name, args, ranks, timeout_s = pickle.loads((folder / "job").read_bytes())
+    function: Any = importlib.import_module(module)
+    for part in name.split("."):
+        function = getattr(function, part)
+    ended = _world(function, args, ranks, timeout_s, folder)
+    (folder / "ended").write_bytes(pickle.dumps(ended))
 
 
 def _world(
@@ -232,4 +197,4 @@ def _left_by(folder: Path, rank: int) -> tuple[Any, str]:
 
 
 if __name__ == "__main__":
-    _serve()
+    _main(Path(sys.argv[1]))

@@ -12,7 +12,8 @@ from launcher import errors
 from tests.conftest import Console, toy_words
 
 
-def test_the_run_directory(trainctl: Console) -> None:
+def test_the_run_directory(trainctl_as_installed: Console) -> None:
+    trainctl = trainctl_as_installed
     out, _ = trainctl.toy("seed=1")
     run_dir = trainctl.run_dir()
     names = {path.name for path in run_dir.iterdir()}
@@ -163,7 +164,8 @@ def test_disk_full_in_mid_save(trainctl: Console) -> None:
         subprocess.run(["umount", str(disk)], check=False)
 
 
-def test_a_users_module_does_not_shadow_ours(trainctl: Console) -> None:
+def test_a_users_module_does_not_shadow_ours(trainctl_as_installed: Console) -> None:
+    trainctl = trainctl_as_installed
     for name in ("random.py", "launcher.py", "torch.py"):
         (trainctl.folder / name).write_text("raise SystemExit('shadowed')")
     trainctl.toy("max_steps=1", "checkpoint.every_steps=null")

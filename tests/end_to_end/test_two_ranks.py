@@ -31,7 +31,7 @@ def recorded(run_dir: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], bytes]:
     """Trace and weights of two ranks that nobody disturbed."""
-    trainctl = Console.in_folder(tmp_path_factory.mktemp("quiet"))
+    trainctl = Console.in_folder(tmp_path_factory.mktemp("quiet"), forked=False)
     trainctl.toy(*TWO)
     run_dir = trainctl.run_dir()
     return trace(trainctl, run_dir), weights(run_dir)
