@@ -45,6 +45,7 @@ from launcher.contracts.optimizer import (
     OptimizerTarget,
     ParamGroups,
     Pattern,
+    UsualLr,
     is_sharded_state,
 )
 from launcher.contracts.options import (
@@ -136,6 +137,7 @@ __all__ = [
     "TrainState",
     "Unsharded",
     "UpdateStats",
+    "UsualLr",
     "Window",
     "World",
     "canonical_name",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, OptimizerTarget
+from launcher.contracts import OptimizerOption, OptimizerTarget, UsualLr
 from launcher.optimizer._blockwise.relative_step import LARGEST_RELATIVE_STEP, relative_step
 from launcher.optimizer._groups.fields import Positive
 
@@ -41,6 +41,9 @@ class Adafactor(OptimizerOption):
         "scale_parameter",
     }
     clips_itself: ClassVar[bool] = True
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {
+        "lr": UsualLr(full=(1e-5, 1e-3), adapter=(1e-4, 1e-3))
+    }
 
     kind: Literal["adafactor"]
     lr: float | None = Field(gt=0)

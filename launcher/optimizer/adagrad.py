@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._groups.fields import Epsilon, LearningRate
+from launcher.contracts import UsualLr
+from launcher.optimizer._groups.fields import RMS_LR, Epsilon, LearningRate
 from launcher.optimizer._torch.implementation import FusedOption
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Adagrad(LearningRate, FusedOption):
     fused_on: ClassVar[frozenset[str]] = frozenset({"cpu"})
     fuses_sharded: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": RMS_LR}
 
     kind: Literal["adagrad"]
     lr_decay: float = Field(ge=0)

@@ -8,13 +8,14 @@ tested against it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerTarget
-from launcher.optimizer._groups.fields import Matrices, Moments
+from launcher.contracts import OptimizerTarget, UsualLr
+from launcher.optimizer._groups.fields import RMS_LR, Matrices, Moments
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,8 @@ class APOLLO(Moments, Matrices):
 
     Source: Zhu et al. 2024, arXiv:2412.05270, algorithm 1, and its package apollo-torch 1.0.3.
     """
+
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": RMS_LR}
 
     kind: Literal["apollo"]
     rank: int = Field(ge=1)

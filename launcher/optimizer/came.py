@@ -5,12 +5,14 @@ Its authors' package is a single file; pytorch-optimizer is tested, typed and re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._groups.fields import Beta, LearningRate, Positive
+from launcher.contracts import UsualLr
+from launcher.optimizer._groups.fields import ADAM_LR, Beta, LearningRate, Positive
 from launcher.optimizer._libraries.options import LibraryOption
 from launcher.optimizer._torch.implementation import ForeachOption
 
@@ -33,6 +35,7 @@ class CAME(LearningRate, ForeachOption, LibraryOption):
     clips_itself: ClassVar[bool] = True
 
     package: ClassVar[tuple[str, str]] = ("pytorch_optimizer", "pytorch-optimizer")
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": ADAM_LR}
 
     kind: Literal["came"]
     betas: tuple[Beta, Beta, Beta]

@@ -7,13 +7,14 @@ bitsandbytes. The arithmetic of the authors' package is kept, and tested against
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerTarget
-from launcher.optimizer._groups.fields import Matrices, Moments
+from launcher.contracts import OptimizerTarget, UsualLr
+from launcher.optimizer._groups.fields import RMS_LR, Matrices, Moments
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ class GaLore(Moments, Matrices):
 
     Source: Zhao et al. 2024, arXiv:2403.03507, algorithm 2, and its package galore-torch 1.0.
     """
+
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": RMS_LR}
 
     kind: Literal["galore"]
     rank: int = Field(ge=1)

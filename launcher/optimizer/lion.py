@@ -6,12 +6,13 @@ that keeps bfloat16 and float16 weights exact by Kahan summation, and the smalle
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
-from launcher.contracts import OptimizerTarget
-from launcher.optimizer._groups.fields import Beta, KahanSum, LearningRate
+from launcher.contracts import OptimizerTarget, UsualLr
+from launcher.optimizer._groups.fields import LION_LR, Beta, KahanSum, LearningRate
 from launcher.optimizer._libraries.options import LibraryOption
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Lion(LearningRate, KahanSum, LibraryOption):
     elementwise: ClassVar[bool] = True
 
     package: ClassVar[tuple[str, str]] = ("optimi", "torch-optimi")
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": LION_LR}
 
     kind: Literal["lion"]
     betas: tuple[Beta, Beta]

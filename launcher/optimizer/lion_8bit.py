@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from launcher.contracts import UsualLr
+from launcher.optimizer._groups.fields import LION_LR
 from launcher.optimizer._low_bit.options import EightBitLion
 
 
@@ -13,5 +15,6 @@ class Lion8bit(EightBitLion):
     """
 
     classes: ClassVar[Mapping[str, str]] = {"bitsandbytes": "Lion8bit"}
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": LION_LR}
 
     kind: Literal["lion_8bit"]

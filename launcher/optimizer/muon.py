@@ -7,13 +7,14 @@ matrices; embeddings, the head, vectors and stacked experts are not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerTarget
-from launcher.optimizer._groups.fields import Beta, Epsilon, LearningRate, Matrices
+from launcher.contracts import OptimizerTarget, UsualLr
+from launcher.optimizer._groups.fields import ADAM_LR, Beta, Epsilon, LearningRate, Matrices
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,10 @@ class Muon(LearningRate, Matrices):
         "momentum",
         "nesterov",
         "betas",
+    }
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {
+        "lr": UsualLr(full=(1e-4, 2e-3), adapter=(1e-3, 1e-2)),
+        "adamw_lr": ADAM_LR,
     }
 
     kind: Literal["muon"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerTarget
+from launcher.contracts import OptimizerTarget, UsualLr
 from launcher.optimizer._groups.fields import DecoupledDecay, Moments
 from launcher.optimizer._libraries.options import LibraryOption
 
@@ -26,6 +27,7 @@ class Prodigy(Moments, DecoupledDecay, LibraryOption):
     owns_schedule: ClassVar[bool] = True
 
     package: ClassVar[tuple[str, str]] = ("prodigyopt", "prodigyopt")
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {}
 
     kind: Literal["prodigy"]
     lr: float = Field(gt=0, le=1e3)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._groups.fields import Beta, Epsilon, LearningRate
+from launcher.contracts import UsualLr
+from launcher.optimizer._groups.fields import RMS_LR, Beta, Epsilon, LearningRate
 from launcher.optimizer._torch.implementation import ForeachOption
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class RMSprop(LearningRate, ForeachOption):
 
     group_options: ClassVar[frozenset[str]] = LearningRate.group_options | {"alpha", "eps"}
     elementwise: ClassVar[bool] = True
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": RMS_LR}
 
     kind: Literal["rmsprop"]
     alpha: Beta

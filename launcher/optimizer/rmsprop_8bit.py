@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from launcher.optimizer._groups.fields import Epsilon, OpenUnit
+from launcher.contracts import UsualLr
+from launcher.optimizer._groups.fields import RMS_LR, Epsilon, OpenUnit
 from launcher.optimizer._low_bit.options import EightBit
 
 
@@ -18,6 +19,7 @@ class RMSprop8bit(EightBit):
     group_options: ClassVar[frozenset[str]] = EightBit.group_options | {"eps"}
     classes: ClassVar[Mapping[str, str]] = {"bitsandbytes": "RMSprop8bit"}
     moments: ClassVar[int] = 1
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": RMS_LR}
 
     kind: Literal["rmsprop_8bit"]
     alpha: OpenUnit

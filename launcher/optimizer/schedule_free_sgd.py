@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.optimizer._groups.fields import OpenUnit
+from launcher.contracts import UsualLr
+from launcher.optimizer._groups.fields import SGD_LR, OpenUnit
 from launcher.optimizer._libraries.options import ScheduleFree
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ class ScheduleFreeSGD(ScheduleFree):
     """
 
     group_options: ClassVar[frozenset[str]] = ScheduleFree.group_options | {"momentum"}
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": SGD_LR}
 
     kind: Literal["schedule_free_sgd"]
     momentum: OpenUnit

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.optimizer._groups.fields import LearningRate
+from launcher.contracts import UsualLr
+from launcher.optimizer._groups.fields import SGD_LR, LearningRate
 from launcher.optimizer._torch.implementation import FusedOption
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class SGD(LearningRate, FusedOption):
     # torch has no sharding rule for the fused kernel of SGD.
     fuses_sharded: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": SGD_LR}
 
     kind: Literal["sgd"]
     momentum: float = Field(ge=0, lt=1)

@@ -6,13 +6,14 @@ pytorch-optimizer is tested, typed and released monthly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import OptimizerTarget
-from launcher.optimizer._groups.fields import Moments
+from launcher.contracts import OptimizerTarget, UsualLr
+from launcher.optimizer._groups.fields import RMS_LR, Moments
 from launcher.optimizer._libraries.options import LibraryOption
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class SOAP(Moments, LibraryOption):
     """
 
     package: ClassVar[tuple[str, str]] = ("pytorch_optimizer", "pytorch-optimizer")
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": RMS_LR}
 
     kind: Literal["soap"]
     shampoo_beta: float | None = Field(ge=0, lt=1)

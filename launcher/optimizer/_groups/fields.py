@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from launcher.contracts import OptimizerOption, Pattern
+from launcher.contracts import OptimizerOption, Pattern, UsualLr
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """Share of a running mean that is kept each step."""
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
+
+ADAM_LR = UsualLr(full=(5e-6, 5e-5), adapter=(1e-4, 5e-4))
+# The update has the size of the sign: about 3 to 10 times Adam's.
+LION_LR = UsualLr(full=(1e-6, 1e-5), adapter=(2e-5, 1e-4))
+# Updates without momentum, or in another basis, are smaller.
+RMS_LR = UsualLr(full=(1e-5, 1e-4), adapter=(1e-4, 1e-3))
+SGD_LR = UsualLr(full=(1e-3, 1e-2), adapter=(1e-2, 1e-1))
 
 
 class LearningRate(OptimizerOption):
@@ -27,6 +35,7 @@ class SecondMoment(LearningRate):
     """An optimizer that divides by the root of a running mean of squared gradients."""
 
     group_options: ClassVar[frozenset[str]] = LearningRate.group_options | {"betas", "eps"}
+    usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": ADAM_LR}
 
     eps: Epsilon
     """Added to the root of the second moment."""
