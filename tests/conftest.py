@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before torch is imported: two workers of pytest with two threads each would fight for two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests import fork_server
 
@@ -51,15 +54,19 @@ class Console:
         (info / "entry_points.txt").write_text("\n".join(["[trainctl.options]", *lines, ""]))
         return cls(folder, forked)
 
-    def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
-        """Start `trainctl WORDS`."""
-        environment = os.environ | {
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables of its processes."""
+        return os.environ | {
             # The tree under test comes first, wherever another one is installed.
             "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(TOY), str(ROOT)]),
             "TRAINCTL_CONFIG_DIR": str(TOY / "conf"),
             "OMP_NUM_THREADS": "1",
-            **variables,
         }
+
+    def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
+        """Start `trainctl WORDS`."""
+        environment = self.environment | variables
         if self.forked:
             return fork_server.start(["-m", "launcher", *words], cwd=self.folder, env=environment)
         return subprocess.Popen(
@@ -78,6 +85,11 @@ class Console:
         assert process.returncode == status, f"status {process.returncode}\n{out}\n{err}"
         return out, err
 
+    def call(self, function: Callable[..., Any], *args: Any) -> tuple[str, str]:
+        """Call a function in a process that has the kinds, and return what was printed."""
+        _, out, err = fork_server.call(function, *args, cwd=self.folder, env=self.environment)
+        return out, err
+
     def toy(self, *words: str, **options: Any) -> tuple[str, str]:
         """Run a toy job of 12 steps of 4 samples that evaluates and saves now and then."""
         return self("run", *toy_words(*words), **options)
@@ -87,7 +99,7 @@ class Console:
         return max((self.folder / "runs" / name).iterdir(), key=lambda p: p.stat().st_mtime_ns)
 
     def rows(self, run_dir: Path) -> list[dict[str, Any]]:
-        """What is in metrics.jsonl."""
+        """Return the rows of metrics.jsonl."""
         return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import faulthandler
-import importlib
 import os
 import pickle
 import signal
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tests.fork_server import start
+from tests.fork_server import call
 
 ROOT = Path(__file__).resolve().parent.parent
 # A rank whose peer has died says so; the peer's own error is what a reader needs.
@@ -81,31 +80,17 @@ def end_of_ranks(
     function: Callable[..., Any], *args: Any, ranks: int = 2, timeout_s: float = 120
 ) -> list[Ended]:
     """Run a function on every rank, as `run_on_ranks` does, and return how each rank ended."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        job = (function.__module__, function.__qualname__, args, ranks, timeout_s)
-        Path(folder, "job").write_bytes(pickle.dumps(job))
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        }
-        world = start(["-m", "tests.distributed", folder], cwd=ROOT, env=environment)
-        _, err = world.communicate()
-        if world.returncode:
-            raise RankError(err)
-        return [Ended(*each) for each in pickle.loads(Path(folder, "ended").read_bytes())]
-
-
-def _main(folder: Path) -> None:
-    """Run the job of a folder and leave there how each rank ended."""
-    module, name, args, ranks, timeout_s = pickle.loads((folder / "job").read_bytes())
-    function: Any = importlib.import_module(module)
-    for part in name.split("."):
-        function = getattr(function, part)
-    ended = _world(function, args, ranks, timeout_s, folder)
-    (folder / "ended").write_bytes(pickle.dumps(ended))
+        world = (function, args, ranks, timeout_s, Path(folder))
+        ended, _, _ = call(_world, *world, cwd=ROOT, env=environment)
+    return [Ended(*each) for each in ended]
 
 
 def _world(
@@ -194,7 +179,3 @@ def _left_by(folder: Path, rank: int) -> tuple[Any, str]:
     result, log = folder / f"{rank}.pickle", folder / f"{rank}.log"
     value = pickle.loads(result.read_bytes()) if result.exists() else None
     return value, log.read_text(errors="replace") if log.exists() else ""
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))

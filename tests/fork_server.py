@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -63,6 +63,34 @@ def start(words: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> subproc
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def call(
+    function: Callable[..., Any], *args: Any, cwd: Path, env: Mapping[str, str]
+) -> tuple[Any, str, str]:
+    """Call a function of a test module in a process of its own.
+
+    Returns:
+        What it returned, and what was printed on standard output and error.
+
+    Raises:
+        AssertionError: It raised; the message is the traceback.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        job = (function.__module__, function.__qualname__, args)
+        Path(folder, "job").write_bytes(pickle.dumps(job))
+        process = start(["-m", "tests.fork_server", "call", folder], cwd=cwd, env=env)
+        out, err = process.communicate()
+        assert process.returncode == 0, f"status {process.returncode}\n{err}"
+        return pickle.loads(Path(folder, "result").read_bytes()), out, err
+
+
+def _call(folder: Path) -> None:
+    module, name, args = pickle.loads((folder / "job").read_bytes())
+    function: Any = importlib.import_module(module)
+    for part in name.split("."):
+        function = getattr(function, part)
+    (folder / "result").write_bytes(pickle.dumps(function(*args)))
 
 
 class _Requested(subprocess.Popen[str]):
@@ -146,7 +174,7 @@ def _server() -> socket.socket:
     }
     with theirs:
         server = subprocess.Popen(
-            [*_PROGRAM, "tests.fork_server", str(theirs.fileno())],
+            [*_PROGRAM, "tests.fork_server", "serve", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env=environment,
@@ -307,11 +335,14 @@ def _run(module: str) -> NoReturn:
         os._exit(status & 0xFF)
 
 
-def _main(descriptor: int) -> None:
+def _main(command: str, argument: str) -> None:
+    if command == "call":
+        _call(Path(argument))
+        return
     for name in [*_PRELOADED, *_modules_of_launcher()]:
         importlib.import_module(name)
-    _Server(socket.socket(fileno=descriptor)).serve()
+    _Server(socket.socket(fileno=int(argument))).serve()
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]))
+    _main(*sys.argv[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,26 +12,13 @@ import torch
 
 from launcher import api
 from launcher.errors import CheckpointError, ConfigError, LaunchError, NonFinite
-from tests.conftest import TOY, Console, toy_words
+from tests.conftest import Console, toy_words
 
 
-@pytest.fixture
-def toy(trainctl: Console, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The toy kinds, installed as a third party's, in this process and in the ranks."""
-    site = trainctl.folder / "site"
-    monkeypatch.chdir(trainctl.folder)
-    for path in (str(TOY), str(site)):
-        monkeypatch.syspath_prepend(path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(TOY), *sys.path[2:]]))
-    monkeypatch.setenv("TRAINCTL_CONFIG_DIR", str(TOY / "conf"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return trainctl.folder
-
-
-def test_a_run_from_start_to_model(toy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def run_from_start_to_model() -> None:
     config = api.load_config(toy_words("max_steps=6", "checkpoint.every_steps=2"))
+    config = config.model_copy(update={"seed": 5})
     finished = api.run(config)
-    assert capfd.readouterr() == ("", "")
     assert finished.config == config
     assert finished.result.step == 6
     assert finished.result.stopped is None
@@ -51,9 +37,22 @@ def test_a_run_from_start_to_model(toy: Path, capfd: pytest.CaptureFixture[str])
     assert any(not torch.equal(tensor, exported[name]) for name, tensor in before.items())
     with pytest.raises(CheckpointError, match="no checkpoint of step 5; there are: 4, 6"):
         finished.load_model(5)
+    # What was changed in Python says so.
+    assert '"seed": "set in Python"' in (finished.path / "provenance.json").read_text()
+    with pytest.raises(ConfigError, match="never end"):
+        api.run(config.model_copy(update={"max_steps": None}))
+    # Without pandas, columns are arrays.
+    sys.modules["pandas"] = None  # type: ignore[assignment] # so that it cannot be imported
+    columns = finished.metrics()
+    assert isinstance(columns, dict)
+    assert (columns["loss"].dtype, columns["loss"].shape) == (np.float64, (6,))
 
 
-def test_two_ranks_and_a_resume(toy: Path) -> None:
+def test_a_run_from_start_to_model(trainctl: Console) -> None:
+    assert trainctl.call(run_from_start_to_model) == ("", "")
+
+
+def run_two_ranks_and_resume() -> None:
     words = toy_words("parallelism=ddp", "launch.processes=2", "max_steps=4")
     first = api.run(api.load_config(words))
     assert [checkpoint.ranks for checkpoint in first.checkpoints()] == [2]
@@ -64,37 +63,25 @@ def test_two_ranks_and_a_resume(toy: Path) -> None:
         api.resume(first.path, ["seed=9"])
 
 
-def test_errors_are_the_documented_ones(toy: Path) -> None:
+def test_two_ranks_and_a_resume(trainctl: Console) -> None:
+    trainctl.call(run_two_ranks_and_resume)
+
+
+def cause_errors() -> None:
     with pytest.raises(ConfigError, match="did you mean 'max_steps'"):
         api.load_config(["max_stps=3"])
     with pytest.raises(NonFinite) as caught:
         api.run(api.load_config(toy_words("task.poison=3", "max_steps=60")))
     assert 3 in caught.value.indices
-    [path] = (toy / "runs" / "toy").iterdir()
+    [path] = Path("runs/toy").iterdir()
     with pytest.raises(NonFinite):
         api.Run(path).result  # noqa: B018 - the property raises
     with pytest.raises(LaunchError, match="no run directory"):
-        api.Run(toy)
+        api.Run(Path.cwd())
 
 
-def test_a_config_changed_in_python_says_so(toy: Path) -> None:
-    config = api.load_config(toy_words("max_steps=2")).model_copy(update={"seed": 5})
-    finished = api.run(config)
-    assert finished.config.seed == 5
-    assert '"seed": "set in Python"' in (finished.path / "provenance.json").read_text()
-    with pytest.raises(ConfigError, match="never end"):
-        api.run(config.model_copy(update={"max_steps": None}))
-
-
-def test_columns_are_arrays_without_pandas(toy: Path) -> None:
-    finished = api.run(api.load_config(toy_words("max_steps=2")))
-    code = (
-        "import sys; sys.modules['pandas'] = None\n"
-        f"from launcher.api import Run; metrics = Run({str(finished.path)!r}).metrics()\n"
-        "print(type(metrics).__name__, metrics['loss'].dtype, metrics['loss'].shape)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "dict float64 (2,)\n"
+def test_errors_are_the_documented_ones(trainctl: Console) -> None:
+    trainctl.call(cause_errors)
 
 
 def test_importing_it_is_cheap() -> None:
