@@ -17,7 +17,7 @@ for inspection), and, during a save or after a kill, `.tmp-…` (being written),
 deleted) and `.replaced-…` (being replaced).
 
 This package holds the stores, one module per kind. Which step is saved is decided in
-training.observers, what a resumed run may change in training.runner.
+training.saving, what a resumed run may change in training.runner.
 
 Adding a store: a module `launcher/checkpoint/<kind>.py` with one CheckpointOption, whose `build`
 gives a CheckpointStore, and `conf/checkpoint/<kind>.yaml`.

@@ -30,6 +30,7 @@ TABLE: dict[str, tuple[Kind, str]] = {
     "max_grad_value": ("safe", "gradients are limited otherwise from here on"),
     "eval_every_steps": ("safe", "only when it is looked at changes"),
     "eval_max_samples": ("safe", "scores before and after cover different samples"),
+    "final_eval_max_samples": ("safe", "scores before and after cover different samples"),
     "objective": ("safe", "only what a sweep is given changes"),
     "objective_mode": ("safe", "only what a sweep is given changes"),
     "log_every_steps": ("safe", "only what is written changes"),

@@ -99,7 +99,9 @@ class RunConfig(Settings):
     eval_every_steps: int | None = Field(gt=0)
     """Score the held-out documents after every so many steps; null only at the end of the run."""
     eval_max_samples: int | None = Field(gt=0)
-    """Held-out samples that an evaluation looks at; null takes all."""
+    """Held-out samples that an evaluation within the run scores; null takes all."""
+    final_eval_max_samples: int | None = Field(gt=0)
+    """Held-out samples that the evaluation after the last step scores; null takes all."""
     objective: str = Field(min_length=1)
     """Validation score of the finished run that a sweep improves, as metrics.jsonl names it."""
     objective_mode: Literal["min", "max"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from launcher.contracts.state import TrainState
 
@@ -29,7 +29,8 @@ class StepReport:
         lr: Learning rate of the step.
         scores: Validation scores over all ranks, when this step was evaluated.
         last: The run ends normally with this step: at its full length, or because an observer that
-            was called before returned a `Stop`. The scores are then those of all held-out samples.
+            was called before returned a `Stop`. The scores are then those of at most
+            `final_eval_max_samples` held-out samples.
     """
 
     state: TrainState
@@ -90,6 +91,8 @@ class RunContext:
         run_dir: Where files go.
         world: This process's place among the ranks.
         start: The state that the run starts from, with what observers remembered.
+        logged_step: Last step whose row is final: that of `start`, or the one before it if the
+            evaluation of that step was interrupted and is repeated.
         max_steps: The step at which the run ends if no observer stops it before.
         summary: The header: what is said once at the start, (label, text) in order.
         recorder: Makes the observer that writes rows of metrics to sinks.
@@ -100,6 +103,7 @@ class RunContext:
     run_dir: RunDir
     world: World
     start: TrainState
+    logged_step: int
     max_steps: int
     summary: Sequence[tuple[str, str]]
     recorder: Callable[[Sequence[Sink]], Observer]
@@ -107,17 +111,23 @@ class RunContext:
 
 
 Row = Mapping[str, float | int | None]
-"""One logged step: `step`, `loss`, `lr`, `grad_norm`, …; None is a number that there is not."""
+"""One logged step. `loss` is the mean over the steps since the row before, `loss_step` that of the
+step alone; with them `step`, `lr`, `grad_norm`, …; None is a number that there is not."""
 
 
-class Sink(Protocol):
+class Sink(ABC):
     """Where rows go."""
 
+    @abstractmethod
     def write(self, row: Row) -> None:
-        """One logged step; on disk, for a killed process, when this returns."""
+        """Write one logged step; on disk, for a killed process, when this returns."""
 
+    def show_evaluation(self, done: int, total: int) -> None:  # noqa: B027 - files need not
+        """Show that so many of all samples are evaluated; by default nothing."""
+
+    @abstractmethod
     def close(self) -> None:
-        """No more rows."""
+        """Close the sink: no more rows come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +136,7 @@ class LogContext:
 
     Attributes:
         run_dir: Where files go.
-        start_step: The step that a resumed run starts from: what later rows a killed predecessor
-            wrote is void.
+        start_step: Last step whose row is final; a resumed run writes those after it again.
         max_steps: The step at which the run ends.
         summary: The header: what is said once at the start, (label, text) in order.
     """

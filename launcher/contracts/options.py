@@ -401,7 +401,7 @@ class LoggingOption(Option):
     def observers(self, context: RunContext) -> Sequence[Observer]:
         if context.world.rank != 0:
             return ()
-        log = LogContext(context.run_dir, context.start.step, context.max_steps, context.summary)
+        log = LogContext(context.run_dir, context.logged_step, context.max_steps, context.summary)
         return [context.recorder(self.build(log))]
 
 

@@ -19,10 +19,10 @@ from launcher.errors import OutOfMemory
 from launcher.launch._memory import Memory, memory_of
 from launcher.run_dir import RunDir, write_atomically
 from launcher.training import rng
-from launcher.training.observers import stopped
-from launcher.training.out_of_memory import is_refusal
-from launcher.training.requests import RankRequests, stop_signal
-from launcher.training.runner import Outcome, Parts, build
+from launcher.training.out_of_memory import is_out_of_memory
+from launcher.training.parts import Parts, build
+from launcher.training.requests import RankRequests, stop_error, stop_signal
+from launcher.training.runner import Outcome
 
 MAX_STEPS = 12
 """A trial ends when its memory has stopped growing, and with this step at the latest."""
@@ -59,7 +59,7 @@ def try_out(
     try:
         _rehearse(config, world, memory, stop)
     except Exception as error:
-        if not is_refusal(error):
+        if not is_out_of_memory(error):
             raise
         refused = True
     peak = memory.peak()
@@ -119,7 +119,7 @@ def _train_step(parts: Parts, window: Window, lr: float | None) -> None:
         parts.engine.forward_backward(window)
         update = parts.engine.update(lr)
         if (signal := stop_signal(update.requests)) is not None:
-            raise stopped(signal, 0)
+            raise stop_error(signal, 0)
         if update.applied:
             return
 

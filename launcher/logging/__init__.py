@@ -2,7 +2,7 @@
 
 What lives here: sinks, which take one row per logged step (`contracts.Row`) and never ask for more;
 the one console of the process. What may not: when a step is logged and what its row holds
-(training.observers), and anything that reads a tensor.
+(training.metrics), and anything that reads a tensor.
 
 Rules that every sink keeps: a row is in the file, for a process that is killed the next moment,
 when `write` returns; a resumed run leaves no row of a step that it has not done; a number that

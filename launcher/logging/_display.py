@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from rich.text import Text
+from typing_extensions import override
 
 from launcher.contracts import LogContext, Row, Sink
 from launcher.logging import _lines
@@ -28,13 +29,14 @@ def display(mode: Literal["auto", "live", "plain"], context: LogContext) -> Sink
     return LiveDisplay(context) if live and not terminal.is_dumb_terminal else PlainLines(context)
 
 
-class PlainLines:
+class PlainLines(Sink):
     """One line per row, for logs and pipes."""
 
     def __init__(self, context: LogContext) -> None:
         self._max_steps = context.max_steps
         self._pace = _lines.Pace(context.start_step, context.max_steps)
 
+    @override
     def write(self, row: Row) -> None:
         """Print the row, its scores on a line of their own."""
         position = _lines.position(row, self._max_steps)
@@ -45,11 +47,12 @@ class PlainLines:
         if scores := _lines.scores(row):
             say(Text(f"{position}  {_lines.joined(scores)}"))
 
+    @override
     def close(self) -> None:
         """Every line is out already."""
 
 
-class LiveDisplay:
+class LiveDisplay(Sink):
     """A bar and the newest numbers, redrawn in place; scores scroll away above them.
 
     No thread draws: a display that ticks between rows would take time from the training.
@@ -64,6 +67,7 @@ class LiveDisplay:
         self._drawn = time.monotonic()
         _unless_gone(lambda: self._live.start(refresh=True))
 
+    @override
     def write(self, row: Row) -> None:
         """Take the row; draw it if the last drawing is old enough."""
         picture = self._bar(int(row["step"] or 0), self._pace.eta(row))
@@ -77,6 +81,7 @@ class LiveDisplay:
             self._drawn = now
             _unless_gone(self._live.refresh)
 
+    @override
     def close(self) -> None:
         """Draw the last row and leave it standing."""
         _unless_gone(self._live.stop)

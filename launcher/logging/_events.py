@@ -16,7 +16,9 @@ import struct
 import time
 from pathlib import Path
 
-from launcher.contracts import LogContext, Row
+from typing_extensions import override
+
+from launcher.contracts import LogContext, Row, Sink
 from launcher.logging._append import AppendFile
 
 _CRC32C_POLYNOMIAL = 0x82F63B78
@@ -25,7 +27,7 @@ _FLOAT32_MAX = 3.4028234663852886e38
 _SESSION_START = b"\x08\x01"
 
 
-class EventFile:
+class EventFile(Sink):
     """One event file per process that ran the run; it is made with the first row.
 
     It begins with a session start, at which TensorBoard forgets the later steps of a predecessor
@@ -37,6 +39,7 @@ class EventFile:
         self._first_step = context.start_step + 1
         self._file: AppendFile | None = None
 
+    @override
     def write(self, row: Row) -> None:
         """Append the row's numbers as scalars `train/…` and `eval/…`.
 
@@ -55,6 +58,7 @@ class EventFile:
         )
         self._file.append(_record(_event(step=int(row["step"] or 0), summary=summary)))
 
+    @override
     def close(self) -> None:
         """Give the file back."""
         if self._file is not None:

@@ -6,11 +6,13 @@ import json
 import os
 from pathlib import Path
 
-from launcher.contracts import LogContext, Row
+from typing_extensions import override
+
+from launcher.contracts import LogContext, Row, Sink
 from launcher.logging._append import AppendFile, unwritable
 
 
-class JsonLines:
+class JsonLines(Sink):
     """One JSON object per row and line; numbers in full, `null` for a number that there is not.
 
     Raises:
@@ -22,10 +24,12 @@ class JsonLines:
         drop_after(path, context.start_step)
         self._file = AppendFile(path)
 
+    @override
     def write(self, row: Row) -> None:
         """Append the row; a NaN or an infinity in it is a ValueError."""
         self._file.append(json.dumps(row, allow_nan=False).encode() + b"\n")
 
+    @override
     def close(self) -> None:
         """Give the file back."""
         self._file.close()

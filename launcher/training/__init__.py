@@ -1,7 +1,7 @@
 """Building a run and executing it.
 
-`loop` is the training loop and knows no kind of anything; `state` is what is true between two
-steps; `runner` puts a run together from its config, in order, and is the only module here that
-knows the config. The others are its parts: `batches` cuts the data into windows, `evaluation`
-scores held-out data, `observers` watch the steps.
+`runner` is what every rank does: it builds the `parts` of the run from its config, restores the
+newest checkpoint, and hands both to an `execution`. `loop` is the training loop; it knows no kind
+of anything. `batches` cuts the data into windows, `evaluation` scores held-out samples, `metrics`
+builds the rows that are logged, `saving` decides when the state is saved.
 """

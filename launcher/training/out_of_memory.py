@@ -1,4 +1,4 @@
-"""Memory that was asked for and not given: how it is recognised, and what is said of it."""
+"""Detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SIGNS = (
 )
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether an exception says that memory was asked for and not given."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an exception says that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # On the CPU torch has no class for it.
@@ -27,20 +27,20 @@ def is_refusal(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def refusals_explained(what: Callable[[], str], advice: str) -> Iterator[None]:
-    """Turn a refusal into the error that says so.
+def out_of_memory_context(what: Callable[[], str], advice: str) -> Iterator[None]:
+    """Turn whatever says that memory ran out into `OutOfMemory`.
 
     Args:
-        what: Tells what was being done; asked when it is needed.
+        what: Returns what was being done; called when it is needed.
         advice: What would take less memory.
 
     Raises:
-        OutOfMemory: Memory was refused.
+        OutOfMemory: Memory ran out.
     """
     try:
         yield
     except Exception as error:
-        if not is_refusal(error):
+        if not is_out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise OutOfMemory(f"{what()}: out of memory; {advice} ({reason})") from error

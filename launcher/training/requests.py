@@ -1,4 +1,4 @@
-"""What this rank asks of all ranks: its signals and its clock, never acted on alone."""
+"""Requests of this rank to all ranks, from its signals and its clock."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from signal import Signals
 
 from launcher.contracts import Request
+from launcher.errors import Interrupted, Preempted
 
 _STOPS = {
     Signals.SIGTERM: Request.STOP_SIGTERM,
@@ -54,3 +55,9 @@ def stop_signal(requests: Request) -> Signals | None:
     if requests is Request.NONE:
         return None  # of nearly every step; a Flag's operators take microseconds
     return next((signal for signal, request in _STOPS.items() if request & requests), None)
+
+
+def stop_error(signal: Signals, step: int) -> Preempted | Interrupted:
+    """Return the error with which a run ends that a signal stopped."""
+    kind = Interrupted if signal is Signals.SIGINT else Preempted
+    return kind(f"{signal.name} received: stopped after step {step}")

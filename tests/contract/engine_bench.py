@@ -338,9 +338,12 @@ def run_case(case: Case) -> Trajectory:
         samples=held_out,
         batch_size=4,
         every_steps=4,
-        max_steps=STEPS,
         max_samples=None,
+        final_max_samples=None,
         beat=lambda _phase, _step: None,
+        requests=requests,
+        save=lambda _: None,
+        interrupted=lambda _: None,
     )
     samples = Ragged(NUM_SAMPLES, seed=7, poisoned=case.poisoned)
     windows = Windows(

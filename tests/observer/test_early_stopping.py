@@ -36,6 +36,7 @@ def observer(start: TrainState | None = None, **settings: Any) -> Observer:
         run_dir=RunDir(Path("/nowhere")),
         world=World(0, 1, 0, "cpu"),
         start=start or TrainState(),
+        logged_step=0,
         max_steps=100,
         summary=[],
         recorder=lambda _: pytest.fail("no recorder is asked for"),

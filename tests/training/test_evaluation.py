@@ -26,6 +26,7 @@ from launcher.contracts import (
     World,
 )
 from launcher.training.evaluation import Evaluator
+from launcher.training.saving import report_of
 from tests.distributed import run_on_ranks
 from tests.tasks import LogitsTask, MeanLoss
 
@@ -125,10 +126,13 @@ def evaluated(
         batch_size=BATCH,
         every_steps=1,
         max_samples=max_samples,
-        max_steps=9,
+        final_max_samples=None,
         beat=lambda phase, step: None,
+        requests=lambda: Request.NONE,
+        save=lambda report: pytest.fail("not the last step"),
+        interrupted=lambda report: pytest.fail("no signal"),
     )
-    found = evaluate(TrainState(step=1))
+    found = evaluate(report_of(TrainState(step=1), {}, last=False))
     engine.close()
     return task.started[-1].order, found, len(passes)
 

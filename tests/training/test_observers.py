@@ -23,7 +23,8 @@ from launcher.contracts import (
 )
 from launcher.training.closing import close_all, closing
 from launcher.training.loop import train
-from launcher.training.observers import Recorder, with_memory
+from launcher.training.metrics import Recorder, RowBuilder
+from launcher.training.saving import with_memory
 
 
 class Still:
@@ -70,7 +71,7 @@ def run(*observers: Observer, max_steps: int = 6, start: TrainState | None = Non
         start or TrainState(),
         max_steps=max_steps,
         seed_step=lambda _: None,
-        evaluate=lambda state: {"full": 1.0 if state.stopped or state.step == max_steps else 0.0},
+        evaluate=lambda report: {"full": float(report.last)},
         observers=observers,
     )
 
@@ -133,7 +134,8 @@ class Closed(Sink):
 
 def test_every_sink_is_closed_even_if_one_fails() -> None:
     sinks = [Closed(), Closed("disk full"), Closed()]
-    recorder = Recorder(sinks, every_steps=1, start=TrainState(), evaluating=lambda: 0.0)
+    rows = RowBuilder(every_steps=1, start=TrainState(), evaluating=lambda: 0.0)
+    recorder = Recorder(sinks, rows)
     with pytest.raises(OSError, match="disk full"):
         recorder.close()
     assert [sink.closed for sink in sinks] == [1, 1, 1]

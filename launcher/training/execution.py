@@ -1,0 +1,216 @@
+"""Training of a run whose parts are built: what the loop, the observers and the saves share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+from launcher.config import derive
+from launcher.config.schema import RunConfig
+from launcher.contracts import (
+    GROUPS,
+    CheckpointStore,
+    Observer,
+    Option,
+    RunContext,
+    Samples,
+    Sink,
+    Snapshot,
+    StepReport,
+    TrainState,
+    World,
+)
+from launcher.errors import NonFinite
+from launcher.run_dir import RunDir
+from launcher.training import rng
+from launcher.training.batches import Windows
+from launcher.training.closing import close_all
+from launcher.training.evaluation import Evaluator
+from launcher.training.loop import train
+from launcher.training.metrics import Recorder, RowBuilder
+from launcher.training.out_of_memory import out_of_memory_context
+from launcher.training.parts import Parts
+from launcher.training.progress import Heartbeats, Progress
+from launcher.training.requests import RankRequests
+from launcher.training.saving import (
+    Saver,
+    evaluation_due,
+    report_of,
+    with_evaluation_due,
+    with_memory,
+    without_evaluation_due,
+)
+from launcher.training.summary import summary
+
+_SMALLER_STEPS = (
+    "lower accumulation.micro_batch_size (under accumulation=samples and tokens the global batch "
+    "stays what it is), let accumulation=auto find it, or lower task.seq_len"
+)
+
+
+class Execution:
+    """One run of the training loop, with its observers.
+
+    Args:
+        config: The resolved config.
+        run_dir: Where the run's files are.
+        world: This process's place among the ranks.
+        parts: The live parts.
+        store: Where checkpoints go.
+        state: The state that the run starts from.
+        requests: This rank's requests.
+        beat: Called with the phase and the steps done.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: RunDir,
+        world: World,
+        parts: Parts,
+        *,
+        store: CheckpointStore,
+        state: TrainState,
+        requests: RankRequests,
+        beat: Callable[[str, int], None],
+    ) -> None:
+        self._config, self._run_dir, self._world, self._parts = config, run_dir, world, parts
+        self._store, self._requests, self._beat = store, requests, beat
+        self._saved_step = state.step
+        self._evaluate = Evaluator(
+            world=world,
+            engine=parts.engine,
+            task=parts.task,
+            samples=parts.validation,
+            batch_size=parts.plan.micro_batch_size,
+            every_steps=config.eval_every_steps,
+            max_samples=config.eval_max_samples,
+            final_max_samples=config.final_eval_max_samples,
+            beat=beat,
+            requests=requests,
+            save=self._save_unevaluated,
+            interrupted=self._log_interrupted,
+        )
+        self._unfinished = evaluation_due(state, parts.max_steps)
+        if self._unfinished is not None and not self._evaluate.due(self._unfinished):
+            # The run is longer now, or evaluates at other steps.
+            self._unfinished, state = None, without_evaluation_due(state)
+        self._state = state
+        self._rows = RowBuilder(
+            every_steps=config.log_every_steps,
+            start=state,
+            evaluating=lambda: self._evaluate.seconds,
+        )
+        self._progress = Progress(state)
+        self._observers: list[Observer] = [self._progress, self._rows]
+        self._recorders: list[Recorder] = []
+
+    @property
+    def scores(self) -> Mapping[str, float]:
+        """The last validation scores."""
+        return self._evaluate.last
+
+    def run(self) -> TrainState:
+        """Train until the last step, and evaluate it."""
+        context = RunContext(
+            run_dir=self._run_dir,
+            world=self._world,
+            start=self._state,
+            # The row of a step that is evaluated again is written again.
+            logged_step=self._state.step - (self._unfinished is not None),
+            max_steps=self._parts.max_steps,
+            summary=summary(self._config, self._run_dir, self._world, self._parts, self._state),
+            recorder=self._make_recorder,
+            saver=lambda every_steps: Saver(self._store, every_steps, self._save),
+        )
+        for group in GROUPS:
+            option: Option = getattr(self._config, group)
+            self._observers += option.observers(context)
+        self._observers.append(Heartbeats(self._beat))
+        self._beat("step", self._state.step)
+        state = self._train()
+        if not self._evaluate.last:
+            # A finished run that is resumed takes no step, but its result has scores.
+            self._evaluate(report_of(state, {}, last=True))
+        return state
+
+    def close(self) -> None:
+        """Close every observer, even if one fails."""
+        close_all(observer.close for observer in reversed(self._observers))
+
+    def _train(self) -> TrainState:
+        config, parts, progress = self._config, self._parts, self._progress
+        windows = Windows(
+            parts.train,
+            parts.plan,
+            seed=config.seed,
+            data_rank=self._world.data_rank,
+            start=self._state.samples,
+            stop=derive.max_samples(config, len(parts.train)),
+        )
+        here = out_of_memory_context(lambda: f"step {progress.state.step + 1}", _SMALLER_STEPS)
+        with here, _describing_samples(progress, parts.train):
+            return train(
+                parts.engine,
+                windows,
+                parts.schedule,
+                self._state,
+                max_steps=parts.max_steps,
+                seed_step=partial(rng.seed_step, config.seed, self._world.data_rank),
+                evaluate=self._evaluate,
+                observers=self._observers,
+                unfinished=self._unfinished,
+            )
+
+    def _make_recorder(self, sinks: Sequence[Sink]) -> Observer:
+        recorder = Recorder(sinks, self._rows)
+        self._recorders.append(recorder)
+        self._evaluate.watchers.append(recorder.show_evaluation)
+        return recorder
+
+    def _save(self, state: TrainState, due: StepReport | None = None) -> None:
+        """Save the state of a step once."""
+        if state.step == self._saved_step:
+            return
+        self._beat("save", state.step)
+        state = with_memory(state, self._observers)
+        if due is not None:
+            state = with_evaluation_due(state, due)
+        self._store.save(
+            Snapshot(
+                step=state.step,
+                engine=self._parts.engine.state(),
+                train_state=state.to_json(),
+                rng=rng.capture(),
+                config=self._config.to_json(),
+                data_fingerprint=self._parts.train.fingerprint,
+            )
+        )
+        self._saved_step = state.step
+        self._requests.saved()
+
+    def _save_unevaluated(self, report: StepReport) -> None:
+        self._save(report.state, due=report)
+
+    def _log_interrupted(self, report: StepReport) -> None:
+        """Log a step that a signal ended in its evaluation; other observers see it on resume."""
+        self._store.wait()
+        self._rows(report)
+        for recorder in self._recorders:
+            recorder(report)
+
+
+@contextlib.contextmanager
+def _describing_samples(progress: Progress, samples: Samples) -> Iterator[None]:
+    """Say of an error in a step which step it was, and which samples it met."""
+    try:
+        yield
+    except NonFinite as error:
+        places = [samples.describe(index) for index in error.indices[:4]]
+        more = f" and {len(error.indices) - 4} more" if len(error.indices) > 4 else ""
+        raise NonFinite(
+            f"step {progress.state.step + 1}: {error}; weights and optimizer are as before the "
+            f"step; the samples were {', '.join(places)}{more}",
+            error.indices,
+        ) from error

@@ -1,0 +1,152 @@
+"""Rows of metrics: what a logged step says, and who writes it."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from launcher.contracts import Observer, Row, Sink, StepReport, TrainState
+from launcher.training.closing import close_all
+
+_LOSS_SUM, _LOSS_COUNT = "logging.loss_sum", "logging.loss_count"
+
+
+class RowBuilder(Observer):
+    """Averages the loss over the steps between two rows, and builds the rows that are due.
+
+    It is called before every other observer, on all ranks, and reads the device only for a row or a
+    checkpoint.
+
+    Args:
+        every_steps: Cadence in optimizer steps. Evaluated steps, skipped updates and the last step
+            have rows as well.
+        start: The state that the run starts from.
+        evaluating: Seconds spent on evaluations so far; tokens_per_s leaves them out.
+    """
+
+    def __init__(
+        self, *, every_steps: int, start: TrainState, evaluating: Callable[[], float]
+    ) -> None:
+        self._every_steps = every_steps
+        self._evaluating = evaluating
+        self._evaluated = evaluating()
+        self._tokens = start.tokens
+        self._time = self._start = time.perf_counter()
+        # A checkpoint between two rows holds the mean so far: a resumed run logs the same numbers.
+        self._count = int(start.observers.get(_LOSS_COUNT, 0))
+        self._sum: Tensor | float = start.observers.get(_LOSS_SUM, 0.0)
+        self._was_due = False
+        self._row: Row = {}
+
+    @override
+    def __call__(self, report: StepReport) -> None:
+        """Add the step's loss to the mean."""
+        if self._was_due:
+            self._sum, self._count = 0.0, 0
+        # The loss of a skipped update may be NaN; its row reads it.
+        if report.update.applied:
+            self._sum = self._sum + report.loss if self._count else report.loss
+            self._count += 1
+        self._was_due = self.is_due(report)
+
+    @override
+    def memory(self) -> Mapping[str, float]:
+        """Return the sum of the losses since the last row."""
+        if self._was_due or not self._count:
+            return {}
+        return {_LOSS_SUM: float(self._sum), _LOSS_COUNT: self._count}
+
+    def is_due(self, report: StepReport) -> bool:
+        """Return True if the step has a row."""
+        return (
+            report.state.step % self._every_steps == 0
+            or report.last
+            or bool(report.scores)
+            or not report.update.applied
+        )
+
+    def row(self, report: StepReport) -> Row:
+        """Return the row of a step, built once however many recorders write it."""
+        if self._row.get("step") != report.state.step:
+            self._row = self._build(report)
+        return self._row
+
+    def _build(self, report: StepReport) -> Row:
+        state, now = report.state, time.perf_counter()
+        evaluated = self._evaluating()
+        tokens = state.tokens - self._tokens
+        seconds = now - self._time - (evaluated - self._evaluated)
+        self._tokens, self._time, self._evaluated = state.tokens, now, evaluated
+        loss = report.loss.item()
+        total, count = loss, 1
+        if self._count > report.update.applied:  # more than this step's own
+            total, count = float(self._sum), self._count
+            if not report.update.applied and math.isfinite(loss):
+                total, count = total + loss, count + 1
+        return {
+            "step": state.step,
+            "loss": _number(total / count),
+            "loss_step": _number(loss),
+            "lr": report.lr,
+            "grad_norm": _number(report.update.grad_norm.item()),
+            "tokens_per_s": tokens / seconds if tokens and seconds > 0 else None,
+            "samples": state.samples,
+            "tokens": state.tokens,
+            "skipped": state.skipped,
+            **({"loss_scale": scale} if (scale := report.update.loss_scale) else {}),
+            "elapsed_s": now - self._start,
+            "memory_mib": _memory_mib(),
+            **{key: _number(value) for key, value in report.scores.items()},
+        }
+
+
+class Recorder(Observer):
+    """Writes rows to sinks.
+
+    Args:
+        sinks: Where rows go.
+        rows: Builds them.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], rows: RowBuilder) -> None:
+        self._sinks = sinks
+        self._rows = rows
+
+    @override
+    def __call__(self, report: StepReport) -> None:
+        """Log the step if it is due."""
+        if self._rows.is_due(report):
+            row = self._rows.row(report)
+            for sink in self._sinks:
+                sink.write(row)
+
+    def show_evaluation(self, done: int, total: int) -> None:
+        """Tell the sinks how far an evaluation has come."""
+        for sink in self._sinks:
+            sink.show_evaluation(done, total)
+
+    @override
+    def close(self) -> None:
+        """Close every sink, the console last, even if one fails."""
+        close_all([sink.close for sink in reversed(self._sinks)])
+
+
+def _number(value: float) -> float | None:
+    """Return a number for a log, or None: NaN is never written as a number."""
+    return value if math.isfinite(value) else None
+
+
+def _memory_mib() -> float:
+    """Return the peak memory of the device, or of the process on the CPU, in MiB."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return torch.cuda.max_memory_allocated() / 2**20
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
