@@ -11,6 +11,7 @@ from signal import SIGINT, SIGTERM, Signals
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from launcher.errors import Interrupted, Preempted
 from tests.training.toy_run import rows, toy_config, toy_run
@@ -118,10 +119,10 @@ def test_a_signal_during_the_step_leaves_out_its_evaluation(tmp_path: Path, whol
 
 
 def test_a_longer_run_keeps_the_final_scores_of_the_shorter(tmp_path: Path, whole: Path) -> None:
-    shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(whole, tmp_path / "whole")
     before = rows(whole)
-    toy_run(tmp_path / "run", toy_config(*WORDS, "max_steps=13"))
-    after = rows(tmp_path / "run")
+    toy_run(tmp_path / "whole", toy_config(*WORDS, "max_steps=13"))
+    after = rows(tmp_path / "whole")
     assert after[: len(before)] == before
     assert [row["step"] for row in after] == [5, 10, 11, 13]
     assert after[-1]["loss"] == pytest.approx(after[-1]["loss_step"], rel=0.1)
@@ -131,12 +132,13 @@ def test_an_evaluation_of_slow_micro_batches_asks_after_each(tmp_path: Path) -> 
     """However long a micro-batch takes, a signal waits for no more than a few of them."""
 
     class Slow(Interruption):
+        @override
         def beat(self, phase: str, step: int) -> None:
             super().beat(phase, step)
             if phase == "evaluate":
                 time.sleep(0.3)
 
-    words = ("accumulation.micro_batch_size=1", "eval_every_steps=null", "max_steps=1")
+    words = ("accumulation.micro_batch_size=1", "max_steps=1")
     interruption = Slow(1, number=3)
     with pytest.raises(Preempted):
         toy_run(tmp_path, toy_config(*WORDS, *words), interruption, interruption.beat)

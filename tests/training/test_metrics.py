@@ -11,6 +11,7 @@ from statistics import fmean
 import pytest
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from launcher.contracts import StepReport, TrainState, UpdateStats, Window
 from launcher.errors import Preempted
@@ -53,6 +54,7 @@ def test_nothing_is_read_from_the_device_between_rows() -> None:
     class OnDevice(Tensor):
         reads = 0
 
+        @override
         def item(self) -> float:
             OnDevice.reads += 1
             return super().item()

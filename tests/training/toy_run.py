@@ -8,7 +8,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from launcher.config import door
+from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.contracts import Layout, World
 from launcher.run_dir import RunDir
@@ -21,7 +21,7 @@ TOY = {"model=toy", "task=toy", "data=toy"}
 
 def toy_config(*words: str, **task: Any) -> RunConfig:
     """The config of the toy job with some settings changed, those of the task by name."""
-    config = door.checked([word for word in toy_words(*words) if word not in TOY]).config
+    config = load_config([word for word in toy_words(*words) if word not in TOY]).config
     values: dict[str, Any] = {"seq_len": 12, "poison": None, "overflow": None, "step_s": 0.0}
     parts = {
         "model": ToyModel(kind="toy", width=8, dropout=0.1),
