@@ -129,8 +129,9 @@ def wait_for_run() -> str | None:
 
 
 def _import() -> None:
-    import torch  # noqa: F401
+    from launcher.launch._lazy_dynamo import import_torch
 
+    import_torch()
     import launcher.training.runner  # noqa: F401
 
 

@@ -100,6 +100,9 @@ def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
     if world.rank == 0 and not trial:
         config.logging.listen()
 
+    from launcher.launch._lazy_dynamo import import_torch
+
+    import_torch()
     import torch
 
     if (threads := config.launch.threads or share_of_cores(os.environ)) is not None:
