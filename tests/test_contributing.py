@@ -8,9 +8,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from launcher.contracts import ParallelismOption
+from launcher.registry import option_class
+from tests.contract.engine_bench import Case, Trajectory, optimizer_option, run_cases
+from tests.contract.test_engines import check_same_training
+from tests.distributed import run_on_ranks
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = re.compile(
@@ -75,3 +83,31 @@ def test_the_examples_train_together(tree: Path) -> None:
     trainctl(tree, "run", *words, "task.sample_tokens=0", "logging=quiet")
     [metrics] = tree.glob("runs/*/*/metrics.jsonl")
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 2
+
+
+def run_example_engine(examples: Mapping[str, str]) -> list[Trajectory]:
+    """Train with the example engine, and with two cuts of `single`."""
+    modules = []
+    for name in ("_spilled_engine", "spilled"):
+        module = ModuleType(f"launcher.parallelism.{name}")
+        sys.modules[module.__name__] = module
+        exec(examples[f"launcher/parallelism/{name}.py"], module.__dict__)
+        modules.append(module)
+    spilled: ParallelismOption = modules[-1].Spilled(kind="spilled", pin_memory=False)
+    single = option_class("parallelism", "single").model_validate({"kind": "single"})
+    assert isinstance(single, ParallelismOption)
+    engines = ((spilled, 1), (single, 1), (single, 4))
+    return run_cases(
+        [
+            Case(parallelism=engine, optimizer=optimizer_option(preset), accumulation=accumulation)
+            for preset in ("adamw", "adafactor", "sgd")
+            for engine, accumulation in engines
+        ]
+    )
+
+
+def test_the_example_engine_keeps_the_contract() -> None:
+    examples = dict(EXAMPLE.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    [found] = run_on_ranks(run_example_engine, examples, ranks=1)
+    for first in range(0, len(found), 3):
+        check_same_training(found[first : first + 1], found[first + 1], found[first + 2])

@@ -23,13 +23,8 @@ class LossScale(Protocol):
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to call `backward` on."""
 
-    def unscale(self, grads: Sequence[Tensor]) -> Tensor:
-        """Divide gradients by the factor, in place.
-
-        Returns:
-            1 if a gradient was not finite, else 0: of this rank's gradients only. Shape (),
-            float32, on the gradients' device.
-        """
+    def unscale(self, grads: Sequence[Tensor]) -> None:
+        """Divide gradients by the factor, in place."""
 
     def update(self, *, overflowed: bool) -> None:
         """Move the factor after an update, applied or, because a gradient overflowed, skipped.

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from launcher.parallelism._ddp_engine import DDPEngine
-    from launcher.parallelism._single_engine import SingleEngine
-    from launcher.parallelism._torch_engine import TorchEngine
+    from launcher.parallelism._torch_engine import SingleEngine, TorchEngine
 else:
 
     def __getattr__(name: str) -> object:
@@ -32,6 +31,6 @@ __all__ = ["DDPEngine", "SingleEngine", "TorchEngine"]
 
 _MODULES = {
     "DDPEngine": "_ddp_engine",
-    "SingleEngine": "_single_engine",
+    "SingleEngine": "_torch_engine",
     "TorchEngine": "_torch_engine",
 }

@@ -57,24 +57,24 @@ class DDPEngine(TorchEngine):
         self._pending: dist.Work | None = None
         super().__init__(parts)
         # Asked for in every step.
-        self._num_elements = sum(param.numel() for param in self._params)
+        self._num_elements = sum(param.numel() for param in self.params)
 
     @override
     def agree(self, request: Request) -> Request:
-        flags = torch.tensor(_flags(request)).to(self._device)
+        flags = torch.tensor(_flags(request)).to(self.device)
         dist.all_reduce(flags, group=self._group)
         return _union(flags.tolist())
 
     @override
     def close(self) -> None:
         """Drop the wrapper, whose hooks hold the process group."""
-        self._trained = self._module
+        self.wrapped = self.module
 
     @override
-    def _wrap(self, module: nn.Module) -> nn.Module:
+    def wrap_module(self, module: nn.Module) -> nn.Module:
         wrapped = DistributedDataParallel(
             module,
-            device_ids=[self._device] if self._device.type == "cuda" else None,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
             device_mesh=self._mesh,
             bucket_cap_mb=self._option.bucket_mb,
             gradient_as_bucket_view=self._option.gradient_as_bucket_view,
@@ -86,23 +86,23 @@ class DDPEngine(TorchEngine):
         return wrapped
 
     @override
-    def _accumulation(self, *, last: bool) -> AbstractContextManager[object]:
+    def accumulation_context(self, *, last: bool) -> AbstractContextManager[object]:
         if last:
             return contextlib.nullcontext()
         if self._option.static_graph and self._is_first_window:
             return self._local_hook()
-        assert isinstance(self._trained, DistributedDataParallel)  # noqa: S101 - made by _wrap
-        return self._trained.no_sync()
+        assert isinstance(self.wrapped, DistributedDataParallel)  # noqa: S101 - made by _wrap
+        return self.wrapped.no_sync()
 
     @override
-    def _share(self, loss: Tensor) -> None:
+    def reduce_loss(self, loss: Tensor) -> None:
         dtype = torch.promote_types(loss.dtype, torch.float32)
-        shared = torch.tensor([0.0, *_flags(self._requests())], dtype=dtype)
-        self._shared = shared.to(self._device, non_blocking=True)
+        shared = torch.tensor([0.0, *_flags(self.requests())], dtype=dtype)
+        self._shared = shared.to(self.device, non_blocking=True)
         self._shared[0] = loss
         # It travels while the last backward pass computes.
         self._pending = dist.all_reduce(self._shared, group=self._group, async_op=True)
-        self._mean_loss = self._shared[0]
+        self.mean_loss = self._shared[0]
 
     @override
     def forward_backward(self, window: Window) -> Tensor:
@@ -118,16 +118,16 @@ class DDPEngine(TorchEngine):
         return loss
 
     @override
-    def _read(self, norm: Tensor) -> tuple[bool, Request]:
+    def check_finite(self, norm: Tensor) -> tuple[bool, Request]:
         # Both numbers and the flags in one read from the device.
         checked = torch.cat([(norm + self._shared[0]).view(1), self._shared[1:]])
         total, *flags = checked.tolist()
         return math.isfinite(total), _union(flags)
 
     @override
-    def _same_error(self, error: NonFinite, *, bad_loss: bool) -> NonFinite:
-        mine = (self._world.rank, bad_loss, str(error), error.indices)
-        found: list[Any] = [None] * self._world.size
+    def agree_on_error(self, error: NonFinite, *, bad_loss: bool) -> NonFinite:
+        mine = (self.world.rank, bad_loss, str(error), error.indices)
+        found: list[Any] = [None] * self.world.size
         dist.all_gather_object(found, mine, group=self._group)
         for rank, bad, message, indices in found:
             if bad:
@@ -135,11 +135,11 @@ class DDPEngine(TorchEngine):
         return NonFinite(str(error), [index for *_, indices in found for index in indices])
 
     @override
-    def _gather(
+    def gather_predictions(
         self, predictions: Sequence[Mapping[str, Tensor]]
     ) -> Iterable[Mapping[str, Tensor]]:
         own = [{name: value.cpu() for name, value in each.items()} for each in predictions]
-        found: list[Any] = [None] * self._world.size
+        found: list[Any] = [None] * self.world.size
         dist.all_gather_object(found, own, group=self._group)
         # Micro-batches go round the ranks: one of each rank, then the next of each.
         return [each for turn in zip(*found, strict=True) for each in turn]
@@ -151,7 +151,9 @@ class DDPEngine(TorchEngine):
         """
         if self._summed_elements == self._num_elements:
             return
-        idle = [name for p, name in self._names().items() if p.requires_grad and p.grad is None]
+        idle = [
+            name for p, name in self.parameter_names().items() if p.requires_grad and p.grad is None
+        ]
         where = f" ({', '.join(idle[:_NAMED])})" if idle else ""
         raise ConfigError(
             [
@@ -171,7 +173,7 @@ class DDPEngine(TorchEngine):
         """
         # What DistributedDataParallel calls; torch does not declare it.
         broadcast: Any = dist._broadcast_coalesced  # type: ignore[attr-defined] # noqa: SLF001
-        broadcast(self._group, list(self._module.buffers()), _BUFFER_BYTES, 0)
+        broadcast(self._group, list(self.module.buffers()), _BUFFER_BYTES, 0)
 
     def _sum_hook(self) -> Callable[[object, GradBucket], Future[Tensor]]:
         dtype = _COMPRESSED[self._option.gradient_compression]

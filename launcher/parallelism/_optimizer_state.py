@@ -16,12 +16,12 @@ from launcher.errors import CheckpointError
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Tensor]:
-    """The optimizer's state as `optimizer.<parameter>.<key>` and `optimizer_group.<group>.<key>`.
+    """Return the optimizer's state by name.
 
-    A parameter that no update has reached yet has no entry. Python numbers become tensors of shape
-    (), float64 or int64; lists and tensors that are made of others (8-bit blocks with their scales)
-    become one entry for each part. Of a group's options only those are taken that the optimizer
-    itself changes; it names them in `group_state`.
+    Names are `optimizer.<parameter>.<key>` and `optimizer_group.<group>.<key>`; a parameter that no
+    update has reached yet has no entry. Python numbers become tensors of shape (), float64 or
+    int64; lists and composite tensors (8-bit blocks with their scales) become one entry per part.
+    Of a group's options, only those in the optimizer's `group_state` are state.
     """
     tensors: dict[str, Tensor] = {}
     for holder, key, name in _places(optimizer, names):
@@ -30,26 +30,43 @@ def optimizer_tensors(
 
 
 def optimizer_template(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[Tensor, str],
+    stateless: set[Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """What `optimizer_tensors` gives when updates have reached every parameter.
+    """Return what `optimizer_tensors` returns after updates have reached every parameter.
 
-    It takes a step on zero gradients at learning rate zero, which leaves traces in optimizer and
-    weights: to be called only where a load overwrites both.
+    It takes a step on zero gradients at learning rate zero, which may change optimizer and
+    weights: call it only where a load overwrites both.
+
+    Args:
+        optimizer: The optimizer.
+        names: Names of its parameters.
+        stateless: Parameters known to have no state after a step, which are not stepped again;
+            those found now are added.
     """
-    _materialise(optimizer)
+    _materialise(optimizer, set() if stateless is None else stateless)
     return optimizer_tensors(optimizer, names)
 
 
 def load_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], state: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[Tensor, str],
+    state: Mapping[str, Tensor],
+    stateless: set[Tensor] | None = None,
 ) -> None:
-    """Put back what `optimizer_tensors` gave; a parameter of which it gave nothing has no state.
+    """Load what `optimizer_tensors` returned; a parameter without entries has no state.
+
+    Args:
+        optimizer: The optimizer.
+        names: Names of its parameters.
+        state: The saved entries.
+        stateless: See `optimizer_template`.
 
     Raises:
         CheckpointError: A key is missing or left over.
     """
-    expected = optimizer_template(optimizer, names)
+    expected = optimizer_template(optimizer, names, stateless)
     params = frozenset(names.values())
     reached = {param_of(entry, params) for entry in state} | {None}
     needed = {entry for entry in expected if param_of(entry, params) in reached}
@@ -107,10 +124,13 @@ def _refill(name: str, live: Any, state: Mapping[str, Tensor]) -> Any:
     return type(live)(state[name].item())
 
 
-def _materialise(optimizer: torch.optim.Optimizer) -> None:
+def _materialise(optimizer: torch.optim.Optimizer, stateless: set[Tensor]) -> None:
     """Let the optimizer allocate the state of each parameter that has none."""
     params = [
-        p for group in optimizer.param_groups for p in group["params"] if not optimizer.state.get(p)
+        param
+        for group in optimizer.param_groups
+        for param in group["params"]
+        if param not in stateless and not optimizer.state.get(param)
     ]
     if not params:
         return
@@ -123,6 +143,7 @@ def _materialise(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    stateless.update(param for param in params if not optimizer.state.get(param))
 
 
 def _forget(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:

@@ -1,15 +1,11 @@
-"""Forward, backward and update in torch: the arithmetic that every engine must reproduce.
-
-As it is, it is the engine of one process. An engine of several ranks overrides the methods under
-"what ranks exchange".
-"""
+"""Forward, backward and update in torch: the arithmetic that every engine must reproduce."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -45,101 +41,126 @@ _GATHERED_TOGETHER = 16
 
 
 class TorchEngine:
-    """Train a module on this rank's device.
+    """Train a module on this rank's device; base class of engines that torch steps.
+
+    As it is, it is the engine of one process. An engine of several ranks overrides the methods
+    between "Methods to override" and "End of methods to override".
+
+    Attributes:
+        module: The plain module, with canonical names, on the device.
+        wrapped: What `wrap_module` made of it; forward passes of training call it.
+        optimizer: Built for `optimizer_target`.
+        params: `trainable_parameters`, taken once.
+        device: This rank's device.
+        world: This rank's place among the ranks.
+        requests: Called once per step: what this rank asks all ranks to do.
+        mean_loss: The window's global mean loss, as `reduce_loss` left it. Shape ().
 
     Each micro-batch's summed loss is divided by the window's number of targets over all ranks
     before its backward pass, so that the gradients add up to that of the window's mean loss however
     the window is cut.
     """
 
-    _gradient_sharding: Sharding = UNSHARDED
-    """What the gradients are shards of when they are checked and clipped."""
+    gradient_sharding: Sharding = UNSHARDED
+    """Description of the gradients as shards, for their norm and clipping."""
 
     def __init__(self, parts: EngineParts) -> None:
-        self._device = torch.device(parts.world.device)
-        self._world = parts.world
-        self._precision = parts.precision.build(self._device.type)
+        self.device = torch.device(parts.world.device)
+        self.world = parts.world
+        self._precision = parts.precision.build(self.device.type)
         parts.optimizer.groups.freeze(parts.module)
         self._precision.prepare(parts.module)
-        self._module = parts.module.to(self._device)
-        self._module.train()
-        self._trained = self._wrap(self._module)
+        self.module = parts.module.to(self.device)
+        self.module.train()
+        self.wrapped = self.wrap_module(self.module)
         self._task = parts.task
         self._clipping = parts.clipping
         self._skip_nonfinite = parts.skip_nonfinite
-        self._requests = parts.requests
-        self._optimizer = self._precision.build_optimizer(parts.optimizer, self._target())
-        self._params = self._trainable()
+        self.requests = parts.requests
+        self.optimizer = self._precision.build_optimizer(parts.optimizer, self.optimizer_target())
+        self.params = self.trainable_parameters()
         self._window: Window | None = None
         self._losses: list[Tensor] = []
-        self._mean_loss = torch.zeros(())
+        self.mean_loss = torch.zeros(())
         self._has_stepped = False
         self._warned_unused = False
+        self._evaluation: Generator[Mapping[str, Tensor]] | None = None
+        self._stateless: set[Tensor] = set()
 
     def forward_backward(self, window: Window) -> Tensor:
         """Accumulate the gradient of the window's mean loss; see `Engine`."""
+        self._end_evaluation()
         self._window = window
         self._losses = []
         # A window of masked targets only has no gradient, not a division by zero.
         divisor = max(1, window.num_targets)
         for place, micro_batch in enumerate(window.micro_batches, 1):
             last = place == len(window.micro_batches)
-            with self._accumulation(last=last):
+            with self.accumulation_context(last=last):
                 with self._precision.autocast():
                     inputs = self._on_device(micro_batch.inputs)
-                    outputs = self._trained(**self._task.forward_inputs(inputs))
+                    outputs = self.wrapped(**self._task.forward_inputs(inputs))
                     loss = self._task.loss(outputs, inputs) / divisor
                 self._losses.append(loss.detach())
                 if last:
-                    self._share(torch.stack(self._losses).sum() if place > 1 else self._losses[0])
+                    self.reduce_loss(
+                        torch.stack(self._losses).sum() if place > 1 else self._losses[0]
+                    )
                 scale = self._precision.loss_scale
                 (scale.scale(loss) if scale else loss).backward()  # type: ignore[no-untyped-call]
-        return self._mean_loss
+        return self.mean_loss
 
     def update(self, lr: float | None) -> UpdateStats:
         """Unscale, check, clip, step, and clear the gradients; see `Engine`."""
         self._has_stepped = True
-        grads = [p.grad for p in self._params if p.grad is not None]
+        grads = [p.grad for p in self.params if p.grad is not None]
         scale = self._precision.loss_scale
         factor = scale.value if scale else None
         if scale:
             scale.unscale(grads)
-        norm = gradient_norm(self._params, self._gradient_sharding)
-        finite, requests = self._read(norm)
+        norm = gradient_norm(self.params, self.gradient_sharding)
+        finite, requests = self.check_finite(norm)
         if finite:
             self._warn_unused_parameters()
-            clip_(self._params, self._clipping, norm, self._gradient_sharding)
-            for group in self._optimizer.param_groups:
+            clip_(self.params, self._clipping, norm, self.gradient_sharding)
+            for group in self.optimizer.param_groups:
                 if lr is not None:
                     group["lr"] = lr * group["lr_scale"]
-            self._step()
-        elif scale and self._mean_loss.isfinite():
+            self.step_optimizer()
+        elif scale and self.mean_loss.isfinite():
             _log.debug("update skipped: gradients overflow at a loss scale of %g", factor)
         else:
             self._refuse(norm)
         if scale:
             scale.update(overflowed=not finite)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         return UpdateStats(norm, finite, factor, requests)
 
     def evaluate(
         self, micro_batches: Iterable[MicroBatch], predict: Predict
     ) -> Iterator[Mapping[str, Tensor]]:
         """Predict without gradient, dropout off; see `Engine`."""
+        self._end_evaluation()
+        self._evaluation = self._predictions(micro_batches, predict)
+        return self._evaluation
+
+    def _predictions(
+        self, micro_batches: Iterable[MicroBatch], predict: Predict
+    ) -> Generator[Mapping[str, Tensor]]:
         self._training(on=False)
         try:
-            with torch.no_grad(), self._precision.evaluation(self._module):
+            with torch.no_grad(), self._precision.evaluation(self.module):
                 predictions: list[Mapping[str, Tensor]] = []
                 for micro_batch in micro_batches:
                     inputs = self._on_device(micro_batch.inputs)
-                    outputs = self._module(**self._task.forward_inputs(inputs))
+                    outputs = self.module(**self._task.forward_inputs(inputs))
                     count = len(micro_batch.indices)
                     found = {name: v[:count] for name, v in predict(outputs, inputs).items()}
                     predictions.append(found)
                     if len(predictions) == _GATHERED_TOGETHER:
-                        yield from self._gather(predictions)
+                        yield from self.gather_predictions(predictions)
                         predictions = []
-                yield from self._gather(predictions)
+                yield from self.gather_predictions(predictions)
         finally:
             self._training(on=True)
 
@@ -150,80 +171,108 @@ class TorchEngine:
     @contextlib.contextmanager
     def full_module(self) -> Iterator[nn.Module | None]:
         """Give the module in evaluation mode on rank 0; see `Engine`."""
+        self._end_evaluation()
         self._training(on=False)
         try:
-            yield self._module if self._world.rank == 0 else None
+            yield self.module if self.world.rank == 0 else None
         finally:
             self._training(on=True)
 
     def state(self) -> EngineState:
         """Parameters, buffers and optimizer state by name; see `Engine`."""
-        model = {f"model.{name}": tensor for name, tensor in named_tensors(self._module).items()}
+        self._end_evaluation()
+        model = {f"model.{name}": tensor for name, tensor in named_tensors(self.module).items()}
         formats = {f"precision.{name}": value for name, value in self._precision.state().items()}
-        take = optimizer_tensors if self._has_stepped else optimizer_template
-        return {**model, **formats, **take(self._optimizer, self._names())}
+        names = self.parameter_names()
+        if self._has_stepped:
+            return {**model, **formats, **optimizer_tensors(self.optimizer, names)}
+        return {**model, **formats, **optimizer_template(self.optimizer, names, self._stateless)}
 
     def load_state(self, state: EngineState) -> None:
         """Take over a state, strictly; see `Engine`."""
+        self._end_evaluation()
         given = {name: _plain(name, value) for name, value in state.items()}
         model = {k.removeprefix("model."): v for k, v in given.items() if k.startswith("model.")}
         formats = {k: v for k, v in given.items() if k.startswith("precision.")}
         rest = {k: v for k, v in given.items() if not k.startswith(("model.", "precision."))}
+        # It may step the optimizer on zero gradients: before the weights are loaded.
+        load_optimizer(self.optimizer, self.parameter_names(), rest, self._stateless)
         self._load_model(model)
-        load_optimizer(self._optimizer, self._names(), rest)
         self._has_stepped = True
         self._load_formats({k.removeprefix("precision."): v for k, v in formats.items()})
 
     def close(self) -> None:
-        """Nothing to release: the process owns its device alone."""
+        """Release process groups and hooks; there are none in one process."""
 
-    # What ranks exchange.
+    # Methods to override.
 
-    def _wrap(self, module: nn.Module) -> nn.Module:
-        """Return what forward passes of training call; `module` keeps the canonical names."""
+    def wrap_module(self, module: nn.Module) -> nn.Module:
+        """Wrap the module for forward passes of training, e.g. in DistributedDataParallel."""
         return module
 
-    def _accumulation(self, *, last: bool) -> AbstractContextManager[object]:
-        """Give the context of a micro-batch's forward and backward pass."""
+    def accumulation_context(self, *, last: bool) -> AbstractContextManager[object]:
+        """Return the context of a micro-batch's forward and backward pass.
+
+        Args:
+            last: The window's last micro-batch, after which gradients must be complete.
+        """
         del last
         return contextlib.nullcontext()
 
-    def _share(self, loss: Tensor) -> None:
-        """Add up the ranks' losses and requests; called before the window's last backward pass."""
-        self._mean_loss = loss
+    def reduce_loss(self, loss: Tensor) -> None:
+        """Set `mean_loss` to the sum of all ranks' losses; called before the last backward pass.
 
-    def _target(self) -> OptimizerTarget:
-        """Return what the optimizer is built for: the module, or what this rank holds of it."""
-        return OptimizerTarget(self._module, self._device.type)
+        A good place to add up `requests` in the same collective.
 
-    def _trainable(self) -> list[nn.Parameter]:
+        Args:
+            loss: This rank's share of the window's mean loss. Shape (), on the device.
+        """
+        self.mean_loss = loss
+
+    def optimizer_target(self) -> OptimizerTarget:
+        """Return the module to optimize, or this rank's shards of it."""
+        return OptimizerTarget(self.module, self.device.type)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters whose gradients are checked and clipped."""
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _step(self) -> None:
-        """Let the optimizer step."""
-        self._optimizer.step()
+    def step_optimizer(self) -> None:
+        """Step the optimizer; gradients are clipped, learning rates are set."""
+        self.optimizer.step()
 
-    def _read(self, norm: Tensor) -> tuple[bool, Request]:
-        """Return whether loss and gradient norm are finite, and what the ranks ask for."""
+    def check_finite(self, norm: Tensor) -> tuple[bool, Request]:
+        """Return whether loss and gradient norm are finite, and the union of all requests.
+
+        Both must be the same on every rank.
+        """
         # The one number read from the device each step: without it a NaN would reach the weights.
-        return math.isfinite((norm + self._mean_loss).item()), self._requests()
+        return math.isfinite((norm + self.mean_loss).item()), self.requests()
 
-    def _same_error(self, error: NonFinite, *, bad_loss: bool) -> NonFinite:
-        """Return the error that all ranks report; a rank whose own loss is bad knows most."""
+    def agree_on_error(self, error: NonFinite, *, bad_loss: bool) -> NonFinite:
+        """Return the error that all ranks raise.
+
+        Args:
+            error: This rank's finding.
+            bad_loss: This rank's own loss is not finite: its error is the most precise.
+        """
         del bad_loss
         return error
 
-    def _gather(
+    def gather_predictions(
         self, predictions: Sequence[Mapping[str, Tensor]]
     ) -> Iterable[Mapping[str, Tensor]]:
         """Return the predictions of all data ranks' micro-batches, in sample order."""
         return predictions
 
-    # End of what ranks exchange.
+    def parameter_names(self) -> dict[Tensor, str]:
+        """Return the optimizer's parameters with their canonical names."""
+        return {p: canonical_name(name) for name, p in self.module.named_parameters()}
+
+    # End of methods to override.
 
     def _load_model(self, given: Mapping[str, Tensor]) -> None:
-        live = named_tensors(self._module)
+        live = named_tensors(self.module)
         if given.keys() != live.keys():
             missing, left = sorted(live.keys() - given.keys()), sorted(given.keys() - live.keys())
             raise CheckpointError(
@@ -239,7 +288,7 @@ class TorchEngine:
                 tensor.copy_(given[name])
 
     def _load_formats(self, given: Mapping[str, Tensor]) -> None:
-        """The format's own state; a run that goes on in another format, on purpose, has none."""
+        """Load the precision's own state; a run resumed in another precision has none."""
         fresh = self._precision.state()
         if given.keys() == fresh.keys():
             self._precision.load_state(given)
@@ -253,24 +302,27 @@ class TorchEngine:
         )
 
     def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v.to(self._device, non_blocking=True) for k, v in inputs.items()}
+        return {k: v.to(self.device, non_blocking=True) for k, v in inputs.items()}
+
+    def _end_evaluation(self) -> None:
+        """Restore training mode if the caller of `evaluate` stopped before its end."""
+        if self._evaluation is not None:
+            self._evaluation.close()
+            self._evaluation = None
 
     def _training(self, *, on: bool) -> None:
-        self._module.train(on)
+        self.module.train(on)
         # Schedule-free optimizers keep other weights for evaluation than for training.
-        switch = getattr(self._optimizer, "train" if on else "eval", None)
+        switch = getattr(self.optimizer, "train" if on else "eval", None)
         if switch is not None:
             switch()
-
-    def _names(self) -> dict[Tensor, str]:
-        return {p: canonical_name(name) for name, p in self._module.named_parameters()}
 
     def _warn_unused_parameters(self) -> None:
         """Name, once, the trainable parameters that take no part in the loss."""
         if self._warned_unused:
             return
         self._warned_unused = True
-        params = self._names().items()
+        params = self.parameter_names().items()
         if idle := [name for p, name in params if p.requires_grad and p.grad is None]:
             more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
             _log.warning(
@@ -284,7 +336,7 @@ class TorchEngine:
         """Leave the weights alone; end the run unless it is to go on without this window."""
         error = self._explain(norm)
         if not self._skip_nonfinite:
-            self._optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             raise error
         _log.warning("update skipped: %s", error)
 
@@ -295,19 +347,23 @@ class TorchEngine:
         for micro_batch, loss in zip(window.micro_batches, self._losses, strict=True):
             if not math.isfinite(loss.item()):
                 error = NonFinite(f"the loss is {loss.item()}", micro_batch.indices)
-                return self._same_error(error, bad_loss=True)
+                return self.agree_on_error(error, bad_loss=True)
         indices = [i for micro_batch in window.micro_batches for i in micro_batch.indices]
-        names = self._names()
+        names = self.parameter_names()
         bad = next(
-            (names[p] for p in self._params if p.grad is not None and not p.grad.isfinite().all()),
+            (names[p] for p in self.params if p.grad is not None and not p.grad.isfinite().all()),
             None,
         )
         where = f"; the first such gradient is {bad}" if bad else ""
         error = NonFinite(f"the gradient norm is {norm.item()}{where}", indices)
-        return self._same_error(error, bad_loss=False)
+        return self.agree_on_error(error, bad_loss=False)
 
 
 def _plain(name: str, value: Tensor | LocalShard) -> Tensor:
     if isinstance(value, LocalShard):
         raise CheckpointError(f"{name} is sharded, but this engine holds whole tensors")
     return value
+
+
+class SingleEngine(TorchEngine):
+    """The engine of one process; every other engine must reproduce it."""

@@ -48,7 +48,7 @@ class DDP(ParallelismOption):
     def build(self, parts: EngineParts) -> Engine:
         if parts.world.size == 1:
             # There is no process group, and nothing to add up.
-            from launcher.parallelism._single_engine import SingleEngine
+            from launcher.parallelism._torch_engine import SingleEngine
 
             return SingleEngine(parts)
         from launcher.parallelism._ddp_engine import DDPEngine

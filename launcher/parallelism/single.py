@@ -20,6 +20,6 @@ class Single(ParallelismOption):
 
     @override
     def build(self, parts: EngineParts) -> Engine:
-        from launcher.parallelism._single_engine import SingleEngine
+        from launcher.parallelism._torch_engine import SingleEngine
 
         return SingleEngine(parts)

@@ -35,19 +35,10 @@ class DynamicLossScale:
         """The loss times the factor. Shape (), as given."""
         return loss * self.value
 
-    def unscale(self, grads: Sequence[Tensor]) -> Tensor:
-        """Divide the gradients in place and look for overflow, in one pass over them."""
-        by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for grad in grads:
-            by_kind.setdefault((grad.device, grad.dtype), []).append(grad)
-        found = torch.zeros((), device=grads[0].device if grads else "cpu")
-        for (device, _), alike in by_kind.items():
-            found_here = torch.zeros((), device=device)
-            inverse = torch.tensor(1.0 / self.value, device=device)
-            check = torch._amp_foreach_non_finite_check_and_unscale_  # GradScaler's own kernel
-            check(alike, found_here, inverse)
-            found = torch.maximum(found, found_here.to(found.device))
-        return found
+    def unscale(self, grads: Sequence[Tensor]) -> None:
+        """Divide the gradients in place; exact, because the factor is a power of two."""
+        if grads:
+            torch._foreach_mul_(list(grads), 1.0 / self.value)
 
     def update(self, *, overflowed: bool) -> None:
         """Halve, or count towards doubling.

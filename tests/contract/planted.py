@@ -26,9 +26,8 @@ from launcher.contracts import (
     Window,
     World,
 )
-from launcher.parallelism import _torch_engine
+from launcher.parallelism import DDPEngine, _torch_engine
 from launcher.parallelism._clipping import gradient_norm
-from launcher.parallelism._ddp_engine import DDPEngine
 from tests.contract.sharded_engine import ShardedEngine
 
 
@@ -92,9 +91,9 @@ class NoAllReduce(Defect):
     def engine(self, option: ParallelismOption, parts: EngineParts) -> Engine:
         class Spoiled(DDPEngine):
             @override
-            def _accumulation(self, *, last: bool) -> AbstractContextManager[object]:
-                assert isinstance(self._trained, DistributedDataParallel)
-                return self._trained.no_sync()
+            def accumulation_context(self, *, last: bool) -> AbstractContextManager[object]:
+                assert isinstance(self.wrapped, DistributedDataParallel)
+                return self.wrapped.no_sync()
 
         return Spoiled(parts, _ddp(option))
 
@@ -140,8 +139,8 @@ class StopsAlone(Defect):
     def engine(self, option: ParallelismOption, parts: EngineParts) -> Engine:
         class Spoiled(DDPEngine):
             @override
-            def _read(self, norm: Tensor) -> tuple[bool, Request]:
-                finite, _ = super()._read(norm)
+            def check_finite(self, norm: Tensor) -> tuple[bool, Request]:
+                finite, _ = super().check_finite(norm)
                 return finite, parts.requests()
 
         return Spoiled(parts, _ddp(option))
@@ -154,8 +153,8 @@ class ShardsForTensors(Defect):
     def engine(self, option: ParallelismOption, parts: EngineParts) -> Engine:
         class Spoiled(ShardedEngine):
             @override
-            def _target(self) -> OptimizerTarget:
-                target = super()._target()
+            def optimizer_target(self) -> OptimizerTarget:
+                target = super().optimizer_target()
                 return OptimizerTarget(target.module, target.device_type)
 
         return Spoiled(parts, _ddp(option))

@@ -24,7 +24,7 @@ from launcher.contracts import (
     is_sharded_state,
     param_of,
 )
-from launcher.parallelism._ddp_engine import DDPEngine
+from launcher.parallelism import DDPEngine
 
 
 class Rows:
@@ -65,11 +65,11 @@ class ShardedEngine(DDPEngine):
     """`ddp` whose optimizer steps rows."""
 
     @override
-    def _target(self) -> OptimizerTarget:
+    def optimizer_target(self) -> OptimizerTarget:
         self._rows = Rows()
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
-        module = copy.deepcopy(self._module)
-        for name, param in self._module.named_parameters():
+        module = copy.deepcopy(self.module)
+        for name, param in self.module.named_parameters():
             owner, _, last = name.rpartition(".")
             local = self._rows.local(name, param)
             setattr(module.get_submodule(owner), last, local)
@@ -77,16 +77,16 @@ class ShardedEngine(DDPEngine):
         return OptimizerTarget(module, "cpu", self._rows)
 
     @override
-    def _trainable(self) -> list[nn.Parameter]:
-        return [param for param in self._module.parameters() if param.requires_grad]
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [param for param in self.module.parameters() if param.requires_grad]
 
     @override
-    def _step(self) -> None:
+    def step_optimizer(self) -> None:
         for param, local in self._pairs:
             if param.grad is not None:
                 start, stop = self._rows.bounds(param)
                 local.grad = param.grad[start:stop]
-        super()._step()
+        super().step_optimizer()
         for param, local in self._pairs:
             local.grad = None
             for rank in range(self._rows.ranks):
@@ -98,12 +98,12 @@ class ShardedEngine(DDPEngine):
     def update(self, lr: float | None) -> UpdateStats:
         stats = super().update(lr)
         # The optimizer clears the gradients of what it holds, which are the rows.
-        for param in self._trainable():
+        for param in self.trainable_parameters():
             param.grad = None
         return stats
 
     @override
-    def _names(self) -> dict[Tensor, str]:
+    def parameter_names(self) -> dict[Tensor, str]:
         return {local: self._rows.shards[local].name for _, local in self._pairs}
 
     @override
@@ -115,6 +115,6 @@ class ShardedEngine(DDPEngine):
             name = param_of(entry, shards)
             if name and isinstance(value, Tensor):
                 key = entry.removeprefix(f"optimizer.{name}.")
-                if is_sharded_state(self._optimizer, shards[name], key):
+                if is_sharded_state(self.optimizer, shards[name], key):
                     state[entry] = LocalShard(value, self._rows.shards[shards[name]])
         return state

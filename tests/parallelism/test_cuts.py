@@ -51,9 +51,9 @@ def trajectory(
     losses, norms, gradients = [], [], []
     for ids, labels in ragged(STEPS, SAMPLES):
         losses.append(under_test.forward_backward(window(ids, labels, micro_batch_size)).item())
-        gradients += [p.grad.clone() for p in under_test._module.parameters() if p.grad is not None]
+        gradients += [p.grad.clone() for p in under_test.module.parameters() if p.grad is not None]
         norms.append(under_test.update(1e-2).grad_norm.item())
-    weights = [p.detach().clone() for p in under_test._module.parameters()]
+    weights = [p.detach().clone() for p in under_test.module.parameters()]
     return losses, norms, weights, gradients
 
 

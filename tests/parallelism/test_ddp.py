@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from launcher.contracts import BatchPlan, EngineParts, Request, World
 from launcher.errors import ConfigError
-from launcher.parallelism._ddp_engine import DDPEngine
+from launcher.parallelism import DDPEngine
 from launcher.parallelism.ddp import DDP
 from launcher.training.batches import Windows
 from tests.contract.engine_bench import (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from launcher.config.load import load_config
 from launcher.contracts import (
     BatchPlan,
     Clipping,
@@ -23,7 +24,7 @@ from launcher.contracts import (
     World,
 )
 from launcher.errors import CheckpointError, NonFinite
-from launcher.parallelism._single_engine import SingleEngine
+from launcher.parallelism import SingleEngine
 from launcher.registry import option_class
 from tests.tasks import LogitsTask, mean_loss
 
@@ -54,39 +55,10 @@ def summed_loss(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def optimizer_option(kind: str = "adamw", **values: object) -> OptimizerOption:
-    groups = {
-        "no_decay_types": ["norm", "bias"],
-        "decay": [],
-        "no_decay": [],
-        "frozen": [],
-        "layer_decay": None,
-        "overrides": [],
-    }
-    defaults: dict[str, dict[str, object]] = {
-        "adamw": {
-            "lr": 1e-2,
-            "betas": (0.9, 0.95),
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-            "amsgrad": False,
-            "bias_correction": True,
-            "implementation": "auto",
-            "capturable": False,
-        },
-        "sgd": {
-            "lr": 0.1,
-            "momentum": 0.9,
-            "dampening": 0.0,
-            "nesterov": False,
-            "weight_decay": 0.0,
-            "implementation": "auto",
-        },
-    }
-    option = option_class("optimizer", kind).model_validate(
-        {"kind": kind, "groups": groups, **defaults[kind], **values}, strict=False
-    )
-    assert isinstance(option, OptimizerOption)
-    return option
+    preset = load_config([f"optimizer={kind}"]).config.optimizer
+    dumped = preset.model_dump(mode="json")
+    dumped["groups"]["no_decay_types"] = ["norm", "bias"]
+    return type(preset).model_validate_json(json.dumps({**dumped, "lr": 1e-2, **values}))
 
 
 def scaled(pattern: str, lr_scale: float) -> OptimizerOption:
@@ -169,7 +141,7 @@ def trajectory(micro_batch_size: int, clipping: Clipping) -> tuple[list[float], 
     for ids, labels in ragged(12, 8):
         losses.append(under_test.forward_backward(window(ids, labels, micro_batch_size)).item())
         under_test.update(1e-2)
-    return losses, [p.detach().clone() for p in under_test._module.parameters()]
+    return losses, [p.detach().clone() for p in under_test.module.parameters()]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +194,7 @@ def test_a_non_finite_loss_leaves_everything_alone(skip: bool) -> None:
     under_test.forward_backward(window(ids, labels, 4))
     under_test.update(1e-2)
     with torch.no_grad():
-        under_test._module.get_parameter("embed.weight")[3] = float("nan")
+        under_test.module.get_parameter("embed.weight")[3] = float("nan")
     before = {k: v.clone() for k, v in tensors(under_test).items()}
     ids[:4] = 1
     ids[6] = 3  # only the second micro-batch meets the poisoned row
@@ -235,7 +207,7 @@ def test_a_non_finite_loss_leaves_everything_alone(skip: bool) -> None:
         assert caught.value.indices == (4, 5, 6, 7)
     for key, tensor in tensors(under_test).items():
         torch.testing.assert_close(tensor, before[key], atol=0, rtol=0, equal_nan=True)
-    assert all(p.grad is None for p in under_test._module.parameters())
+    assert all(p.grad is None for p in under_test.module.parameters())
 
 
 def test_a_non_finite_gradient_is_named() -> None:
@@ -326,3 +298,50 @@ def test_bf16_keeps_float32_master_weights() -> None:
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     exact = engine(copy.deepcopy(module)).forward_backward(window(ids, labels, 8))
     assert loss.item() != exact.item()
+
+
+@pytest.mark.parametrize("end", ["closed", "kept"])
+def test_an_evaluation_that_is_abandoned_leaves_no_trace(end: str) -> None:
+    torch.manual_seed(0)
+    under_test = engine(Toy())
+    ids, labels = ragged(1, 64)[0]
+    pieces = window(ids, labels, 1).micro_batches
+    evaluation = under_test.evaluate(pieces, LogitsTask("ids", "input_ids").predict)
+    next(iter(evaluation))
+    assert not under_test.module.training
+    if end == "closed":
+        assert isinstance(evaluation, Generator)
+        evaluation.close()
+        assert under_test.module.training
+    # Whoever keeps the iterator: the next step ends the evaluation.
+    under_test.forward_backward(window(ids, labels, 64))
+    assert under_test.module.training
+    assert torch.is_grad_enabled()
+    assert all(p.grad is not None for p in under_test.module.parameters())
+    assert list(evaluation) == []
+
+
+def test_a_load_takes_no_second_step_for_what_has_no_state() -> None:
+    under_test = engine(Toy(), optimizer=optimizer_option("sgd", momentum=0.0))
+    steps: list[int] = []
+    under_test.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    saved = {name: value.clone() for name, value in tensors(under_test).items()}
+    assert not any(name.startswith("optimizer.") for name in saved)
+    under_test.load_state(saved)
+    assert len(steps) == 1
+
+
+def test_loaded_weights_are_those_that_were_saved() -> None:
+    """An optimizer with a rate of its own would move them in the step that makes its state."""
+    words = ["optimizer=adafactor", "optimizer.weight_decay=0.1"]
+    option = load_config(words).config.optimizer
+    torch.manual_seed(0)
+    first = engine(Toy(), optimizer=option)
+    ids, labels = ragged(1, 8)[0]
+    first.forward_backward(window(ids, labels, 8))
+    first.update(None)
+    saved = {name: value.clone() for name, value in tensors(first).items()}
+    second = engine(Toy(), optimizer=option)
+    second.load_state(saved)
+    for name, value in tensors(second).items():
+        assert torch.equal(value, saved[name]), name

@@ -20,7 +20,7 @@ from launcher.contracts import (
     Window,
     World,
 )
-from launcher.parallelism._single_engine import SingleEngine
+from launcher.parallelism import SingleEngine
 from tests.parallelism.test_single import Toy, optimizer_option, ragged, tensors, window
 from tests.tasks import LogitsTask
 
@@ -78,7 +78,7 @@ def batches() -> list[Window]:
 
 
 def train(live: SingleEngine, windows: list[Window], *, late: bool) -> list[float]:
-    module = live._module
+    module = live.module
     assert isinstance(module, Branching)
     module.train()
     module.uses_late = late

@@ -25,22 +25,21 @@ def loss_scale(**changes: float) -> DynamicLossScale:
 def test_unscaling_gives_back_the_gradient_bit_for_bit(dtype: torch.dtype) -> None:
     grads = [torch.randn(5, 3).to(dtype), torch.randn(()).to(dtype), torch.randn(0).to(dtype)]
     scaled = [grad * 1024 for grad in grads]
-    overflowed = loss_scale().unscale(scaled)
-    assert overflowed.shape == ()
-    assert not overflowed
+    loss_scale().unscale(scaled)
     assert all(torch.equal(a, b) for a, b in zip(grads, scaled, strict=True))
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("where", [0, 1, 2])
-def test_overflow_is_found_wherever_it_is(value: float, where: int) -> None:
+def test_overflow_is_still_there_after_unscaling(value: float, where: int) -> None:
     grads = [torch.ones(3), torch.ones(2, 2, dtype=torch.float16), torch.ones(4)]
     grads[where].view(-1)[1] = value
-    assert loss_scale().unscale(grads) == 1
+    loss_scale().unscale(grads)
+    assert [bool(grad.isfinite().all()) for grad in grads] == [i != where for i in range(3)]
 
 
-def test_no_gradients_do_not_overflow() -> None:
-    assert not loss_scale().unscale([])
+def test_there_may_be_no_gradients() -> None:
+    loss_scale().unscale([])
 
 
 def test_the_factor_moves_as_gradscaler_moves_it() -> None:
@@ -101,7 +100,7 @@ def test_small_gradients_survive_float16_only_with_a_scale(build_option: Build) 
         (precision.loss_scale.scale(loss) if scaled else loss).backward()  # type: ignore[no-untyped-call]
         assert weight.grad is not None
         if scaled:
-            assert not precision.loss_scale.unscale([weight.grad])
+            precision.loss_scale.unscale([weight.grad])
         return weight.grad
 
     assert not gradient(scaled=False).any()

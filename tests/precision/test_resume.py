@@ -19,7 +19,7 @@ from launcher.contracts import (
     World,
 )
 from launcher.errors import CheckpointError
-from launcher.parallelism._single_engine import SingleEngine
+from launcher.parallelism import SingleEngine
 from tests.parallelism.test_single import tensors
 from tests.tasks import LogitsTask, mean_loss
 

@@ -41,7 +41,7 @@ class Summed(ParallelismOption):
             @override
             def forward_backward(self, window: Window) -> Tensor:
                 loss = super().forward_backward(window)
-                for param in self._params:
+                for param in self.params:
                     if param.grad is not None:
                         _add_up(param.grad)
                 return loss
@@ -53,18 +53,18 @@ class Summed(ParallelismOption):
                 return _union(counts.tolist())
 
             @override
-            def _share(self, loss: Tensor) -> None:
-                sums = torch.tensor([loss.item(), *_flags(self._requests())])
+            def reduce_loss(self, loss: Tensor) -> None:
+                sums = torch.tensor([loss.item(), *_flags(self.requests())])
                 _add_up(sums)
-                self._mean_loss = sums[0]
+                self.mean_loss = sums[0]
                 self.union = _union(sums[1:].tolist())
 
             @override
-            def _read(self, norm: Tensor) -> tuple[bool, Request]:
-                return math.isfinite((norm + self._mean_loss).item()), self.union
+            def check_finite(self, norm: Tensor) -> tuple[bool, Request]:
+                return math.isfinite((norm + self.mean_loss).item()), self.union
 
             @override
-            def _gather(
+            def gather_predictions(
                 self, predictions: Sequence[Mapping[str, Tensor]]
             ) -> Iterable[Mapping[str, Tensor]]:
                 return _gathered(predictions, parts.world.size)
