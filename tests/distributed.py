@@ -34,7 +34,7 @@ class RankError(AssertionError):
 
 @dataclass(frozen=True)
 class Ended:
-    """How one rank ended.
+    """End of one rank.
 
     Attributes:
         status: Exit status; negative where a signal ended it.

@@ -48,7 +48,7 @@ _PRELOADED = (
     "hydra.main",
     "hydra.core.override_parser.overrides_parser",
 )
-# Programs, which `runpy` imports anew, and what imports libraries that need not be installed.
+# Programs, which `runpy` imports again, and what imports libraries that need not be installed.
 _LEFT_OUT = ("launcher.__main__", "launcher.launch._worker", "launcher.optimizer.")
 
 

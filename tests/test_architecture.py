@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md promises about the shape of the tree; each test names what breaks it."""
+"""The rules of CONTRIBUTING.md about the tree; each test names what breaks its rule."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def docstring_lines(node: Documented) -> set[int]:
 
 def code_lines(path: Path) -> set[int]:
     """Lines that hold code; neither docstrings (fields' too), comments nor blank lines count."""
-    quiet = {
+    layout_tokens = {
         tokenize.COMMENT,
         tokenize.NL,
         tokenize.NEWLINE,
@@ -51,7 +51,9 @@ def code_lines(path: Path) -> set[int]:
         tokenize.ENDMARKER,
     }
     with path.open("rb") as file:
-        tokens = [token for token in tokenize.tokenize(file.readline) if token.type not in quiet]
+        tokens = [
+            token for token in tokenize.tokenize(file.readline) if token.type not in layout_tokens
+        ]
     lines = {n for token in tokens for n in range(token.start[0], token.end[0] + 1)}
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -154,7 +156,7 @@ def public(tree: ast.Module) -> Iterator[Documented]:
 
 
 def overrides(node: Documented) -> bool:
-    """Whether the contract that the method fulfils documents it."""
+    """Return True if the contract that the method fulfils documents it."""
     return isinstance(node, ast.FunctionDef) and any(
         isinstance(mark, ast.Name) and mark.id == "override" for mark in node.decorator_list
     )
@@ -202,7 +204,7 @@ def test_every_module_is_in_a_layer() -> None:
     assert not outside
 
 
-def test_there_are_no_drawers_for_odds_and_ends() -> None:
+def test_no_module_is_named_utils() -> None:
     banned = re.compile(r"_?(utils?|helpers?|managers?|base|common|misc)")
     assert not [relative(path) for path in SOURCES if banned.fullmatch(path.stem)]
 

@@ -98,7 +98,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
 
 
 def _is_foreign_kind(text: str, sides: list[ast.expr], own: str) -> bool:
-    """Whether a text is a kind of another group; `config.scheduler.kind` says of which."""
+    """Return True if a text is a kind of another group; `config.scheduler.kind` says of which."""
     named = {
         each.value.attr
         for side in sides

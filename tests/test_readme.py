@@ -1,4 +1,4 @@
-"""The examples in README.md are run or checked as they stand."""
+"""The examples in README.md are run or checked unchanged."""
 
 from __future__ import annotations
 

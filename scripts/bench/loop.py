@@ -1,4 +1,4 @@
-"""What the loop costs over a hand-written one, beside the peers, in one interleaved run.
+"""Cost of the loop over a hand-written one, compared with other libraries, in one interleaved run.
 
     python scripts/bench/loop.py --size tiny --rounds 3
     python scripts/bench/loop.py --peers raw:loader,trainctl
@@ -8,7 +8,7 @@
 All peers are started, one after another (start-up and first step are timed alone), run to a gate
 behind the warm-up, and then take turns: each runs `period` optimizer steps of which the last
 `window` are timed. So the two sides of each ratio lie a few hundred milliseconds apart, and a slow
-phase of the machine hits both. Every figure is a median of pairwise ratios to the first peer.
+phase of the machine hits both. Every number is a median of pairwise ratios to the first peer.
 `same` says that the final parameters equal the first peer's. Peers that are not installed
 (lightning) are left out.
 """

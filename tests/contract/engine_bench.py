@@ -245,7 +245,7 @@ class CountedLoss(Metrics):
 
 
 class WholeIn(Whole):
-    """One number format throughout; float64 tells a wrong sum from a rounded one."""
+    """One number format throughout; in float64 a wrong sum is not mistaken for rounding."""
 
     def __init__(self, device_type: str, dtype: torch.dtype) -> None:
         super().__init__(device_type, None)

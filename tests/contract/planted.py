@@ -161,7 +161,7 @@ class ShardsForTensors(Defect):
 
 
 class Sharded(Defect):
-    """No defect: the optimizer steps rows and is told so."""
+    """No defect: the optimizer steps rows and knows it."""
 
     @override
     def engine(self, option: ParallelismOption, parts: EngineParts) -> Engine:

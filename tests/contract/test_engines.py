@@ -1,4 +1,4 @@
-"""What every kind of `parallelism` must do; a new one faces this the moment its file exists.
+"""Contract of every kind of `parallelism`; a new kind is tested as soon as its file exists.
 
 The reference is `single`. Two correct programs differ by rounding, and Adam amplifies the rounding
 of gradients that are zero (key biases), so that a weight may differ by more than any fixed bound:

@@ -1,4 +1,4 @@
-"""What every kind of optimizer must do; a new one faces this the moment its file exists."""
+"""Contract of every kind of optimizer; a new kind is tested as soon as its file exists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DIM = 64
 
 
 class Network(nn.Module):
-    """What every optimizer must cope with: a table, blocks of matrices and vectors, a tied head."""
+    """A model with an embedding, blocks of matrices and vectors, and a tied head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def network(seed: int = 0) -> Network:
 
 @cache
 def packaged(preset: str) -> OptimizerOption:
-    """The preset as the command line has it, beside a schedule that it agrees with."""
+    """Compose the preset, with a schedule that it accepts."""
     words = [f"optimizer={preset}", "max_grad_norm=null"]
     try:
         return load.load_config([*words, "scheduler=constant"]).config.optimizer
@@ -85,7 +85,7 @@ def distance(module: nn.Module) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def walk(
+def take_steps(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     option: OptimizerOption,
@@ -127,7 +127,7 @@ def test_has_a_preset_of_its_name(kind: str) -> None:
 def test_falls_on_a_quadratic(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
     module = network()
     optimizer = build(packaged(preset), module)
-    losses = walk(module, optimizer, packaged(preset), 12)
+    losses = take_steps(module, optimizer, packaged(preset), 12)
     assert losses[-1] < losses[0]
     assert capsys.readouterr().out == ""
 
@@ -148,7 +148,7 @@ def test_is_deterministic(preset: str) -> None:
         module = network()
         optimizer = build(packaged(preset), module)
         torch.manual_seed(noise)
-        walk(module, optimizer, packaged(preset), 4)
+        take_steps(module, optimizer, packaged(preset), 4)
         results.append(copies(module))
     assert same(*results)
 
@@ -158,12 +158,12 @@ def test_state_round_trips_bitwise_by_name(preset: str) -> None:
     option = packaged(preset)
     module = network()
     optimizer = build(option, module)
-    walk(module, optimizer, option, 3)
+    take_steps(module, optimizer, option, 3)
     names: dict[Tensor, str] = {param: name for name, param in module.named_parameters()}
     weights = copies(module)
     saved = {k: v.detach().clone() for k, v in optimizer_tensors(optimizer, names).items()}
     assert all(type(value) in {Tensor, nn.Parameter} for value in saved.values())
-    walk(module, optimizer, option, 3)
+    take_steps(module, optimizer, option, 3)
 
     other = network(seed=1)
     fresh = build(option, other)
@@ -174,7 +174,7 @@ def test_state_round_trips_bitwise_by_name(preset: str) -> None:
         for param, weight in zip(other.parameters(), weights, strict=True):
             param.copy_(weight)
     load_optimizer(fresh, named, saved)
-    walk(other, fresh, option, 3)
+    take_steps(other, fresh, option, 3)
     assert same(copies(module), copies(other))
 
 
@@ -208,7 +208,7 @@ def test_steps_on_mixed(preset: str, half: torch.dtype | torch.device) -> None:
     module.blocks[0].to(half)
     optimizer = build(packaged(preset), module)
     before = copies(module)
-    walk(module, optimizer, packaged(preset), 12)
+    take_steps(module, optimizer, packaged(preset), 12)
     for param, old in zip(module.parameters(), before, strict=True):
         assert (param.dtype, param.device) == (old.dtype, old.device)
         assert torch.isfinite(param).all()

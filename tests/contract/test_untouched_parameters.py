@@ -32,7 +32,7 @@ def names(module: Network) -> dict[Tensor, str]:
     return {param: name for name, param in module.named_parameters()}
 
 
-def walk(
+def take_steps(
     module: Network,
     optimizer: torch.optim.Optimizer,
     option: OptimizerOption,
@@ -60,7 +60,7 @@ def saved(module: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
 def moved(
     module: Network, optimizer: torch.optim.Optimizer, option: OptimizerOption
 ) -> tuple[Network, torch.optim.Optimizer]:
-    """Another module and optimizer that go on where these are."""
+    """Return another module and optimizer in the same state."""
     state, weights = saved(module, optimizer), copies(module)
     other = network(seed=1)
     fresh = build(option, other)
@@ -77,11 +77,11 @@ def moved(
 def test_a_parameter_joins_after_the_resume(preset: str) -> None:
     option, module = packaged(preset), network()
     optimizer = build(option, module)
-    walk(module, optimizer, option, 3, idle=True)
+    take_steps(module, optimizer, option, 3, idle=True)
     other, fresh = moved(module, optimizer, option)
     for idle in (True, False):
-        walk(module, optimizer, option, 2, idle=idle)
-        walk(other, fresh, option, 2, idle=idle)
+        take_steps(module, optimizer, option, 2, idle=idle)
+        take_steps(other, fresh, option, 2, idle=idle)
         assert same(copies(module), copies(other))
 
 
@@ -98,14 +98,14 @@ def test_saving_before_the_first_update_changes_nothing(preset: str) -> None:
         (module, optimizer),
         (other, fresh),
     ):
-        walk(network_, optimizer_, option, 3, idle=False)
+        take_steps(network_, optimizer_, option, 3, idle=False)
     assert same(copies(module), copies(unsaved))
     assert same(copies(other), copies(unsaved))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("rounding", ["bf16_pure", "bf16_pure_stochastic"])
-def test_weights_in_sixteen_bits_go_on_as_well(preset: str, rounding: str) -> None:
+def test_weights_in_sixteen_bits_resume_as_well(preset: str, rounding: str) -> None:
     option = packaged(preset)
     formats = load.load_config([f"precision={rounding}"]).config.precision
 
@@ -131,18 +131,18 @@ def test_weights_in_sixteen_bits_go_on_as_well(preset: str, rounding: str) -> No
     for name in ("eval", "train"):
         getattr(optimizer, name, lambda: None)()
     resumed()
-    walk(module, optimizer, option, 3, idle=True)
+    take_steps(module, optimizer, option, 3, idle=True)
     other, fresh = resumed()
     for idle in (True, False):
-        walk(module, optimizer, option, 2, idle=idle)
-        walk(other, fresh, option, 2, idle=idle)
+        take_steps(module, optimizer, option, 2, idle=idle)
+        take_steps(other, fresh, option, 2, idle=idle)
         assert same(copies(module), copies(other))
 
 
 def test_half_of_a_parameters_state_is_another_optimizers() -> None:
     option, module = packaged("adamw"), network()
     optimizer = build(option, module)
-    walk(module, optimizer, option, 1, idle=True)
+    take_steps(module, optimizer, option, 1, idle=True)
     state = saved(module, optimizer)
     assert not [key for key in state if "temperature" in key]
     del state["optimizer.embed.weight.exp_avg"]

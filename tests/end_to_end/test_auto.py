@@ -1,4 +1,4 @@
-"""`trainctl run accumulation=auto` on the CPU: what it finds, writes down, and how it fails."""
+"""`trainctl run accumulation=auto` on the CPU: its result, its records and its errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from tests.conftest import Console, toy_words
 from tests.end_to_end.test_resume import trace, weights
 
-# Each sample takes some 6 MiB in this model, and the model itself little. Peaks of resident memory
-# vary by tens of MiB with the C library's mood.
+# Each sample takes some 6 MiB in this model, and the model itself little. The C library's allocator
+# makes peaks of resident memory vary by tens of MiB.
 WIDE = ("model.width=40000", "data.documents=90", "max_steps=3", "optimizer.lr=1e-4")
 SHORT_OF_MIB = 120
 MIB_PER_GIB = 1024
@@ -27,7 +27,7 @@ def auto_words(*words: str) -> tuple[str, ...]:
 
 
 def trials(run_dir: Path) -> dict[int, dict[str, Any]]:
-    """What the first rank wrote down of each micro-batch."""
+    """Return the records of the first rank, by micro-batch size."""
     return {
         int(path.parent.name.rpartition("-")[2]): json.loads(path.read_text())
         for path in run_dir.glob("trials/*/rank-0.json")
@@ -40,14 +40,18 @@ def stored(run_dir: Path) -> dict[str, Any]:
 
 
 def squeezed(trainctl: Console, device: str) -> tuple[Path, str, float]:
-    """A run with a little less memory than the whole share takes; what it said; the limit, MiB."""
+    """Run with a little less memory than the whole share takes.
+
+    Returns:
+        The run directory, its output and the limit in MiB.
+    """
     wide = auto_words(*WIDE, "accumulation.samples_per_step=32", f"launch.device={device}")
-    trainctl("run", *wide, "name=roomy")
-    roomy = trials(trainctl.run_dir("roomy"))
-    # The whole share fits: one trial tells.
-    assert list(roomy) == [32]
-    assert stored(trainctl.run_dir("roomy"))["accumulation"]["micro_batch_size"] == 32
-    limit_mib = roomy[32]["peak_mib"] - SHORT_OF_MIB
+    trainctl("run", *wide, "name=large")
+    large = trials(trainctl.run_dir("large"))
+    # The whole share fits: one trial is enough.
+    assert list(large) == [32]
+    assert stored(trainctl.run_dir("large"))["accumulation"]["micro_batch_size"] == 32
+    limit_mib = large[32]["peak_mib"] - SHORT_OF_MIB
     limit = f"accumulation.memory_limit_gib={limit_mib / MIB_PER_GIB}"
     out, _ = trainctl("run", *wide, limit, "name=tight")
     return trainctl.run_dir("tight"), out, limit_mib
@@ -65,7 +69,7 @@ def test_a_gpu_is_filled_and_not_overfilled(trainctl: Console) -> None:
     assert max(row["memory_mib"] for row in trainctl.rows(run_dir)) <= limit_mib
 
 
-def test_the_run_is_the_one_that_its_plain_overrides_make(trainctl: Console) -> None:
+def test_the_printed_overrides_give_the_same_run(trainctl: Console) -> None:
     run_dir, out, limit_mib = squeezed(trainctl, "cpu")
     decided = stored(run_dir)["accumulation"]
     found = decided["micro_batch_size"]
@@ -102,7 +106,7 @@ def test_the_run_is_the_one_that_its_plain_overrides_make(trainctl: Console) -> 
     ("words", "log_says"),
     [
         (["accumulation.memory_limit_gib=0.05"], "MiB of 51 MiB"),
-        # 600 MB of weights: the process is refused them, the machine is not made to swap.
+        # 600 MB of weights: the allocation fails, instead of making the machine swap.
         (["accumulation.memory_limit_gib=0.4", "model.width=3000000"], "was refused more"),
     ],
     ids=["measured", "refused"],
@@ -115,19 +119,19 @@ def test_nothing_fits(trainctl: Console, words: list[str], log_says: str) -> Non
     assert "Traceback" not in err
     run_dir = trainctl.run_dir()
     assert log_says in (run_dir / "trials/micro-batch-1/result.json").read_text()
-    # Nothing is decided: whoever gives more room can go on.
+    # Nothing is decided: a resume with more memory is possible.
     assert stored(run_dir)["accumulation"]["kind"] == "auto"
     assert not (run_dir / "decisions.txt").exists()
 
 
-def test_what_no_micro_batch_mends_is_said_as_ever(trainctl: Console) -> None:
+def test_an_error_that_no_micro_batch_size_avoids(trainctl: Console) -> None:
     words = auto_words("accumulation.samples_per_step=64", "data.documents=50")
     _, err = trainctl("run", *words, status=13)
     assert "50 samples" in err
     assert "Traceback" not in err
 
 
-def test_a_signal_ends_the_search_and_a_resume_takes_it_up(trainctl: Console) -> None:
+def test_a_signal_ends_the_search_and_a_resume_repeats_it(trainctl: Console) -> None:
     words = auto_words("accumulation.samples_per_step=2", "max_steps=2", "task.step_s=0.2")
     process = trainctl.start("run", *words)
     deadline = time.monotonic() + 60
@@ -146,7 +150,7 @@ def test_a_signal_ends_the_search_and_a_resume_takes_it_up(trainctl: Console) ->
     assert [row["step"] for row in trainctl.rows(run_dir)] == [1, 2]
 
 
-def test_what_starts_nothing_tries_nothing(trainctl: Console) -> None:
+def test_verbs_that_start_nothing_run_no_trial(trainctl: Console) -> None:
     words = auto_words("accumulation.samples_per_step=16")
     for verb in (["check"], ["run", "--dry-run"], ["config", "explain", "accumulation.kind"]):
         out, _ = trainctl(*verb, *words)

@@ -28,7 +28,7 @@ def scales(trainctl: Console, run_dir: Path) -> list[Any]:
     return [row["loss_scale"] for row in trainctl.rows(run_dir)]
 
 
-def test_an_overflow_is_skipped_and_the_schedule_goes_on(trainctl: Console, bad_step: int) -> None:
+def test_an_overflow_is_skipped_and_the_schedule_advances(trainctl: Console, bad_step: int) -> None:
     trainctl.toy(*WORDS)
     rows = trainctl.rows(trainctl.run_dir())
     trainctl.toy("name=calm", "precision=fp16")
@@ -36,7 +36,7 @@ def test_an_overflow_is_skipped_and_the_schedule_goes_on(trainctl: Console, bad_
     assert [row["skipped"] for row in rows] == [int(row["step"] >= bad_step) for row in rows]
     assert rows[bad_step - 1]["grad_norm"] is None
     assert rows[bad_step - 1]["loss"] is not None
-    # The schedule is a function of the data seen: it stands where it would have without it.
+    # The schedule is a function of the data seen: a skipped update counts as a step.
     for key in ("lr", "samples", "tokens"):
         assert [row[key] for row in rows] == [row[key] for row in calm]
     losses, calm_losses = ([row["loss"] for row in run] for run in (rows, calm))
@@ -49,8 +49,8 @@ def test_an_overflow_is_skipped_and_the_schedule_goes_on(trainctl: Console, bad_
 
 
 def test_a_killed_run_keeps_scale_and_count(trainctl: Console, bad_step: int) -> None:
-    trainctl.toy("name=quiet", *WORDS)
-    quiet = trainctl.run_dir("quiet")
+    trainctl.toy("name=undisturbed", *WORDS)
+    undisturbed = trainctl.run_dir("undisturbed")
     # The checkpoint of step 4 is after the overflow, and in the middle of the count to four.
     assert bad_step < 4
     process = trainctl.start("run", *toy_words(*WORDS, "task.step_s=0.03"))
@@ -58,28 +58,28 @@ def test_a_killed_run_keeps_scale_and_count(trainctl: Console, bad_step: int) ->
     process.kill()
     process.communicate()
     trainctl("resume", str(run_dir))
-    assert trace(trainctl, run_dir) == trace(trainctl, quiet)
-    assert scales(trainctl, run_dir) == scales(trainctl, quiet)
-    assert weights(run_dir) == weights(quiet)
+    assert trace(trainctl, run_dir) == trace(trainctl, undisturbed)
+    assert scales(trainctl, run_dir) == scales(trainctl, undisturbed)
+    assert weights(run_dir) == weights(undisturbed)
 
 
 @pytest.mark.parametrize("last", [1, 2])
 def test_overflows_before_the_first_update_leave_no_trace(trainctl: Console, last: int) -> None:
-    """However often the run saves and wherever it is taken up: nothing has been learned yet."""
+    """Before the first update, neither saving nor resuming changes a weight."""
     first: int = permutation(seed=0, epoch=0, length=50).tolist()[0]
     words = (f"task.overflow={first}", "precision=fp16", "scheduler=constant", "max_epochs=null")
-    trainctl.toy("name=quiet", *words, "checkpoint.every_steps=100")
+    trainctl.toy("name=undisturbed", *words, "checkpoint.every_steps=100")
     trainctl.toy("name=saving", *words, "checkpoint.every_steps=1")
     trainctl.toy("name=resumed", *words, f"max_steps={last}")
     trainctl("resume", str(trainctl.run_dir("resumed")), "max_steps=12")
-    quiet, saving, resumed = map(trainctl.run_dir, ("quiet", "saving", "resumed"))
-    assert [row["skipped"] for row in trainctl.rows(quiet)] == [1] * STEPS
-    assert weights(saving) == weights(quiet)
-    assert weights(resumed) == weights(quiet)
-    assert scales(trainctl, resumed) == scales(trainctl, quiet)
+    undisturbed, saving, resumed = map(trainctl.run_dir, ("undisturbed", "saving", "resumed"))
+    assert [row["skipped"] for row in trainctl.rows(undisturbed)] == [1] * STEPS
+    assert weights(saving) == weights(undisturbed)
+    assert weights(resumed) == weights(undisturbed)
+    assert scales(trainctl, resumed) == scales(trainctl, undisturbed)
 
 
-def test_a_run_goes_on_in_the_format_that_its_error_advises(trainctl: Console) -> None:
+def test_a_run_resumes_in_the_format_that_its_error_advises(trainctl: Console) -> None:
     third: int = permutation(seed=0, epoch=0, length=50).tolist()[2 * SAMPLES_PER_STEP]
     words = ("precision=fp16", "precision.init_scale=1.0", f"task.overflow={third}")
     _, err = trainctl.toy(*words, "checkpoint.every_steps=1", status=10)

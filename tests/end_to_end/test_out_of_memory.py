@@ -1,4 +1,4 @@
-"""Memory that the CPU's allocator refuses ends a run in a sentence and a status of its own."""
+"""Out of memory on the CPU: an error with its own exit status, and no traceback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Console, toy_words
 
-ROOM = 3 * 2**30
+LIMIT_BYTES = 3 * 2**30
 
 
 def test_a_model_that_does_not_fit(trainctl: Console) -> None:
@@ -23,7 +23,7 @@ def test_a_step_that_does_not_fit(trainctl: Console) -> None:
     """A gigabyte and a half for the output of each layer; the model takes a fifth of one."""
     words = ["accumulation.micro_batch_size=80", "accumulation.samples_per_step=80"]
     process = trainctl.start("run", *toy_words("model.width=400000", "data.documents=90", *words))
-    resource.prlimit(process.pid, resource.RLIMIT_DATA, (ROOM, ROOM))
+    resource.prlimit(process.pid, resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
     _, err = process.communicate()
     assert process.returncode == 11, err
     assert "step 1: out of memory; lower accumulation.micro_batch_size" in err

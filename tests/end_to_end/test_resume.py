@@ -1,4 +1,4 @@
-"""A killed run goes on as if nothing had happened."""
+"""Resume after a kill or a signal: the same numbers as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPARED = ("step", "loss", "lr", "grad_norm", "samples", "tokens", "skipped", "
 
 
 def trace(trainctl: Console, run_dir: Path) -> list[dict[str, Any]]:
-    """Every logged number that is not a time."""
+    """Return every logged number that is not a time."""
     return [{k: row.get(k) for k in COMPARED} for row in trainctl.rows(run_dir)]
 
 
@@ -27,13 +27,13 @@ def weights(run_dir: Path) -> bytes:
 
 
 def kill_rank(run_dir: Path, number: int) -> None:
-    """Send the ranks of a run a signal."""
+    """Send a signal to the ranks of a run."""
     for pid in json.loads((run_dir / "run.lock").read_text())["ranks"]:
         os.kill(pid, number)
 
 
 def wait_for_step(trainctl: Console, step: int, name: str = "toy") -> Path:
-    """The run's directory, once it has logged a step."""
+    """Return the run directory once it has logged a step."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         metrics = list((trainctl.folder / "runs" / name).glob("*/metrics.jsonl"))
@@ -44,18 +44,18 @@ def wait_for_step(trainctl: Console, step: int, name: str = "toy") -> Path:
 
 
 @pytest.fixture
-def quiet(trainctl: Console) -> tuple[list[dict[str, Any]], bytes]:
-    """Trace and weights of a run that nobody disturbed."""
-    trainctl.toy("name=quiet")
-    run_dir = trainctl.run_dir("quiet")
+def undisturbed(trainctl: Console) -> tuple[list[dict[str, Any]], bytes]:
+    """Return trace and weights of an uninterrupted run."""
+    trainctl.toy("name=undisturbed")
+    run_dir = trainctl.run_dir("undisturbed")
     return trace(trainctl, run_dir), weights(run_dir)
 
 
 @pytest.mark.parametrize("target", ["launcher", "rank"])
 def test_killed_at_any_moment(
-    trainctl: Console, quiet: tuple[list[dict[str, Any]], bytes], target: str
+    trainctl: Console, undisturbed: tuple[list[dict[str, Any]], bytes], target: str
 ) -> None:
-    expected, final = quiet
+    expected, final = undisturbed
     kill_and_resume(trainctl, target, delay=0.0, after_step=6)
     run_dir = trainctl.run_dir()
     assert trace(trainctl, run_dir) == expected
@@ -64,9 +64,9 @@ def test_killed_at_any_moment(
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(
-    trainctl: Console, quiet: tuple[list[dict[str, Any]], bytes]
+    trainctl: Console, undisturbed: tuple[list[dict[str, Any]], bytes]
 ) -> None:
-    expected, final = quiet
+    expected, final = undisturbed
     chance = random.Random(20)
     for number in range(20):
         process = trainctl.start("run", *toy_words(f"name=toy{number}", "task.step_s=0.02"))
@@ -106,11 +106,11 @@ def kill_and_resume(trainctl: Console, target: str, *, delay: float, after_step:
 )
 def test_a_signal_finishes_the_step_and_saves_it(
     trainctl: Console,
-    quiet: tuple[list[dict[str, Any]], bytes],
+    undisturbed: tuple[list[dict[str, Any]], bytes],
     number: signal.Signals,
     status: int,
 ) -> None:
-    expected, final = quiet
+    expected, final = undisturbed
     process = trainctl.start("run", *toy_words("task.step_s=0.05", "checkpoint.every_steps=null"))
     run_dir = wait_for_step(trainctl, 3)
     process.send_signal(number)
@@ -149,8 +149,8 @@ def test_resuming_a_finished_run_changes_nothing(trainctl: Console) -> None:
     assert (trace(trainctl, run_dir), weights(run_dir)) == before
 
 
-def test_a_longer_run_goes_on_where_the_shorter_ended(
-    trainctl: Console, quiet: tuple[list[dict[str, Any]], bytes]
+def test_a_finished_run_is_extended(
+    trainctl: Console, undisturbed: tuple[list[dict[str, Any]], bytes]
 ) -> None:
     trainctl.toy("name=long", "max_steps=20", "scheduler=constant")
     trainctl.toy("max_steps=12", "scheduler=constant")
@@ -162,7 +162,7 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(
     assert steps == long
 
 
-def test_a_new_learning_rate_is_really_applied(trainctl: Console) -> None:
+def test_a_new_learning_rate_takes_effect(trainctl: Console) -> None:
     trainctl.toy("max_steps=8", "scheduler=constant")
     run_dir = trainctl.run_dir()
     trainctl("resume", str(run_dir), "max_steps=12", "optimizer.lr=0.003")
@@ -170,7 +170,7 @@ def test_a_new_learning_rate_is_really_applied(trainctl: Console) -> None:
     assert [rates[step] for step in (8, 9, 12)] == [0.01, 0.003, 0.003]
 
 
-def test_a_change_of_what_is_computed_needs_leave(trainctl: Console) -> None:
+def test_a_change_of_the_result_requires_allow(trainctl: Console) -> None:
     trainctl.toy("max_steps=4")
     run_dir = trainctl.run_dir()
     stored = (run_dir / "config.json").read_text()
@@ -183,7 +183,7 @@ def test_a_change_of_what_is_computed_needs_leave(trainctl: Console) -> None:
     trainctl("resume", str(run_dir), "max_steps=8", "seed=5", "--allow", "seed")
 
 
-def test_a_change_that_the_checkpoint_does_not_fit_is_taken_back(trainctl: Console) -> None:
+def test_a_change_that_the_checkpoint_does_not_fit_is_reverted(trainctl: Console) -> None:
     trainctl.toy()
     run_dir = trainctl.run_dir()
     written = ("config.json", "overrides.txt", "provenance.json")

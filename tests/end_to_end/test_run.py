@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how it says that it cannot go on."""
+"""The files of a run, and the errors that end one."""
 
 from __future__ import annotations
 

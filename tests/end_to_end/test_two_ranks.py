@@ -29,16 +29,16 @@ def recorded(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], bytes]:
-    """Trace and weights of two ranks that nobody disturbed."""
-    trainctl = Console.in_folder(tmp_path_factory.mktemp("quiet"), forked=False)
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], bytes]:
+    """Return trace and weights of an uninterrupted run of two ranks."""
+    trainctl = Console.in_folder(tmp_path_factory.mktemp("undisturbed"), forked=False)
     trainctl.toy(*TWO)
     run_dir = trainctl.run_dir()
     return trace(trainctl, run_dir), weights(run_dir)
 
 
 def stop_and_resume(trainctl: Console, target: str, name: str) -> Path:
-    """Ask for the end at some step; all ranks agree on it, and a resume goes on from there."""
+    """Stop a run by a signal; all ranks must stop after the same step. Resume it."""
     words = toy_words(*TWO, f"name={name}", "task.step_s=0.03", "checkpoint.every_steps=null")
     process = trainctl.start("run", *words)
     run_dir = wait_for_step(trainctl, 2, name)
@@ -60,20 +60,20 @@ def stop_and_resume(trainctl: Console, target: str, name: str) -> Path:
 
 @pytest.mark.parametrize("target", ["launcher", "rank 1"])
 def test_a_signal_stops_all_ranks_after_one_step(
-    trainctl: Console, quiet: tuple[list[dict[str, Any]], bytes], target: str
+    trainctl: Console, undisturbed: tuple[list[dict[str, Any]], bytes], target: str
 ) -> None:
     run_dir = stop_and_resume(trainctl, target, "toy")
-    assert (trace(trainctl, run_dir), weights(run_dir)) == quiet
+    assert (trace(trainctl, run_dir), weights(run_dir)) == undisturbed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["launcher", "rank 0", "rank 1", "all"])
 def test_a_signal_stops_all_ranks_in_fifty_tries(
-    trainctl: Console, quiet: tuple[list[dict[str, Any]], bytes], target: str
+    trainctl: Console, undisturbed: tuple[list[dict[str, Any]], bytes], target: str
 ) -> None:
     for number in range(50):
         run_dir = stop_and_resume(trainctl, target, f"toy{number}")
-        assert (trace(trainctl, run_dir), weights(run_dir)) == quiet
+        assert (trace(trainctl, run_dir), weights(run_dir)) == undisturbed
 
 
 def test_a_stopped_rank_is_found_and_killed(trainctl: Console) -> None:

@@ -88,7 +88,7 @@ def test_the_reason_names_score_and_best() -> None:
     )
 
 
-def test_a_resumed_run_goes_on_counting() -> None:
+def test_a_resumed_run_continues_counting() -> None:
     losses = [3.0, 3.0, 3.0, 3.0]
     first = observer(patience=3)
     assert stopped_at(first, losses[:2]) is None
