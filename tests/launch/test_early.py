@@ -29,6 +29,12 @@ def gone(pid: int) -> bool:
 
 
 @pytest.fixture
+def trainctl(trainctl_as_installed: Console) -> Console:
+    """The command; forked processes would have imported the real torch already."""
+    return trainctl_as_installed
+
+
+@pytest.fixture
 def torch_that_sleeps(trainctl: Console) -> Path:
     """A torch for the early rank that prints, and whose import never ends; who imports it."""
     (trainctl.folder / "site" / "torch.py").write_text(
