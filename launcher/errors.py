@@ -5,6 +5,7 @@
     ├── ConfigError        2   every problem at once: key, what is wrong, what to do, who set it
     ├── LaunchError        3   the world cannot be built: run directory, lock, ports, devices
     ├── NonFinite         10   loss or gradient norm is not finite; the weights are untouched
+    │   └── Diverged      10   the weights are not finite, or all updates are skipped
     ├── OutOfMemory       11   the device is full; what would fit
     ├── Hang              12   which rank is missing, where it stands
     ├── DataError         13   file, place in it, what was expected
@@ -117,6 +118,10 @@ class NonFinite(TrainctlError):
     def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
         self.indices = tuple(int(index) for index in indices)
         super().__init__(message)
+
+
+class Diverged(NonFinite):
+    """The weights are not finite, or too many updates in a row were skipped."""
 
 
 class OutOfMemory(TrainctlError):

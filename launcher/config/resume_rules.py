@@ -35,6 +35,7 @@ TABLE: dict[str, tuple[Kind, str]] = {
     "objective_mode": ("safe", "only what a sweep is given changes"),
     "log_every_steps": ("safe", "only what is written changes"),
     "on_nonfinite": ("safe", "only what happens to a bad step changes"),
+    "max_consecutive_skips": ("safe", "only when the run gives up changes"),
     "model": ("impossible", "the checkpoint holds the tensors of this model; start a new run"),
     "task": ("allow", "the rest of the run learns from other examples"),
     "task.kind": ("impossible", "another task is another experiment; start a new run"),

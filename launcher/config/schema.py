@@ -112,6 +112,8 @@ class RunConfig(Settings):
     on_nonfinite: Literal["stop", "skip"]
     """When loss or gradient norm is not finite: end the run, or skip the update and go on. A
     skipped update counts as a step: the learning rate is where it would be without it."""
+    max_consecutive_skips: int | None = Field(gt=0)
+    """Skipped updates in a row after which the run ends as failed; null never gives up."""
     run_root: str = Field(min_length=1, pattern=r"^[^\x00]*$")
     """Folder of all runs, relative to the current one."""
     model: Annotated[SerializeAsAny[ModelOption], PlainValidator(_reader("model")), _GROUP]

@@ -64,6 +64,8 @@ class Request(Flag):
     STOP_SIGUSR1 = auto()
     STOP_SIGINT = auto()
     STOP_SIGHUP = auto()
+    STOP_NONFINITE = auto()
+    """End the run: this rank's weights are not finite."""
     CONTINUE = auto()
     """Take another step, where the end depends on what each rank measures."""
 

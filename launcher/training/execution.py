@@ -21,12 +21,13 @@ from launcher.contracts import (
     TrainState,
     World,
 )
-from launcher.errors import NonFinite
+from launcher.errors import Diverged, NonFinite
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.batches import Windows
 from launcher.training.closing import close_all
 from launcher.training.evaluation import Evaluator
+from launcher.training.finite import SkipLimit, check_weights, param_names
 from launcher.training.loop import train
 from launcher.training.metrics import Recorder, RowBuilder
 from launcher.training.out_of_memory import out_of_memory_context
@@ -103,7 +104,11 @@ class Execution:
             evaluating=lambda: self._evaluate.seconds,
         )
         self._progress = Progress(state)
-        self._observers: list[Observer] = [self._progress, self._rows]
+        self._observers: list[Observer] = [
+            self._progress,
+            self._rows,
+            SkipLimit(config.max_consecutive_skips, state),
+        ]
         self._recorders: list[Recorder] = []
 
     @property
@@ -174,13 +179,17 @@ class Execution:
         if state.step == self._saved_step:
             return
         self._beat("save", state.step)
+        engine = self._parts.engine.state()
+        weights = {name: value for name, value in engine.items() if name.startswith("model.")}
+        params = {f"model.{name}" for name in param_names(self._parts.module)}
+        check_weights(self._parts.engine, weights, params, step=state.step, purpose="saved")
         state = with_memory(state, self._observers)
         if due is not None:
             state = with_evaluation_due(state, due)
         self._store.save(
             Snapshot(
                 step=state.step,
-                engine=self._parts.engine.state(),
+                engine=engine,
                 train_state=state.to_json(),
                 rng=rng.capture(),
                 config=self._config.to_json(),
@@ -206,6 +215,8 @@ def _describing_samples(progress: Progress, samples: Samples) -> Iterator[None]:
     """Say of an error in a step which step it was, and which samples it met."""
     try:
         yield
+    except Diverged:
+        raise
     except NonFinite as error:
         places = [samples.describe(index) for index in error.indices[:4]]
         more = f" and {len(error.indices) - 4} more" if len(error.indices) > 4 else ""

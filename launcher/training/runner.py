@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from signal import Signals
 
 from launcher.config.schema import RunConfig
-from launcher.contracts import CheckpointStore, TrainState, World
+from launcher.contracts import CheckpointStore, TrainState, World, named_tensors
 from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.closing import closing
 from launcher.training.execution import Execution
+from launcher.training.finite import check_weights, param_names
 from launcher.training.out_of_memory import out_of_memory_context
 from launcher.training.parts import Parts, build
 from launcher.training.requests import RankRequests, stop_error, stop_signal
@@ -93,7 +94,7 @@ def run(
             beat("end", state.step)
         if state.stopped is not None:
             _log.info("stopped after step %d: %s", state.step, state.stopped)
-        sample = _export(config, run_dir, parts)
+        sample = _export(config, run_dir, parts, state.step)
         return Outcome(state, execution.scores, parts.references, sample)
 
 
@@ -127,9 +128,12 @@ def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainSt
     return state
 
 
-def _export(config: RunConfig, run_dir: RunDir, parts: Parts) -> str | None:
+def _export(config: RunConfig, run_dir: RunDir, parts: Parts, step: int) -> str | None:
     """Export the trained model, and return a sample of its output if the task has one."""
     with parts.engine.full_module() as module:
+        weights = {} if module is None else named_tensors(module)
+        names = param_names(parts.module)
+        check_weights(parts.engine, weights, names, step=step, purpose="exported")
         if module is None:
             return None
         if config.checkpoint.export:
