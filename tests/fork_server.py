@@ -39,8 +39,6 @@ _PROGRAM = [sys.executable, "-P", "-m"]
 _PRELOADED = (
     "pytest",
     "tensorboard.compat.proto.event_pb2",
-    "torch",
-    "torch._dynamo",  # the first optimizer imports it
     "torch.distributed.checkpoint",
     "transformers",
     "transformers.models.auto.modeling_auto",
