@@ -27,6 +27,7 @@ def test_pretrained_weights_need_a_learning_rate_of_the_users() -> None:
         load.load_config(PRETRAINED)
     message = str(caught.value)
     assert RATES in message
+    assert "5e-6 to 5e-5 for full fine-tuning and 1e-4 to 5e-4 for adapters" in message
     assert "conf/optimizer/adamw.yaml" in message
 
 
@@ -36,12 +37,20 @@ def test_pretrained_weights_need_a_learning_rate_of_the_users() -> None:
         ["optimizer.lr=4.0e-3"],
         ["optimizer={lr: 1e-5}"],
         ["model.init=random"],
+        ["optimizer=prodigy", "scheduler=constant"],
         ["recipe=text_finetune", "data.files=x"],
     ],
     ids=str,
 )
 def test_a_rate_that_the_user_set_is_his(words: list[str]) -> None:
     load.load_config([*PRETRAINED, *words])
+
+
+def test_every_rate_of_an_optimizer_counts() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load.load_config([*PRETRAINED, "optimizer=muon", "optimizer.lr=1e-3"])
+    [problem] = caught.value.problems
+    assert problem.key == "optimizer.adamw_lr"
 
 
 def test_a_file_of_the_users_own_sets_it(tmp_path: Path) -> None:
