@@ -40,7 +40,7 @@ from launcher.contracts import (
     TrainState,
     World,
 )
-from launcher.errors import NonFinite
+from launcher.errors import Interrupted, NonFinite, Preempted
 from launcher.parallelism import _ddp_engine  # noqa: F401 - imported before ranks are forked
 from launcher.precision._autocast import Whole
 from launcher.training import rng
@@ -370,6 +370,8 @@ def run_case(case: Case) -> Trajectory:
                 own.weights = {k: v.detach().clone() for k, v in module.named_parameters()}
     except NonFinite as error:
         own.error = (type(error).__name__, str(error), error.indices)
+    except (Preempted, Interrupted):
+        pass  # a signal ends the run before its evaluation
     finally:
         engine.close()
     return own
