@@ -6,14 +6,13 @@ import os
 import platform
 import socket
 import sys
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from launcher import __version__
 from launcher.cli._arguments import Arguments
 from launcher.cli._console import print_json, table
+from launcher.launch import total_memory
 
 _PACKAGES = (
     "torch",
@@ -58,7 +57,7 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": round(total_memory() / _GIB, 1),
         **_devices(),
     }
 
@@ -68,22 +67,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cores() -> int | None:
-    """Cores that this process may use: a scheduler need not grant all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _memory_gib() -> float | None:
-    """Physical memory, or what a control group leaves of it to this process."""
-    try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    with suppress(OSError, ValueError):  # no control group, or "max"
-        physical = min(physical, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
-    return round(physical / _GIB, 1)
 
 
 def _devices() -> dict[str, Any]:
@@ -115,7 +98,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("platform", facts["platform"]),
         ("host", facts["host"]),
         ("cores", str(facts["cores"])),
-        ("memory", f"{facts['memory_gib']} GiB" if facts["memory_gib"] else "unknown"),
+        ("memory", f"{facts['memory_gib']} GiB"),
         ("cuda", facts["cuda"] or "torch is built without it"),
     ]
     for device in facts["devices"]:

@@ -74,3 +74,10 @@ def resume(
     from launcher.launch import _resume
 
     return _resume.resume(path, overrides, allow, quiet=quiet)
+
+
+def total_memory() -> int:
+    """Return the bytes of this machine's memory, or of this process's control group."""
+    from launcher.launch import _memory
+
+    return _memory.total_bytes()

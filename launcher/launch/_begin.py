@@ -18,7 +18,7 @@ from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS, Option
 from launcher.errors import ConfigError, LaunchError, TrainctlError
 from launcher.launch._early import EarlyRank
-from launcher.launch._fit import fitted
+from launcher.launch._fit import find_micro_batch_size
 from launcher.launch._lock import locked
 from launcher.launch._outcome import Result
 from launcher.launch._start import start
@@ -86,7 +86,7 @@ def run_ranks(
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     command = shlex.join(["trainctl", "resume", str(shown)])
     try:
-        decided = fitted(config, run_dir, lock, quiet=quiet)
+        decided = find_micro_batch_size(config, run_dir, lock, quiet=quiet)
         result = start(decided, run_dir, lock, early, quiet=quiet)
     except ConfigError:
         raise  # it would meet the same config again

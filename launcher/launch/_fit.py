@@ -1,8 +1,8 @@
-"""What accumulation=auto leaves to be found: decided once, by the launching process.
+"""Search of accumulation=auto for the largest micro-batch that fits, by the launching process.
 
-Every trial is a world of ranks that starts afresh, so that one rank that runs out of memory leaves
-no other waiting, and what a trial takes is measured from zero. The decision replaces the option in
-config.json: the run that follows, and every resume, is one with the finder off.
+Every trial starts new ranks: a rank that runs out of memory leaves no other waiting, and the memory
+of a trial is measured from zero. The decision replaces the option in config.json, so that the run
+and every resume have a fixed micro-batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from launcher.launch._start import start
 from launcher.run_dir import RunDir, write_atomically
 
 _GROUP = "accumulation"
-# How a process ends that the kernel, or a library that checks nothing, denies memory.
+# Exit statuses of a process that ran out of memory: killed by the kernel, or crashed in a library
+# that does not check its allocations.
 _KILLED = {
     128 + number for number in (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
 }
@@ -31,13 +32,13 @@ _KILLED = {
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of one micro-batch.
+    """Result of a trial.
 
     Attributes:
-        micro_batch_size: What was tried.
-        fits: Whether every rank kept its limit.
-        peak_mib: The most that a rank took, in MiB; None where no rank lived to say.
-        limit_mib: The least that a rank might take, in MiB; likewise.
+        micro_batch_size: The size that was tried.
+        fits: Every rank stayed below its limit.
+        peak_mib: Largest peak of a rank, in MiB; None if no rank recorded one.
+        limit_mib: Smallest limit of a rank, in MiB; likewise.
     """
 
     micro_batch_size: int
@@ -48,14 +49,14 @@ class Trial:
     @override
     def __str__(self) -> str:
         verdict = "fits" if self.fits else "does not fit"
-        # What a rank took that was refused more says nothing of what it would have taken.
+        # The peak of a trial that ran out of memory is not what it would have used.
         peak = f" ({self.peak_mib:,.0f} MiB)" if self.fits and self.peak_mib is not None else ""
         return f"{self.micro_batch_size} {verdict}{peak}"
 
 
 @dataclass(slots=True)
 class _Trials:
-    """Tries micro-batches, and says of each, on the console's current line, what came of it."""
+    """Runs trials and prints the result of each on the console's current line."""
 
     config: RunConfig
     search: MicroBatchSearch
@@ -86,20 +87,20 @@ class _Trials:
             print(text, end="", flush=True)  # noqa: T201 - the console's progress
 
     @property
-    def room(self) -> str:
-        """The least that a rank might take."""
+    def limit(self) -> str:
+        """Return the smallest limit of a rank, for messages."""
         limits = [trial.limit_mib for trial in self.done if trial.limit_mib is not None]
         return f" into {min(limits):,.0f} MiB" if limits else ""
 
 
-def fitted(
+def find_micro_batch_size(
     config: RunConfig, run_dir: RunDir, lock: Sequence[int], *, quiet: bool = False
 ) -> RunConfig:
-    """The config of the run that starts: with the largest micro-batch that fits, if one is sought.
+    """Return the config to run: with the largest micro-batch that fits, if it is to be searched.
 
     Args:
-        config: What config.json holds; it is written anew when something is decided.
-        run_dir: The run directory, locked by us.
+        config: The config in config.json, which is rewritten when a size is decided.
+        run_dir: The run directory, locked by this process.
         lock: The descriptors that hold the lock.
         quiet: Print nothing.
 
@@ -119,12 +120,12 @@ def fitted(
             raise _nothing_fits(trials)
         decided = search.decided(found)
         words = [f"accumulation={decided.kind}", *_words(decided)]
-        trials.say(f"{trials.room}: {' '.join(words)}")
+        trials.say(f"{trials.limit}: {' '.join(words)}")
     finally:
         if trials.done:
             trials.say("\n")
     config = config.model_copy(update={"accumulation": decided})
-    _write_down(config, run_dir, words, _reason(trials, found))
+    _write_decision(config, run_dir, words, _reason(trials, found))
     return config
 
 
@@ -147,19 +148,19 @@ def largest_fitting(candidates: Sequence[int], fits: Callable[[int], bool]) -> i
     return candidates[fitting] if fitting >= 0 else None
 
 
-def plain_overrides(
+def decided_overrides(
     typed: Sequence[str], origins: Mapping[str, str], decided: Sequence[str]
 ) -> list[str]:
-    """The words that compose the decided config, in place of those that were typed.
+    """Return overrides that compose the decided config, in place of those that were typed.
 
     Args:
-        typed: The words of the command line.
-        origins: For every key of the config, what set it.
-        decided: The words of the decision; they name each key that the decided option has.
+        typed: The overrides of the command line.
+        origins: Origin of every key of the config.
+        decided: The overrides of the decision; they name each key of the decided option.
     """
     kept = [word for word in typed if word.lstrip("+~").partition("=")[0].split(".")[0] != _GROUP]
     named = {word.partition("=")[0] for word in decided}
-    # A recipe sets single keys of the option, and would set them in another option as well.
+    # Keys of `auto` that a recipe sets would be unknown keys of the decided option.
     stray = [
         key
         for key, origin in origins.items()
@@ -180,22 +181,22 @@ def _trial(
     except OutOfMemory:
         fits = False
     except RankFailed as error:
-        # A rank other than the first may have found no room, and the first was waiting for it.
-        told = _measured(trial_dir)
-        if error.exit_status not in _KILLED and all(each["fits"] for each in told):
+        # Another rank may have run out of memory while the first was waiting for it.
+        measured = _measured(trial_dir)
+        if error.exit_status not in _KILLED and all(each["fits"] for each in measured):
             raise
         fits = False
-    told = _measured(trial_dir)
+    measured = _measured(trial_dir)
     return Trial(
         micro_batch_size,
-        fits and all(each["fits"] for each in told),
-        max((each["peak_mib"] for each in told), default=None),
-        min((each["limit_mib"] for each in told), default=None),
+        fits and all(each["fits"] for each in measured),
+        max((each["peak_mib"] for each in measured), default=None),
+        min((each["limit_mib"] for each in measured), default=None),
     )
 
 
 def _measured(trial_dir: RunDir) -> list[dict[str, float]]:
-    """What every rank wrote down that lived to do so."""
+    """Return the measurements of the ranks that got to record them."""
     paths = sorted(trial_dir.path.glob("rank-*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
@@ -207,29 +208,29 @@ def _words(decided: AccumulationOption) -> list[str]:
 
 def _reason(trials: _Trials, found: int) -> str:
     tried = ", ".join(map(str, sorted(trials.done, key=lambda trial: trial.micro_batch_size)))
-    return f"accumulation=auto: {found} is the largest that fits{trials.room}; tried: {tried}"
+    return f"accumulation=auto: {found} is the largest that fits{trials.limit}; tried: {tried}"
 
 
 def _nothing_fits(trials: _Trials) -> OutOfMemory:
     return OutOfMemory(
-        f"accumulation=auto: not even a micro-batch of 1 fits{trials.room}; lower task.seq_len, "
+        f"accumulation=auto: not even a micro-batch of 1 fits{trials.limit}; lower task.seq_len, "
         "choose a smaller model or an optimizer with less state, or raise "
         f"accumulation.memory_limit_gib (see {trials.run_dir.trial(1).log(0)})"
     )
 
 
-def _write_down(config: RunConfig, run_dir: RunDir, words: Sequence[str], reason: str) -> None:
-    """Write the decision; config.json last, since from then on it is made."""
+def _write_decision(config: RunConfig, run_dir: RunDir, words: Sequence[str], reason: str) -> None:
+    """Write the decision; config.json last, because it is what makes the decision effective."""
     try:
         origins: dict[str, str] = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
         typed = run_dir.overrides.read_text(encoding="utf-8").splitlines()
-        plain = plain_overrides(typed, origins, words)
+        plain = decided_overrides(typed, origins, words)
         values = config.accumulation.model_dump(mode="json")
         kept = {k: v for k, v in origins.items() if not k.startswith(f"{_GROUP}.")}
         for key in values:
             name = f"{_GROUP}.{key}"
-            told = key not in {"kind", "micro_batch_size"} and name in origins
-            kept[name] = origins[name] if told else reason
+            is_kept = key not in {"kind", "micro_batch_size"} and name in origins
+            kept[name] = origins[name] if is_kept else reason
         write_atomically(run_dir.decisions, "".join(f"{word}\n" for word in plain))
         write_atomically(run_dir.provenance, json.dumps(kept, indent=1) + "\n")
         write_atomically(run_dir.config, config.to_json())

@@ -1,53 +1,61 @@
-"""How much memory a rank may take, how much it has taken, and how it is kept from taking more."""
+"""Memory of a rank's device and of this machine: its limit and its peak use."""
 
 from __future__ import annotations
 
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 from typing_extensions import override
 
 from launcher.contracts import MicroBatchSearch
-from launcher.launch._available import available_bytes, kib_values
 
-_GIB, _MIB = 2**30, 2**20
-# Thread stacks and the like are mapped but hardly touched: they are no reason to refuse memory.
-_SLACK = 256 * _MIB
+if TYPE_CHECKING:
+    import torch
+
+_GIB = 2**30
+# Limit, use, and the part of the use that the kernel gives back on demand, in versions 2 and 1 of
+# control groups.
+_V2 = ("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 class Memory(Protocol):
     """The memory of a rank's device."""
 
     limit: float
-    """What the rank may take, less the margin, in bytes."""
+    """Bytes that the rank may use: the limit less the margin."""
 
     def impose(self) -> None:
-        """Refuse the process more than the limit; to be called before anything is built."""
+        """Enforce the limit where the device can; call it before anything is built."""
 
     def peak(self) -> float:
-        """The most that the process has taken so far, in bytes."""
+        """Return the most bytes that the process has used so far."""
 
 
 def memory_of(device: str, search: MicroBatchSearch) -> Memory:
-    """The memory of a device, limited as a search has it.
+    """Return the memory of a device with the limit of a search.
 
     Args:
-        device: What torch calls the device.
-        search: Gives the limit, or leaves it to what is free now, and the margin.
+        device: Name of the device, as torch has it.
+        search: Gives the limit (None: what is free now) and the margin.
     """
-    if torch.device(device).type == "cuda":
+    if device.startswith("cuda"):
+        import torch
+
         return CudaMemory(torch.device(device), search)
     return HostMemory(search)
 
 
 class CudaMemory(Memory):
-    """What torch's caching allocator holds of a CUDA device."""
+    """What torch's caching allocator reserves on a CUDA device."""
 
     def __init__(self, device: torch.device, search: MicroBatchSearch) -> None:
+        import torch
+
         self._device = device
         free, self._total = torch.cuda.mem_get_info(device)
         given = search.memory_limit_gib
@@ -55,49 +63,104 @@ class CudaMemory(Memory):
 
     @override
     def impose(self) -> None:
+        import torch
+
         share = min(1.0, self.limit / self._total)
         torch.cuda.set_per_process_memory_fraction(share, self._device)
 
     @override
     def peak(self) -> float:
-        # What is reserved, not what is in use: memory lost to fragmentation is taken as well.
+        import torch
+
+        # Reserved, not allocated: memory lost to fragmentation is used as well.
         return float(torch.cuda.max_memory_reserved(self._device))
 
 
 class HostMemory(Memory):
-    """The resident memory of this process, where the device is the CPU or shares its memory."""
+    """The resident memory of this process: the device is the CPU or shares its memory.
+
+    The limit is only compared with the peak. What enforces it is the kernel, which ends a trial
+    that exceeds its control group.
+    """
 
     def __init__(self, search: MicroBatchSearch) -> None:
         given = search.memory_limit_gib
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        whole = available_bytes() / ranks_here if given is None else given * _GIB
-        self.limit = whole * (1 - search.memory_margin)
+        limit = available_bytes() / ranks_here if given is None else given * _GIB
+        self.limit = limit * (1 - search.memory_margin)
 
     @override
     def impose(self) -> None:
-        """Bound what may be mapped and written to, so that a machine is not driven into swapping.
-
-        The bound lies a little above the limit; whether that was kept is for `peak` to say.
-        """
-        status = _status()
-        if "VmData" not in status:
-            return
-        room = max(0.0, self.limit - status["VmRSS"])
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        bound = int(status["VmData"] + room + _SLACK)
-        if hard != resource.RLIM_INFINITY:
-            bound = min(bound, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
+        """Do nothing."""
 
     @override
     def peak(self) -> float:
-        # Not ru_maxrss where it can be helped: across exec it remembers what the launcher took.
-        if (high_water := _status().get("VmHWM")) is not None:
+        # Not ru_maxrss where there is VmHWM: across exec it includes the launcher's peak.
+        if (high_water := _kib_values(Path("/proc/self/status")).get("VmHWM")) is not None:
             return float(high_water)
         unit = 1 if sys.platform == "darwin" else 1024
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def _status() -> dict[str, int]:
-    """This process's memory in bytes, by the kernel's names; empty where there is no /proc."""
-    return kib_values(Path("/proc/self/status"))
+def available_bytes(root: Path = Path("/")) -> int:
+    """Return the bytes that can be used without swapping and within all control groups.
+
+    Args:
+        root: Folder of `proc` and `sys`.
+    """
+    free = [max(0, limit - used) for limit, used in _control_groups(root)]
+    if (available := _kib_values(root / "proc/meminfo").get("MemAvailable")) is not None:
+        free.append(available)
+    return min(free, default=_physical_bytes())
+
+
+def total_bytes(root: Path = Path("/")) -> int:
+    """Return the bytes of this machine, or of the smallest control group of this process.
+
+    Args:
+        root: Folder of `proc` and `sys`.
+    """
+    total = _kib_values(root / "proc/meminfo").get("MemTotal", _physical_bytes())
+    return min([total, *(limit for limit, _ in _control_groups(root))])
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _control_groups(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use of each control group that holds this process and has a limit."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        mounted = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        limit_file, use_file, spare_key = _V1 if controllers else _V2
+        group = mounted / path.lstrip("/")
+        while group.is_relative_to(mounted):
+            limit, used = _number(group / limit_file), _number(group / use_file)
+            if limit is not None and used is not None:
+                stat = dict(each.split() for each in _lines(group / "memory.stat"))
+                yield limit, used - int(stat.get(spare_key, 0))
+            group = group.parent
+
+
+def _kib_values(path: Path) -> dict[str, int]:
+    """Return the lines `Name:  123 kB` of a kernel file in bytes; empty if there is no file."""
+    pairs = (line.removesuffix(" kB").split(":") for line in _lines(path) if line.endswith(" kB"))
+    return {name: int(number) * 1024 for name, number in pairs}
+
+
+def _number(path: Path) -> int | None:
+    """Return the number in a file; None if there is no file, or the word `max`."""
+    match _lines(path):
+        case [text] if text.isdigit():
+            return int(text)
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -1,8 +1,8 @@
-"""What a rank does in a trial of accumulation=auto: the run's first steps, on its longest samples.
+"""A trial of accumulation=auto, on one rank: the run's first steps, on its longest samples.
 
-A trial is a run in a directory of its own, whose config still says `auto`, with the micro-batch
-that is tried as the upper bound. It builds what the run will build, trains, evaluates, and leaves
-what it took in RUN_DIR/rank-<n>.json.
+A trial has a directory of its own and a config that still has accumulation=auto, with the size that
+is tried as upper bound. It builds what the run builds, trains, evaluates, and records its peak
+memory in rank-<n>.json.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from launcher.training.runner import Outcome
 MAX_STEPS = 12
 """A trial ends when its memory has stopped growing, and with this step at the latest."""
 _MIB = 2**20
-# The first step has no optimizer state yet, and later ones find the memory that others gave back in
-# pieces that do not fit; the C library takes some steps to come to rest.
-_QUIET_STEPS = 2
+# The first step has no optimizer state yet, later ones meet fragmented memory, and the C library
+# needs some steps until its arenas stop growing.
+_STABLE_STEPS = 2
 _GROWTH = 1.005
 # A dynamic loss scale may have to come down a long way before the first update is applied.
 _ATTEMPTS = 24
 
 
-def try_out(
+def run_trial(
     config: RunConfig, run_dir: RunDir, world: World, stop: Callable[[], Signals | None]
 ) -> Outcome:
-    """Do all that a run does that takes memory, and write down how much it took.
+    """Do everything in a run that uses memory, and record the peak.
 
     Args:
-        config: The config, with accumulation=auto and the micro-batch that is tried as its bound.
+        config: The config, with accumulation=auto and the size that is tried as upper bound.
         run_dir: The trial's directory.
         world: This process's place among the ranks.
         stop: The signal that asked the run to end, or None.
@@ -55,15 +55,15 @@ def try_out(
     rng.seed_everything(config.seed)
     memory = memory_of(world.device, search)
     memory.impose()
-    refused = False
+    out_of_memory = False
     try:
-        _rehearse(config, world, memory, stop)
+        _warm_up(config, world, memory, stop)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        refused = True
+        out_of_memory = True
     peak = memory.peak()
-    fits = not refused and peak <= memory.limit
+    fits = not out_of_memory and peak <= memory.limit
     measured = {
         "fits": fits,
         "peak_mib": peak / _MIB,
@@ -74,13 +74,13 @@ def try_out(
     write_atomically(path, json.dumps(measured, indent=1) + "\n")
     if not fits:
         raise OutOfMemory(
-            f"rank {world.rank} took {peak / _MIB:,.0f} MiB of {memory.limit / _MIB:,.0f} MiB"
-            f"{' and was refused more' if refused else ''}"
+            f"rank {world.rank} used {peak / _MIB:,.0f} MiB of {memory.limit / _MIB:,.0f} MiB"
+            f"{' and ran out of memory' if out_of_memory else ''}"
         )
     return Outcome(TrainState(), {}, {}, None)
 
 
-def _rehearse(
+def _warm_up(
     config: RunConfig, world: World, memory: Memory, stop: Callable[[], Signals | None]
 ) -> None:
     parts = build(config, world, RankRequests(stop, None))
@@ -90,20 +90,20 @@ def _rehearse(
         saves = config.checkpoint.copies_state
         held: Mapping[str, torch.Tensor] = {}
         scored = _longest_scored(parts)
-        quiet = 0
+        stable_steps = 0
         for step in range(MAX_STEPS):
             before = memory.peak()
             _train_step(parts, window, parts.schedule.lr(step, {}))
             for _ in engine.evaluate(scored, parts.task.predict):
                 pass
             if saves and not held and torch.device(world.device).type == "cpu":
-                # A store that saves in the background keeps a copy of the state in this memory.
+                # A background save keeps a copy of the state in this memory.
                 held = {name: _copy(value) for name, value in engine.state().items()}
             grows = step == 0 or memory.peak() > before * _GROWTH
             # Each rank measures its own memory, but a step needs all ranks.
             grows = bool(engine.agree(Request.CONTINUE if grows else Request.NONE))
-            quiet = 0 if grows else quiet + 1
-            if quiet == _QUIET_STEPS:
+            stable_steps = 0 if grows else stable_steps + 1
+            if stable_steps == _STABLE_STEPS:
                 break
         del held
     finally:
@@ -125,12 +125,13 @@ def _train_step(parts: Parts, window: Window, lr: float | None) -> None:
 
 
 def _longest_window(parts: Parts) -> Window:
-    """A window of the longest samples; its second micro-batch meets gradients of the first."""
+    """Return a window of the longest samples; its second micro-batch accumulates gradients."""
     plan = parts.plan
-    piece = _longest(parts.train, plan.micro_batch_size)
-    pieces = [piece] * min(2, plan.micro_batches)
-    num_targets = sum(each.num_targets for each in pieces) * plan.ranks
-    return Window(pieces, plan.micro_batch_size * len(pieces) * plan.ranks, num_targets)
+    longest = _longest(parts.train, plan.micro_batch_size)
+    micro_batches = [longest] * min(2, plan.micro_batches)
+    num_targets = longest.num_targets * len(micro_batches) * plan.ranks
+    num_samples = plan.micro_batch_size * len(micro_batches) * plan.ranks
+    return Window(micro_batches, num_samples, num_targets)
 
 
 def _longest_scored(parts: Parts) -> Sequence[MicroBatch]:
@@ -140,5 +141,5 @@ def _longest_scored(parts: Parts) -> Sequence[MicroBatch]:
 
 
 def _longest(samples: Samples, size: int) -> MicroBatch:
-    """A micro-batch that takes as much memory as any: the longest sample, `size` times."""
+    """Return a micro-batch that uses as much memory as any: the longest sample, `size` times."""
     return samples.micro_batch([int(samples.lengths.argmax())] * size, 0)

@@ -114,9 +114,9 @@ def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
 
     with process_group(world, config.launch.timeout_s):
         if trial:
-            from launcher.launch._trial import try_out
+            from launcher.launch._trial import run_trial
 
-            return try_out(config, run_dir, world, stop)
+            return run_trial(config, run_dir, world, stop)
         from launcher.launch._heartbeat import Heartbeat
         from launcher.training.runner import run
 

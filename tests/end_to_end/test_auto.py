@@ -102,23 +102,14 @@ def test_the_printed_overrides_give_the_same_run(trainctl: Console) -> None:
     assert stored(run_dir)["accumulation"] == decided
 
 
-@pytest.mark.parametrize(
-    ("words", "log_says"),
-    [
-        (["accumulation.memory_limit_gib=0.05"], "MiB of 51 MiB"),
-        # 600 MB of weights: the allocation fails, instead of making the machine swap.
-        (["accumulation.memory_limit_gib=0.4", "model.width=3000000"], "was refused more"),
-    ],
-    ids=["measured", "refused"],
-)
-def test_nothing_fits(trainctl: Console, words: list[str], log_says: str) -> None:
-    words = [*auto_words("accumulation.samples_per_step=2"), *words]
+def test_nothing_fits(trainctl: Console) -> None:
+    words = auto_words("accumulation.samples_per_step=2", "accumulation.memory_limit_gib=0.05")
     _, err = trainctl("run", *words, status=11)
     assert "not even a micro-batch of 1 fits" in err
     assert "accumulation.memory_limit_gib" in err
     assert "Traceback" not in err
     run_dir = trainctl.run_dir()
-    assert log_says in (run_dir / "trials/micro-batch-1/result.json").read_text()
+    assert "MiB of 51 MiB" in (run_dir / "trials/micro-batch-1/result.json").read_text()
     # Nothing is decided: a resume with more memory is possible.
     assert stored(run_dir)["accumulation"]["kind"] == "auto"
     assert not (run_dir / "decisions.txt").exists()

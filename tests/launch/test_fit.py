@@ -8,8 +8,8 @@ import pytest
 
 from launcher.config.load import load_config
 from launcher.errors import RankFailed
-from launcher.launch._available import available_bytes
-from launcher.launch._fit import largest_fitting, plain_overrides
+from launcher.launch._fit import decided_overrides, largest_fitting
+from launcher.launch._memory import available_bytes, total_bytes
 
 GIB = 2**30
 
@@ -54,7 +54,7 @@ def test_plain_overrides_compose_to_the_decision() -> None:
         "++accumulation.memory_limit_gib=2",
         "optimizer.lr=0.1",
     ]
-    words = plain_overrides(typed, load_config(typed).provenance, DECIDED)
+    words = decided_overrides(typed, load_config(typed).provenance, DECIDED)
     assert words == ["seed=3", "optimizer.lr=0.1", *DECIDED]
     config = load_config(words).config
     assert config.model_dump(exclude={"accumulation"}) == load_config(typed).config.model_dump(
@@ -68,13 +68,14 @@ def test_what_a_recipe_sets_does_not_get_in_the_way(tmp_path: Path) -> None:
         "accumulation:\n  samples_per_step: 8\n  memory_limit_gib: 2.0\n"
     )
     one = load_config([], "mine", [tmp_path])
-    words = plain_overrides([], one.provenance, DECIDED)
+    words = decided_overrides([], one.provenance, DECIDED)
     assert words == [*DECIDED, "~accumulation.memory_limit_gib"]
     option = load_config(words, "mine", [tmp_path]).config.accumulation
     assert option.model_dump() == {"kind": "samples", "micro_batch_size": 2, "samples_per_step": 8}
 
 
-def machine(root: Path, cgroup: str, files: dict[str, str]) -> int:
+def machine(root: Path, cgroup: str, files: dict[str, str]) -> tuple[int, int]:
+    """Bytes that are free, and all bytes, of a machine with these files."""
     texts = {
         "proc/meminfo": f"MemTotal: {16 * GIB // 1024} kB\nMemAvailable: {8 * GIB // 1024} kB\n",
         "proc/self/cgroup": cgroup,
@@ -84,7 +85,7 @@ def machine(root: Path, cgroup: str, files: dict[str, str]) -> int:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return available_bytes(root)
+    return available_bytes(root), total_bytes(root)
 
 
 VERSION_2 = {
@@ -100,23 +101,19 @@ VERSION_1 = {
 
 
 @pytest.mark.parametrize(
-    ("cgroup", "files", "gib"),
+    ("cgroup", "files", "free", "total"),
     [
-        ("", {}, 8),
-        ("0::/\n", VERSION_2, 2),
-        ("0::/\n", {**VERSION_2, "memory.max": "max\n"}, 8),
+        ("", {}, 8, 16),
+        ("0::/\n", VERSION_2, 2, 4),
+        ("0::/\n", {**VERSION_2, "memory.max": "max\n"}, 8, 16),
         # The limit of a group above holds as well: a job's step is under its job.
-        ("0::/job/step\n", VERSION_2, 2),
-        ("0::/job\n", {f"job/{name}": text for name, text in VERSION_2.items()}, 2),
-        ("5:cpu:/job\n4:memory:/job\n", VERSION_1, 2),
-        ("0::/\n", {"memory.max": f"{GIB}\n", "memory.current": f"{2 * GIB}\n"}, 0),
+        ("0::/job/step\n", VERSION_2, 2, 4),
+        ("0::/job\n", {f"job/{name}": text for name, text in VERSION_2.items()}, 2, 4),
+        ("5:cpu:/job\n4:memory:/job\n", VERSION_1, 2, 3),
+        ("0::/\n", {"memory.max": f"{GIB}\n", "memory.current": f"{2 * GIB}\n"}, 0, 1),
     ],
 )
 def test_what_a_machine_has_is_what_its_control_groups_leave(
-    tmp_path: Path, cgroup: str, files: dict[str, str], gib: int
+    tmp_path: Path, cgroup: str, files: dict[str, str], free: int, total: int
 ) -> None:
-    assert machine(tmp_path, cgroup, files) == gib * GIB
-
-
-def test_this_machine_has_some() -> None:
-    assert available_bytes() > 0
+    assert machine(tmp_path, cgroup, files) == (free * GIB, total * GIB)

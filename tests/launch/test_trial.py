@@ -12,7 +12,7 @@ from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.contracts import World
 from launcher.errors import Preempted
-from launcher.launch._trial import _rehearse
+from launcher.launch._trial import _warm_up
 from tests.distributed import run_on_ranks
 
 
@@ -38,7 +38,7 @@ def rehearse(config: str, signal_on: int | None) -> tuple[int, str]:
     world = World(rank, 2, rank, "cpu", run_config.parallelism.layout(2))
     memory = Growing()
     try:
-        _rehearse(run_config, world, memory, lambda: Signals.SIGTERM if rank == signal_on else None)
+        _warm_up(run_config, world, memory, lambda: Signals.SIGTERM if rank == signal_on else None)
     except Preempted as error:
         return 0, str(error)
     return memory.asked, ""
