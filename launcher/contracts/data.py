@@ -49,7 +49,13 @@ class Tokenizer(Protocol):
     """Text to ids and back."""
 
     eos_id: int
+    """The token that ends a text."""
+    bos_id: int | None = None
+    """The token that begins a text; None where there is none."""
+    adds_bos: bool = False
+    """True where the tokenizer puts `bos_id` in front of a text at inference."""
     vocab_size: int
+    """Number of ids."""
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         """Ids of a text, without special tokens. Shape (T,)."""

@@ -264,7 +264,7 @@ class TaskOption(Option):
     """The output layer that the task needs."""
     score_names: ClassVar[frozenset[str] | None] = None
     """All scores that an evaluation may have; None where only the data tells (names of labels)."""
-    seq_len: int = Field(gt=0)
+    seq_len: int = Field(gt=0, le=2**24)
     """Longest example, in tokens."""
 
     @abstractmethod

@@ -1,30 +1,79 @@
-"""Reads text files, and decides which are held out."""
+"""Text files as parts that are read when they are asked for, and which of them are held out."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.data._formats import other_format
+from launcher.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import BufferedReader
 
 _BOM = b"\xef\xbb\xbf"
+_CHUNK = 2**20
+_LARGEST = 4 * 2**20
+"""Bytes of the largest record: the memory of a run must not depend on the size of a file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """One text, and the name by which an error calls it (a path, or `path:line`)."""
-
-    name: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A file that is not text, and why.
+class FilePart:
+    """A part of a text file.
 
     Attributes:
         path: The file.
-        kind: In two words, to count by.
-        message: `path: what is wrong, where, what to do`.
+        start: Offset of its first byte.
+        end: Offset behind its last byte.
+        label: The file's name in messages.
+        line: The line that it begins with, from 1.
+    """
+
+    path: Path
+    start: int
+    end: int
+    label: str
+    line: int = 1
+
+    @property
+    def name(self) -> str:
+        """The file, and the line where the part does not begin with the first."""
+        return self.label if self.line == 1 else f"{self.label}:{self.line}"
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+        return self.end - self.start
+
+    def read(self) -> str:
+        """Return the text.
+
+        Raises:
+            DataError: The file is not what it was when the run started.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                content = file.read(len(self))
+                if len(content) == len(self):
+                    return content.decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.path}: changed since the run started: {error}") from error
+        raise DataError(f"{self.path}: became shorter since the run started")
+
+
+@dataclass(frozen=True, slots=True)
+class BadFile:
+    """A file that `data=text` cannot read.
+
+    Attributes:
+        path: The file.
+        kind: The problem in two words, to count by.
+        message: `path: problem, place, what to do`.
     """
 
     path: Path
@@ -32,41 +81,73 @@ class Unreadable:
     message: str
 
 
-def read_document(path: Path) -> Document | Unreadable:
-    r"""The text of a file, to the character as it stands there, but for a leading byte-order mark.
+def scan_file(
+    path: Path, *, label: str | None = None, structured: bool = True
+) -> FilePart | BadFile:
+    r"""Check that a file is text in UTF-8, in constant memory.
 
-    Line ends are kept (`\r\n` stays two characters), so that what a model scores is what is on
-    disk. A NUL byte is no text: it is the mark of a binary file, or of UTF-16.
+    Every character is kept, line ends too (`\r\n` is two characters), except a leading byte-order
+    mark: scores are those of the file on disk. A NUL byte is an error: it comes from a binary file
+    or from UTF-16.
+
+    Args:
+        path: The file.
+        label: Its name in messages; its path by default.
+        structured: Accept JSON Lines and CSV as plain text.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            head = file.read(_CHUNK)
+            if found := other_format(path, head, structured=structured):
+                return BadFile(path, *found)
+            start = len(_BOM) if head.startswith(_BOM) else 0
+            if len(head) == start:
+                return BadFile(path, "empty", f"{path}: is empty")
+            file.seek(start)
+            if bad := _find_bad_byte(path, file, start):
+                return bad
+            return FilePart(path, start, file.tell(), label or str(path))
     except OSError as error:
-        return Unreadable(path, "not readable", f"{path}: cannot be read: {error.strerror}")
-    start = len(_BOM) if content.startswith(_BOM) else 0
-    if len(content) == start:
-        return Unreadable(path, "empty", f"{path}: is empty")
-    try:
-        text = content[start:].decode("utf-8") if start else content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        place = _place(content, start, start + error.start)
-        return Unreadable(
-            path,
-            "not UTF-8",
-            f"{path}:{place}: byte 0x{content[start + error.start]:02x} is not UTF-8 "
-            f"({error.reason}); convert the file to UTF-8",
-        )
-    if "\0" in text:
-        place = _place(content, start, content.index(b"\0"))
-        return Unreadable(
-            path,
-            "binary",
-            f"{path}:{place}: a NUL byte: this is a binary file or UTF-16; convert it to UTF-8",
-        )
-    return Document(str(path), text)
+        return BadFile(path, "not readable", f"{path}: cannot be read: {error.strerror}")
+
+
+def split_part(part: FilePart, fraction: float) -> tuple[FilePart, FilePart]:
+    """Split a part into its beginning and its end, at the first line start behind the cut.
+
+    Without one, at the last line start before the cut; a single line is split within the line.
+
+    Args:
+        part: What to split.
+        fraction: Share of its bytes that the end should have.
+    """
+    with _mapped(part.path) as content:
+        cut = part.start + min(max(1, round(len(part) * (1 - fraction))), len(part))
+        after = content.find(b"\n", cut - 1, part.end) + 1
+        before = content.rfind(b"\n", part.start, cut) + 1
+        start = after if 0 < after < part.end else before or _next_character(content, cut, part.end)
+        line = part.line + _count_lines(content, part.start, start)
+    return replace(part, end=start), replace(part, start=start, line=line)
+
+
+def limit_size(part: FilePart, largest: int = _LARGEST) -> Iterator[FilePart]:
+    """Yield a part in pieces of at most `largest` bytes, cut at line starts where possible."""
+    if len(part) <= largest:
+        yield part
+        return
+    with _mapped(part.path) as content:
+        start, line = part.start, part.line
+        while start < part.end:
+            end = min(start + largest, part.end)
+            if end < part.end:
+                newline = content.rfind(b"\n", start, end) + 1
+                end = newline or _next_character(content, end, part.end)
+            yield replace(part, start=start, end=end, line=line)
+            line += _count_lines(content, start, end)
+            start = end
 
 
 def is_held_out(name: str, fraction: float) -> bool:
-    """Whether a file goes to the validation set: a fixed function of its name.
+    """Return True if a file belongs to the validation set: a fixed function of its name.
 
     Args:
         name: The file's path below the folder of all files, with `/`; so neither the machine nor
@@ -77,9 +158,60 @@ def is_held_out(name: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def _place(content: bytes, start: int, offset: int) -> str:
-    """`line:column: byte offset`; what stands before the offset is valid UTF-8."""
-    line_start = max(content.rfind(b"\n", 0, offset) + 1, start)
-    line = content.count(b"\n", 0, offset) + 1
-    column = len(content[line_start:offset].decode("utf-8")) + 1
-    return f"{line}:{column} (byte {offset})"
+def _find_bad_byte(path: Path, file: BufferedReader, start: int) -> BadFile | None:
+    """Read a file to its end; return the first byte that is not text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = start
+    while True:
+        chunk = file.read(_CHUNK)
+        pending = decoder.getstate()[0]
+        try:
+            decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            bad = offset - len(pending) + error.start
+            place, byte = _place(file, start, bad)
+            return BadFile(
+                path,
+                "not UTF-8",
+                f"{path}:{place}: byte 0x{byte:02x} is not UTF-8 ({error.reason}); convert the "
+                "file to UTF-8",
+            )
+        if (nul := chunk.find(b"\0")) >= 0:
+            place, _ = _place(file, start, offset + nul)
+            return BadFile(
+                path,
+                "binary",
+                f"{path}:{place}: a NUL byte: this is a binary file or UTF-16; convert it to UTF-8",
+            )
+        if not chunk:
+            return None
+        offset += len(chunk)
+
+
+def _place(file: BufferedReader, start: int, offset: int) -> tuple[str, int]:
+    """Return `line:column (byte offset)` and the byte there; all bytes before are valid UTF-8."""
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        line_start = max(content.rfind(b"\n", 0, offset) + 1, start)
+        line = _count_lines(content, 0, offset) + 1
+        column = len(content[line_start:offset].decode("utf-8")) + 1
+        return f"{line}:{column} (byte {offset})", content[offset]
+
+
+def _mapped(path: Path) -> mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap(file.fileno(), 0, access=ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: changed since the run started: {error}") from error
+
+
+def _count_lines(content: mmap, start: int, end: int) -> int:
+    chunks = range(start, end, _CHUNK)
+    return sum(content[at : min(at + _CHUNK, end)].count(b"\n") for at in chunks)
+
+
+def _next_character(content: mmap, offset: int, end: int) -> int:
+    """Return the offset of the first character that begins at `offset` or later."""
+    while offset < end and content[offset] & 0xC0 == 0x80:
+        offset += 1
+    return offset

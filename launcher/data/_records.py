@@ -1,4 +1,4 @@
-"""Records that are whole texts, one column."""
+"""Records that are texts, one column."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ import xxhash
 from typing_extensions import override
 
 from launcher.contracts import Records
-from launcher.data._files import Document
+from launcher.data._files import FilePart, limit_size
 
 
 class TextRecords(Records):
-    """Texts in memory: each is one record with the column `text`.
+    """Parts of files, each a record with the column `text`.
 
     Args:
-        documents: The texts, taken over without a copy.
+        parts: The parts; large ones become several records.
     """
 
     columns = ("text",)
 
-    def __init__(self, documents: Iterable[Document]) -> None:
-        self._documents = list(documents)
+    def __init__(self, parts: Iterable[FilePart]) -> None:
+        self._parts = [piece for part in parts for piece in limit_size(part)]
         hashed = xxhash.xxh3_128()
-        for document in self._documents:
-            content = document.text.encode("utf-8")
-            # With the length in front, no two lists of texts run together to the same bytes.
-            hashed.update(f"{len(content)} ".encode())
-            hashed.update(content)
+        for part in self._parts:
+            # With the length in front, no two lists of texts have the same bytes.
+            hashed.update(f"{len(part)} ".encode())
+            hashed.update(part.read().encode("utf-8"))
         self.fingerprint = hashed.hexdigest()
 
     @override
     def __len__(self) -> int:
-        return len(self._documents)
+        return len(self._parts)
 
     @override
     def record(self, index: int) -> Mapping[str, str]:
-        return {"text": self._documents[index].text}
+        return {"text": self._parts[index].read()}
 
     @override
     def describe(self, index: int) -> str:
-        return self._documents[index].name
+        return self._parts[index].name

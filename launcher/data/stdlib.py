@@ -11,7 +11,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import DataOption, DataSplits
-from launcher.data._files import Document, is_held_out, read_document
+from launcher.data._files import FilePart, is_held_out, scan_file
 from launcher.data._records import TextRecords
 from launcher.errors import DataError
 
@@ -41,14 +41,12 @@ class StandardLibrary(DataOption):
     @override
     def build(self) -> DataSplits:
         root = _root()
-        splits: dict[bool, list[Document]] = {True: [], False: []}
+        splits: dict[bool, list[FilePart]] = {True: [], False: []}
         for name in sorted(_names(root)):
-            document = read_document(root / name)
-            # Packages with nothing in their __init__.py are no text; the rest is UTF-8 by Python's
-            # rules.
-            if isinstance(document, Document):
-                held_out = is_held_out(name, self.validation_fraction)
-                splits[held_out].append(Document(name, document.text))
+            found = scan_file(root / name, label=name)
+            # An __init__.py may be empty; the rest is UTF-8 by Python's rules.
+            if isinstance(found, FilePart):
+                splits[is_held_out(name, self.validation_fraction)].append(found)
         if not splits[False]:
             raise _no_source()
         return DataSplits(train=TextRecords(splits[False]), validation=TextRecords(splits[True]))

@@ -14,7 +14,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, DataOption, DataSplits
-from launcher.data._files import Document, Unreadable, is_held_out, read_document
+from launcher.data._files import BadFile, FilePart, is_held_out, scan_file, split_part
+from launcher.data._formats import format_of_name, other_format
 from launcher.data._records import TextRecords
 from launcher.errors import DataError
 
@@ -22,6 +23,7 @@ _log = logging.getLogger("trainctl.data")
 
 _SHOWN = 5
 """Bad files that an error names before it only counts them."""
+_SNIFFED = 4096
 
 
 class TextFiles(DataOption):
@@ -29,7 +31,7 @@ class TextFiles(DataOption):
 
     Held out are `validation_files`, or else whole files by a hash of their path below the folder of
     all files, or else, where that would hold out none or more than half of the text (as with a
-    single file), the end of each file from a line on.
+    single file), the end of each file from a line on. A file above 4 MiB becomes several records.
     """
 
     files: str | tuple[str, ...] = Field(min_length=1)
@@ -40,9 +42,11 @@ class TextFiles(DataOption):
     Null to split `files`."""
     validation_fraction: float = Field(gt=0, lt=1)
     """Share to hold out where `validation_files` is null."""
+    allow_structured: bool
+    """Read JSON Lines and CSV files as plain text, syntax included; false refuses them."""
     on_error: Literal["stop", "skip"]
-    """What a file that is empty, unreadable or not UTF-8 does: stop the run, or be left out and
-    counted."""
+    """What to do about a file that is empty, unreadable, not UTF-8 or in another format: stop the
+    run, or leave it out and count it."""
 
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
@@ -55,19 +59,19 @@ class TextFiles(DataOption):
     def preflight(self) -> None:
         train, validation = self._find()
         if self.on_error == "stop":
-            _stop_at([bad for path in [*train, *validation] if (bad := _glance(path))])
+            _stop_at([bad for path in [*train, *validation] if (bad := self._glance(path))])
 
     @override
     def build(self) -> DataSplits:
         train, validation = self._find()
-        documents = self._read(train)
+        parts = self._scan(train)
         if validation:
-            held_out = TextRecords(self._read(validation))
-            return DataSplits(train=TextRecords(documents), validation=held_out)
-        return _split(documents, self.validation_fraction)
+            held_out = TextRecords(self._scan(validation))
+            return DataSplits(train=TextRecords(parts), validation=held_out)
+        return _split(parts, self.validation_fraction)
 
     def _find(self) -> tuple[list[Path], list[Path]]:
-        """Files to train on and files to hold out, without the ones in both."""
+        """Return the files to train on and those to hold out; no file is in both."""
         train = _matches(self.files, "data.files")
         if self.validation_files is None:
             return train, []
@@ -78,11 +82,23 @@ class TextFiles(DataOption):
             raise DataError("data.validation_files matches every file that data.files matches")
         return train, validation
 
-    def _read(self, paths: Sequence[Path]) -> list[Document]:
-        results = [read_document(path) for path in paths]
-        documents = [result for result in results if isinstance(result, Document)]
-        bad = [result for result in results if isinstance(result, Unreadable)]
-        if (self.on_error == "stop" or not documents) and bad:
+    def _glance(self, path: Path) -> BadFile | None:
+        """Return what is wrong with a file, as far as it shows without reading all of it."""
+        if not os.access(path, os.R_OK):
+            return BadFile(path, "not readable", f"{path}: cannot be read: permission denied")
+        if path.stat().st_size == 0:
+            return BadFile(path, "empty", f"{path}: is empty")
+        if format_of_name(path) is None:
+            return None
+        with path.open("rb") as file:
+            found = other_format(path, file.read(_SNIFFED), structured=self.allow_structured)
+        return BadFile(path, *found) if found else None
+
+    def _scan(self, paths: Sequence[Path]) -> list[FilePart]:
+        results = [scan_file(path, structured=self.allow_structured) for path in paths]
+        parts = [result for result in results if isinstance(result, FilePart)]
+        bad = [result for result in results if isinstance(result, BadFile)]
+        if (self.on_error == "stop" or not parts) and bad:
             _stop_at(bad)
         if bad:
             tally = ", ".join(f"{n} {kind}" for kind, n in Counter(b.kind for b in bad).items())
@@ -93,11 +109,11 @@ class TextFiles(DataOption):
                 tally,
                 bad[0].message,
             )
-        return documents
+        return parts
 
 
 def _matches(patterns: str | Sequence[str], key: str) -> list[Path]:
-    """The regular files that some patterns match, each once, in the order of their paths.
+    """Return the regular files that some patterns match, each once, in the order of their paths.
 
     Raises:
         DataError: A pattern matches no file.
@@ -109,24 +125,24 @@ def _matches(patterns: str | Sequence[str], key: str) -> list[Path]:
         matches = [Path(match) for match in glob.glob(expanded, recursive=True)]  # noqa: PTH207
         files = [path for path in matches if path.is_file()]
         if not files:
-            what = "only folders" if any(path.is_dir() for path in matches) else "no file"
-            hint = f"; write {pattern.rstrip('/*')}/**/*.txt" if what == "only folders" else ""
-            raise DataError(f"{key}: {pattern!r} matches {what} in {Path.cwd()}{hint}")
+            raise DataError(f"{key}: {pattern!r} {_no_file(pattern, matches)}")
         for path in files:
             found.setdefault(path.resolve(), path)
     return sorted(found.values(), key=Path.as_posix)
 
 
-def _glance(path: Path) -> Unreadable | None:
-    """What can be said against a file without reading it."""
-    if not os.access(path, os.R_OK):
-        return Unreadable(path, "not readable", f"{path}: cannot be read: permission denied")
-    if path.stat().st_size == 0:
-        return Unreadable(path, "empty", f"{path}: is empty")
-    return None
+def _no_file(pattern: str, matches: Sequence[Path]) -> str:
+    """Say why a pattern gives no regular file."""
+    if any(path.is_dir() for path in matches):
+        return f"matches only folders in {Path.cwd()}; write {pattern.rstrip('/*')}/**/*.txt"
+    for path in matches:
+        if path.is_symlink() and not path.exists():
+            return f"matches only a broken link: {path} points to {path.readlink()}"
+        return f"matches no regular file: {path} is a pipe, a socket or a device; copy it to a file"
+    return f"matches no file in {Path.cwd()}"
 
 
-def _stop_at(bad: Sequence[Unreadable]) -> None:
+def _stop_at(bad: Sequence[BadFile]) -> None:
     if not bad:
         return
     lines = [b.message for b in bad[:_SHOWN]]
@@ -135,34 +151,18 @@ def _stop_at(bad: Sequence[Unreadable]) -> None:
     raise DataError("\n  ".join([*lines, "(data.on_error=skip leaves such files out)"]))
 
 
-def _split(documents: Sequence[Document], fraction: float) -> DataSplits:
-    """Hold out whole files, or the end of each where that gives no fair part."""
-    top = os.path.commonpath([Path(d.name).absolute().parent for d in documents])
-    splits: dict[bool, list[Document]] = {True: [], False: []}
-    for document in documents:
-        name = Path(document.name).absolute().relative_to(top).as_posix()
-        splits[is_held_out(name, fraction)].append(document)
-    held_out, total = (sum(len(d.text) for d in part) for part in (splits[True], documents))
+def _split(parts: Sequence[FilePart], fraction: float) -> DataSplits:
+    """Hold out whole files, or the end of each if no fair share of the text is in whole files."""
+    top = os.path.commonpath([part.path.absolute().parent for part in parts])
+    splits: dict[bool, list[FilePart]] = {True: [], False: []}
+    for part in parts:
+        name = part.path.absolute().relative_to(top).as_posix()
+        splits[is_held_out(name, fraction)].append(part)
+    held_out, total = (sum(map(len, some)) for some in (splits[True], parts))
     if 0 < held_out <= total / 2:
         return DataSplits(train=TextRecords(splits[False]), validation=TextRecords(splits[True]))
-    halves = [_cut(document, fraction) for document in documents]
+    halves = [split_part(part, fraction) for part in parts]
     return DataSplits(
-        train=TextRecords(head for head, _ in halves if head.text),
-        validation=TextRecords(tail for _, tail in halves if tail.text),
+        train=TextRecords(head for head, _ in halves if len(head)),
+        validation=TextRecords(tail for _, tail in halves if len(tail)),
     )
-
-
-def _cut(document: Document, fraction: float) -> tuple[Document, Document]:
-    """A document's first part, and its last: from the line that begins next after the cut.
-
-    Where no line begins there, the last line before it that is not the first; a text of a single
-    line is cut within the line.
-    """
-    text = document.text
-    cut = min(max(1, round(len(text) * (1 - fraction))), len(text))
-    after = text.find("\n", cut - 1) + 1
-    before = text.rfind("\n", 0, cut) + 1
-    start = after if 0 < after < len(text) else before or cut
-    line = text.count("\n", 0, start) + 1
-    head = Document(document.name, text[:start])
-    return head, Document(f"{document.name}:{line}", text[start:])

@@ -81,6 +81,8 @@ class FolderTokenizer(Tokenizer):
             )
         self.eos_id = int(eos_id)
         self.vocab_size = len(self._tokenizer)
+        self.bos_id = self._tokenizer.bos_token_id
+        self.adds_bos = self.bos_id is not None and self._tokenizer("a").input_ids[0] == self.bos_id
 
     @override
     def encode(self, text: str) -> npt.NDArray[np.int32]:

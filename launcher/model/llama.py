@@ -32,25 +32,25 @@ class Llama(ModelOption):
 
     tokenizer: str = Field(min_length=1)
     """`byt5` for plain bytes, which needs no files, or the local folder of a tokenizer."""
-    vocab_size: int = Field(gt=0)
+    vocab_size: int = Field(gt=0, le=2**24)
     """Rows of the embedding table; at least the tokenizer's number of ids."""
-    hidden_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, le=2**17)
     """Width of the residual stream."""
-    intermediate_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0, le=2**20)
     """Width inside the gated MLP."""
-    num_layers: int = Field(gt=0)
+    num_layers: int = Field(gt=0, le=1000)
     """Transformer blocks."""
-    num_heads: int = Field(gt=0)
+    num_heads: int = Field(gt=0, le=2**12)
     """Query heads; divides `hidden_size` into heads of an even width."""
-    num_kv_heads: int = Field(gt=0)
+    num_kv_heads: int = Field(gt=0, le=2**12)
     """Key and value heads, shared by groups of query heads; divides `num_heads`."""
-    max_positions: int = Field(gt=0)
+    max_positions: int = Field(gt=0, le=2**27)
     """Longest sequence, in tokens."""
-    rope_theta: float = Field(gt=0)
+    rope_theta: float = Field(ge=1, le=1e12)
     """Base of the rotary wavelengths."""
-    norm_eps: float = Field(gt=0)
+    norm_eps: float = Field(gt=0, le=0.1)
     """Added to the mean square in RMS norms."""
-    init_std: float = Field(ge=0)
+    init_std: float = Field(ge=0, le=1)
     """Standard deviation of the normal distribution that weights are drawn from."""
     tie_embeddings: bool
     """Whether input and output embeddings are one matrix."""
@@ -102,6 +102,7 @@ class Llama(ModelOption):
 
         from launcher.model._heads import build_on_meta
 
+        tokenizer = self.build_tokenizer()
         config = LlamaConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -114,8 +115,8 @@ class Llama(ModelOption):
             rms_norm_eps=self.norm_eps,
             initializer_range=self.init_std,
             tie_word_embeddings=self.tie_embeddings,
-            bos_token_id=None,
-            eos_token_id=self.build_tokenizer().eos_id,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
         )
         del device
         return build_on_meta(config, head)

@@ -1,11 +1,14 @@
-"""Draws a short text from a causal language model."""
+"""Generates a short text with a causal language model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from typing_extensions import override
 
 from launcher.contracts import Tokenizer
 
@@ -17,7 +20,7 @@ class GenerationSettings:
     Attributes:
         prompt: Its beginning; empty for the beginning of a document.
         num_tokens: Its length after the prompt, in tokens.
-        temperature: 0 takes the likeliest token, 1 draws from the model's distribution.
+        temperature: 0 generates the most probable token, 1 samples from the model's distribution.
     """
 
     prompt: str
@@ -25,52 +28,62 @@ class GenerationSettings:
     temperature: float
 
 
-@torch.no_grad()
 def generate(
-    module: nn.Module, tokenizer: Tokenizer, settings: GenerationSettings, *, max_positions: int
+    module: nn.Module, tokenizer: Tokenizer, settings: GenerationSettings, *, bos_id: int | None
 ) -> str:
-    """The prompt and what the model makes of it, up to the end of a document.
-
-    The window is seen anew for every token, and always at its full width: that works for any causal
-    model, at any length, and one shape of input is far quicker than a new one for every token.
+    """Return the prompt and the model's continuation, up to the end of a document.
 
     Args:
         module: A transformers causal language model; its training mode is as before on return.
         tokenizer: Its tokenizer.
         settings: Prompt, length and temperature.
-        max_positions: Tokens that the model sees at most.
+        bos_id: The token in front of a document; None for none.
 
     Returns:
-        Text. The same every time: the generator is private and seeded, the global ones are not
-        touched.
+        Text. The same every time: the seed is fixed, and the global generators are as before.
     """
-    generator = torch.Generator().manual_seed(0)
+    model: Any = module
     device = next(module.parameters()).device
-    ids: list[int] = tokenizer.encode(settings.prompt).tolist() or [tokenizer.eos_id]
-    width = min(len(ids) + settings.num_tokens, max_positions)
+    ids: list[int] = tokenizer.encode(settings.prompt).tolist()
+    ids = ids or [tokenizer.eos_id] if bos_id is None else [bos_id, *ids]
+    limit = getattr(model.config, "max_position_embeddings", None) or len(ids) + settings.num_tokens
+    ids = ids[-limit + 1 :]
+    sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
+    config = GenerationConfig(
+        max_new_tokens=min(settings.num_tokens, limit - len(ids)),
+        repetition_penalty=1.0,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.eos_id,
+        **(sampling if settings.temperature else {"do_sample": False}),
+    )
+    prompt = torch.tensor([ids], device=device)
     was_training = module.training
     module.eval()
     try:
-        for _ in range(settings.num_tokens):
-            window = ids[-width:]
-            # What stands to the right of the last token cannot be seen from it.
-            padding = [tokenizer.eos_id] * (width - len(window))
-            input_ids = torch.tensor([window + padding], device=device)
-            logits = module(input_ids=input_ids, use_cache=False).logits[0, len(window) - 1]
-            known = logits[: tokenizer.vocab_size].float().cpu()
-            if known.isnan().any():
-                break  # weights that overflowed have nothing to say, and the run has said so
-            token = _draw(known, settings.temperature, generator)
-            if token == tokenizer.eos_id:
-                break
-            ids.append(token)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            [generated] = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_KnownTokens(tokenizer)]),
+            ).tolist()
     finally:
         module.train(was_training)
-    return tokenizer.decode(ids)
+    return tokenizer.decode(generated)
 
 
-def _draw(logits_V: Tensor, temperature: float, generator: torch.Generator) -> int:  # noqa: N803 - V is the vocabulary dim
-    if temperature == 0:
-        return int(logits_V.argmax())
-    probabilities = torch.softmax(logits_V / temperature, dim=-1)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+class _KnownTokens(LogitsProcessor):
+    """Leaves only the tokenizer's ids, and the end token where the logits are not finite."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @override
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        known = scores.clone()
+        known[:, self._tokenizer.vocab_size :] = -torch.inf
+        end = torch.full_like(scores, -torch.inf)
+        end[:, self._tokenizer.eos_id] = 0
+        # Weights that overflowed end the text: sampling from NaN is an error.
+        return torch.where(scores.isnan().any(), end, known)

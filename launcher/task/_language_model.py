@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +15,14 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from launcher.contracts import Head, Metrics, Records, Samples, Task, Tokenizer
+from launcher.errors import DataError
 from launcher.task._export import export
 from launcher.task._generation import GenerationSettings, generate
 from launcher.task._references import byte_references
 from launcher.task._token_samples import NO_TARGET, Blocks, Pieces, TokenSamples
 from launcher.task._token_stream import read_tokens
+
+_log = logging.getLogger("trainctl.task")
 
 _CHUNK = 2**24
 """Logits that are held in float32 at once where they come in a smaller format; 64 MiB."""
@@ -32,22 +36,43 @@ class LanguageModel(Task):
         seq_len: Tokens in the longest sample.
         packing: Whether samples are blocks over all documents (True) or pieces of each.
         generation: How `sample` generates text.
+        add_bos_token: Begin each document with the tokenizer's BOS token; None does what the
+            tokenizer does at inference.
+
+    Raises:
+        DataError: There must be a BOS token, but the tokenizer has none.
     """
 
     head = Head("causal_lm")
     columns = ("text",)
 
     def __init__(
-        self, tokenizer: Tokenizer, *, seq_len: int, packing: bool, generation: GenerationSettings
+        self,
+        tokenizer: Tokenizer,
+        *,
+        seq_len: int,
+        packing: bool,
+        generation: GenerationSettings,
+        add_bos_token: bool | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._seq_len = seq_len
         self._layout = Blocks if packing else Pieces
         self._generation = generation
+        self._bos_id = _bos_id(tokenizer, add_bos_token)
+        self._warned_lossy = False
 
     @override
     def samples(self, records: Records) -> Samples:
-        return self._layout(read_tokens(records, self._tokenizer), self._seq_len)
+        stream = read_tokens(records, self._tokenizer, bos_id=self._bos_id)
+        if stream.lossy and not self._warned_lossy:
+            self._warned_lossy = True
+            _log.warning(
+                "the tokenizer loses text (%s), so a model of its tokens has less to predict than "
+                "the bytes hold: eval_bits_per_byte is left out",
+                stream.lossy,
+            )
+        return self._layout(stream, self._seq_len)
 
     @override
     def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
@@ -79,7 +104,7 @@ class LanguageModel(Task):
     def sample(self, module: nn.Module) -> str | None:
         if self._generation.num_tokens == 0:
             return None
-        return generate(module, self._tokenizer, self._generation, max_positions=self._seq_len)
+        return generate(module, self._tokenizer, self._generation, bos_id=self._bos_id)
 
     @override
     def export(self, module: nn.Module, folder: Path) -> None:
@@ -118,6 +143,18 @@ class LanguageModelMetrics(Metrics):
         if self._bytes_per_target:
             values.append(loss / math.log(2) / self._bytes_per_target)
         return dict(zip(self.names, values, strict=True))
+
+
+def _bos_id(tokenizer: Tokenizer, add: bool | None) -> int | None:
+    """Return the token in front of each document; None for none."""
+    if add and tokenizer.bos_id is None:
+        raise DataError(
+            "task.add_bos_token must be null or false, because the tokenizer has no bos_token; or "
+            "name one in its tokenizer_config.json"
+        )
+    wanted = tokenizer.adds_bos if add is None else add
+    # Where one token both begins and ends texts, the one after the document before is enough.
+    return tokenizer.bos_id if wanted and tokenizer.bos_id != tokenizer.eos_id else None
 
 
 def token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -25,12 +25,12 @@ class TokenSamples(Samples, ABC):
     A sample is a stretch of inputs, and as labels the same stretch one place further on.
 
     Attributes:
-        bytes_per_target: Bytes of UTF-8 that all targets stand for, over their number. Exact for
-            byte-level tokenizers.
+        bytes_per_target: Bytes of UTF-8 that all targets stand for, over their number; 0 where the
+            tokenizer loses some. Exact for byte-level tokenizers.
     """
 
     def __init__(self, stream: TokenStream, layout: str, num_targets: int, num_bytes: int) -> None:
-        self.bytes_per_target = num_bytes / num_targets
+        self.bytes_per_target = 0.0 if stream.lossy else num_bytes / num_targets
         hashed = xxhash.xxh3_128(stream.tokens.data)
         hashed.update(f"{stream.tokens.dtype} {layout}".encode())
         hashed.update(stream.starts.data)
@@ -115,9 +115,8 @@ class Pieces(TokenSamples):
     def __init__(self, stream: TokenStream, seq_len: int) -> None:
         if not stream.names:
             raise DataError(f"no tokens in {_documents(stream)}: give some text")
-        ends = np.append(stream.starts[1:], len(stream.tokens))
         # A document's targets are its tokens and the end token after it.
-        targets = ends - stream.starts
+        targets = stream.ends + 1 - stream.starts
         counts = -(-targets // seq_len)
         first = np.cumsum(counts) - counts
         offsets = (np.arange(counts.sum()) - np.repeat(first, counts)) * seq_len

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,30 +13,47 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.contracts import Records, Tokenizer
+from launcher.errors import DataError
 
 Tokens = npt.NDArray[np.integer[Any]]
+
+_log = logging.getLogger("trainctl.task")
+
+_IN_MEMORY = 2**26
+"""Bytes of tokens that are kept in memory; more are in a file without a name."""
+_PROGRESS_S = 5.0
+_CHECKED_RECORD = 2**16
+_CHECKED = 2**20
+"""Characters of all texts that are decoded again to find a lossy tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStream:
-    """End token, document, end token, document, …, end token.
+    """All documents in one array: BOS token, document, end token, BOS token, document, end token.
+
+    Without a BOS token, each document follows the end token of the one before it, and the stream
+    begins with an end token.
 
     Attributes:
         tokens: Shape (T,); 16 bits each where the vocabulary allows.
         starts: Place of each document's first token. Shape (D,), int64.
+        ends: Place of the end token after each document. Shape (D,), int64.
         names: The documents' names.
         num_bytes: Bytes of UTF-8 in the texts.
         tokenizer: What made the tokens.
+        lossy: The first difference between a text and what its tokens decode to; None for none.
     """
 
     tokens: Tokens
     starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
     names: Sequence[str]
     num_bytes: int
     tokenizer: Tokenizer
+    lossy: str | None
 
     def describe(self, position: int) -> str:
-        """Where a token comes from: document, and line and byte in it, both from 1.
+        """Return where a token comes from: document, and line and byte in it, both from 1.
 
         Args:
             position: The token's place in the stream.
@@ -45,27 +65,101 @@ class TokenStream:
         return f"{self.names[document]}, line {line} (byte {byte})"
 
 
-def read_tokens(records: Records, tokenizer: Tokenizer) -> TokenStream:
-    """Encode the column `text` of records; empty texts are left out."""
+def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -> TokenStream:
+    """Encode the column `text` of records; empty texts are left out.
+
+    Args:
+        records: The texts.
+        tokenizer: Encodes them, and has the end token.
+        bos_id: The token in front of each document; None for none.
+    """
     dtype: type[np.integer[Any]] = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-    end: Tokens = np.array([tokenizer.eos_id], dtype=dtype)
-    pieces: list[Tokens] = [end]
+    before = [] if bos_id is None else [bos_id]
+    tokens = _Tokens(dtype)
+    if not before:
+        tokens.append([tokenizer.eos_id])
     names: list[str] = []
-    lengths: list[int] = []
+    starts: list[int] = []
+    ends: list[int] = []
     num_bytes = 0
+    roundtrip = _RoundTrip(tokenizer)
+    shown = time.monotonic()
     for index in range(len(records)):
         text = records.record(index)["text"]
-        ids = tokenizer.encode(text).astype(dtype)
+        ids = tokenizer.encode(text)
         if len(ids) == 0:
             continue
-        pieces += [ids, end]
         names.append(records.describe(index))
-        lengths.append(len(ids))
+        roundtrip.check(text, ids, names[-1])
+        tokens.append(before)
+        starts.append(tokens.length)
+        tokens.append(ids)
+        ends.append(tokens.length)
+        tokens.append([tokenizer.eos_id])
         num_bytes += _utf8_length(text)
-    # Each document is one place further than the lengths before it say, for the end token before
-    # it.
-    starts = np.cumsum([1, *(length + 1 for length in lengths[:-1])], dtype=np.int64)[: len(names)]
-    return TokenStream(np.concatenate(pieces), starts, names, num_bytes, tokenizer)
+        if time.monotonic() - shown > _PROGRESS_S:
+            shown = time.monotonic()
+            _log.info(
+                "encoded %d of %d records (%d MB)", index + 1, len(records), num_bytes // 10**6
+            )
+    return TokenStream(
+        tokens=tokens.array(),
+        starts=np.array(starts, dtype=np.int64),
+        ends=np.array(ends, dtype=np.int64),
+        names=names,
+        num_bytes=num_bytes,
+        tokenizer=tokenizer,
+        lossy=roundtrip.lossy,
+    )
+
+
+class _Tokens:
+    """A growing array that moves to a temporary file before it fills the memory."""
+
+    def __init__(self, dtype: type[np.integer[Any]]) -> None:
+        self.length = 0
+        self._dtype = np.dtype(dtype)
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - its map outlives this object
+
+    def append(self, ids: npt.NDArray[np.int32] | Sequence[int]) -> None:
+        try:
+            self._file.write(np.asarray(ids, dtype=self._dtype).tobytes())
+        except OSError as error:
+            raise DataError(
+                f"the tokens do not fit into {tempfile.gettempdir()} ({error.strerror}); set "
+                "TMPDIR to a folder with more room"
+            ) from error
+        self.length += len(ids)
+
+    def array(self) -> Tokens:
+        if self.length * self._dtype.itemsize <= _IN_MEMORY:
+            self._file.seek(0)
+            return np.frombuffer(self._file.read(), dtype=self._dtype)
+        self._file.flush()
+        # The map keeps the file, which has no name, until the array is gone.
+        return np.memmap(self._file, dtype=self._dtype, mode="r", shape=(self.length,))  # type: ignore[call-overload,no-any-return] # any file with a descriptor
+
+
+class _RoundTrip:
+    """Compares the first texts with what their tokens decode to."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.lossy: str | None = None
+        self._tokenizer = tokenizer
+        self._left = _CHECKED
+
+    def check(self, text: str, ids: npt.NDArray[np.int32], name: str) -> None:
+        if self.lossy is not None or self._left <= 0:
+            return
+        if len(text) > _CHECKED_RECORD:
+            text = text[:_CHECKED_RECORD]
+            ids = self._tokenizer.encode(text)
+        self._left -= len(text)
+        decoded = self._tokenizer.decode(ids.tolist())
+        if decoded != text:
+            same = zip(text, decoded, strict=False)
+            at = next((i for i, (a, b) in enumerate(same) if a != b), min(len(text), len(decoded)))
+            self.lossy = f"{name}: {text[at : at + 20]!r} became {decoded[at : at + 20]!r}"
 
 
 def _utf8_length(text: str) -> int:

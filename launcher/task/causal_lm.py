@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, Task, TaskOption, Tokenizer
+
+_LOWEST_TEMPERATURE = 0.01
 
 
 class CausalLM(TaskOption):
     """Predict each token from those before it.
 
-    Each document follows an end token and is followed by one, so that every token of the text is a
-    target once an epoch, the first of a document too.
+    Each document follows a BOS or end token and is followed by an end token, so that every token of
+    the text is a target once an epoch, the first of a document too.
     """
 
     head = "causal_lm"
@@ -25,15 +27,28 @@ class CausalLM(TaskOption):
     )
 
     packing: bool
-    """True: documents are joined and cut into blocks of `seq_len` tokens; only the last, ragged
-    block of all is left out, and attention may look across the end of a document. False: each
-    document is cut by itself, and its last piece is as long as it is."""
+    """True: documents are joined and cut into blocks of `seq_len` tokens; the incomplete block at
+    the very end is left out, and attention reaches across the ends of documents. False: each
+    document is cut by itself, and its last sample may be short."""
+    add_bos_token: bool | None
+    """Begin each document with the tokenizer's BOS token. Null: if the tokenizer itself adds one at
+    inference, as those of Llama and Gemma do."""
     sample_prompt: str
-    """What the sample at the end of the run begins with; empty for the beginning of a document."""
-    sample_tokens: int = Field(ge=0)
-    """Length of that sample, in tokens; 0 for none."""
-    sample_temperature: float = Field(ge=0)
-    """Its randomness: 0 takes the likeliest token, 1 draws from the model's distribution."""
+    """Beginning of the text that is generated after training; empty for a new document."""
+    sample_tokens: int = Field(ge=0, le=100_000)
+    """Length of the generated text, in tokens; 0 for none. It ends early where the model's
+    positions end."""
+    sample_temperature: float = Field(ge=0, le=100)
+    """0 generates the most probable token, 1 samples from the model's distribution; not between 0
+    and 0.01."""
+
+    @field_validator("sample_temperature")
+    @classmethod
+    def _not_tiny(cls, value: float) -> float:
+        # Logits over a tiny temperature overflow.
+        if 0 < value < _LOWEST_TEMPERATURE:
+            raise ValueError(f"must be 0 or at least {_LOWEST_TEMPERATURE}, but is {value:g}")
+        return value
 
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
@@ -52,5 +67,9 @@ class CausalLM(TaskOption):
             self.sample_prompt, self.sample_tokens, self.sample_temperature
         )
         return LanguageModel(
-            tokenizer, seq_len=self.seq_len, packing=self.packing, generation=generation
+            tokenizer,
+            seq_len=self.seq_len,
+            packing=self.packing,
+            generation=generation,
+            add_bos_token=self.add_bos_token,
         )

@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
+import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from launcher.contracts import DataSplits, Records
+from launcher.data._files import FilePart, limit_size, scan_file
 from launcher.data.text import TextFiles
 from launcher.errors import DataError
 
@@ -108,14 +110,15 @@ def test_a_file_that_is_most_of_the_text_is_not_held_out_whole(here: Path) -> No
         ("aa\nbbbbbbbbbbbbbbbbbb\n", "aa\n", "bbbbbbbbbbbbbbbbbb\n"),
         # A single line is cut within.
         ("abcdefgh", "abcdef", "gh"),
-        ("aé🙂bcdef\n", "aé🙂bcde", "f\n"),
+        ("aé🙂bcdef\n", "aé🙂bcd", "ef\n"),
+        ("🙂🙂", "🙂🙂", ""),
     ],
 )
 def test_a_single_file_is_cut_at_a_line(here: Path, content: str, head: str, tail: str) -> None:
     write(here / "one.txt", content)
     splits = text("one.txt", validation_fraction=0.25).build()
     assert texts(splits.train) == [head]
-    assert texts(splits.validation) == [tail]
+    assert texts(splits.validation) == [tail] * bool(tail)
 
 
 def test_given_validation_files_are_never_trained_on(here: Path) -> None:
@@ -209,6 +212,10 @@ def make_pipe(here: Path) -> None:
     os.mkfifo(here / "pipe.txt")
 
 
+def make_broken_link(here: Path) -> None:
+    (here / "link.txt").symlink_to("gone.txt")
+
+
 def make_hidden(here: Path) -> None:
     write(here / ".hidden.txt", "a")
 
@@ -222,7 +229,8 @@ def make_hidden(here: Path) -> None:
         (make_folders, "corpus", r"matches only folders in .*; write corpus/\*\*/\*.txt"),
         (make_folders, "corpus/*", r"matches only folders in .*; write corpus/\*\*/\*.txt"),
         (make_folders, ["corpus/**", "gone/*"], r"'gone/\*' matches no file"),
-        (make_pipe, "*.txt", "matches no file"),
+        (make_pipe, "*.txt", "matches no regular file: .*pipe.txt is a pipe"),
+        (make_broken_link, "*.txt", "only a broken link: .*link.txt points to gone.txt"),
         (make_hidden, "*.txt", "matches no file"),
     ],
 )
@@ -249,12 +257,63 @@ def test_a_file_that_may_not_be_read_is_named(here: Path) -> None:
             step()
 
 
-def test_a_file_that_goes_away_while_reading_is_named(here: Path) -> None:
-    from launcher.data._files import Unreadable, read_document
+def test_a_file_that_changes_after_it_was_checked_is_named(here: Path) -> None:
+    path = write(here / "a.txt", "line\n" * 9)
+    records = text("a.txt").build().train
+    for change in ("short", "\xff" * 99):
+        path.write_bytes(change.encode("latin-1"))
+        with pytest.raises(DataError, match=r"a.txt: (changed|became shorter) since"):
+            records.record(0)
+    path.unlink()
+    with pytest.raises(DataError, match=r"a.txt: changed since the run started: .*No such file"):
+        records.record(0)
 
-    result = read_document(here / "gone.txt")
-    assert isinstance(result, Unreadable)
-    assert result.message.endswith("gone.txt: cannot be read: No such file or directory")
+
+OTHER_FORMATS = [
+    (
+        "a.jsonl",
+        '{"id": 1, "body": "x"}\n',
+        r"a.jsonl: is a JSON Lines file.*jq -r .body a.jsonl > a",
+    ),
+    ("a.NDJSON", "anything", r"is a JSON Lines file, .*: jq -r .text a.NDJSON > a.txt"),
+    ("a.txt", '{"text": "x"}\n{"text": "y"}\n', r"a.txt: is a JSON Lines file"),
+    ("a.csv", "id,text,n\n1,x,2\n", r"is a CSV file, .*csv.DictReader.* text < a.csv > a.txt"),
+    ("a.tsv", "id\tbody\n1\tx\n", r"is a CSV file, .*delimiter='\\t'.* body < a.tsv"),
+    ("a.parquet", b"PAR1\x15\x04", r"is a Parquet file, .*; write its text to a .txt file"),
+    ("my file.txt.gz", b"\x1f\x8b\x08\x00", r"is a gzip file, .*gunzip --keep 'my file.txt.gz'"),
+    ("a.txt", b"\x28\xb5\x2f\xfd\x00", r"is a zstd file, but data=text reads plain text; .*unzstd"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), OTHER_FORMATS)
+def test_a_file_in_another_format_is_refused_with_its_conversion(
+    here: Path, name: str, content: str | bytes, message: str
+) -> None:
+    write(here / name, content)
+    write(here / "fine.txt", "fine\n")
+    with pytest.raises(DataError, match=message):
+        text(["fine.txt", name]).build()
+    if not name.endswith(".txt"):
+        with pytest.raises(DataError, match=message):
+            text(["fine.txt", name]).preflight()
+    skipping = text(["fine.txt", name], on_error="skip")
+    assert places(skipping.build().train) == ["fine.txt"]
+
+
+def test_structured_text_is_read_as_it_is_where_it_is_allowed(here: Path) -> None:
+    content = '{"text": "x"}\n' * 20
+    write(here / "a.jsonl", content)
+    option = text("a.jsonl", allow_structured=True)
+    option.preflight()
+    splits = option.build()
+    assert "".join(texts(splits.train) + texts(splits.validation)) == content
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.txt.gz", "a.py"])
+def test_plain_text_is_not_taken_for_another_format(here: Path, name: str) -> None:
+    write(here / name, '{"one": 1}\n' if name == "a.json" else "{\n}\n")
+    text(name).preflight()
+    assert len(text(name).build().train) == 1
 
 
 def test_linked_folders_are_followed_and_home_is_expanded(
@@ -276,8 +335,31 @@ def test_values_of_another_type_are_refused(changes: dict[str, Any]) -> None:
         text(**{"files": "a.txt", **changes})
 
 
-def test_ten_megabytes_are_read_at_once(here: Path) -> None:
-    write(here / "big.txt", "some text of a line\n" * 2**19)
-    start = time.process_time()
-    text("big.txt").build()
-    assert time.process_time() - start < 1
+@pytest.mark.parametrize("content", ["a line\n" * 40, "é🙂" * 40, "é🙂" * 9 + "\n" + "x\n" * 60])
+def test_a_large_file_becomes_several_records(here: Path, content: str) -> None:
+    write(here / "a.txt", "\ufeff" + content)
+    part = scan_file(here / "a.txt", label="a")
+    assert isinstance(part, FilePart)
+    pieces = list(limit_size(part, 50))
+    assert "".join(piece.read() for piece in pieces) == content
+    assert max(map(len, pieces)) <= 53
+    for before, piece in pairwise(pieces):
+        assert before.read()[-1] == "\n" or "\n" not in before.read()
+        line = (
+            content[: len((here / "a.txt").read_bytes()[3 : piece.start].decode())].count("\n") + 1
+        )
+        assert piece.name == ("a" if line == 1 else f"a:{line}")
+
+
+def test_reading_takes_the_memory_of_a_record_not_of_the_files(here: Path) -> None:
+    for name in "ab":
+        write(here / f"{name}.txt", "some text of a line\n" * 2**20)
+    tracemalloc.start()
+    try:
+        records = text("*.txt").build().train
+        assert len(records) == 10
+        for index in range(len(records)):
+            records.record(index)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()

@@ -101,6 +101,25 @@ def test_a_tokenizer_without_an_end_is_refused(bpe_folder: Path) -> None:
         FolderTokenizer(bpe_folder)
 
 
+def test_whether_a_bos_token_is_added_is_the_tokenizers_own_habit(bpe_folder: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    assert (ByteTokenizer().bos_id, FolderTokenizer(bpe_folder).bos_id) == (None, None)
+    theirs = PreTrainedTokenizerFast.from_pretrained(bpe_folder)
+    theirs.add_special_tokens({"bos_token": "<start>"})
+    theirs.save_pretrained(bpe_folder)
+    silent = FolderTokenizer(bpe_folder)
+    assert (silent.bos_id, silent.adds_bos) == (theirs.bos_token_id, False)
+    theirs.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<start> $A", special_tokens=[("<start>", theirs.bos_token_id)]
+    )
+    theirs.save_pretrained(bpe_folder)
+    adding = FolderTokenizer(bpe_folder)
+    assert adding.adds_bos
+    assert adding.bos_id not in adding.encode("text <start>")
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,12 +20,13 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from launcher.contracts import Records, Task, Tokenizer
-from launcher.data._files import Document
-from launcher.data._records import TextRecords
+from launcher.errors import DataError
 from launcher.task import _language_model
 from launcher.task._language_model import summed_cross_entropy
 from launcher.task._token_samples import NO_TARGET
 from launcher.task.causal_lm import CausalLM
+from tests.task.conftest import Letters
+from tests.toy.texts import Texts
 
 PRESET = Path(__file__).parents[2] / "conf" / "task" / "causal_lm.yaml"
 
@@ -37,7 +41,7 @@ def task(tokenizer: Tokenizer, **changes: Any) -> Task:
 
 
 def records(*texts: str) -> Records:
-    return TextRecords(Document(str(i), text) for i, text in enumerate(texts))
+    return Texts(*texts)
 
 
 def loss_of(live: Task, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -240,8 +244,50 @@ def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seq_len": 0}, {"packing": 1}, {"sample_tokens": -1}, {"sample_temperature": -0.1}],
+    [
+        {"seq_len": 0},
+        {"packing": 1},
+        {"sample_tokens": -1},
+        {"sample_temperature": -0.1},
+        {"sample_temperature": 1e-30},
+        {"sample_temperature": 1e30},
+        {"sample_tokens": 10**32},
+        {"seq_len": 2**63},
+    ],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         option(**changes)
+
+
+class LowerCasing(Letters):
+    @override
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        return super().encode(text.lower())
+
+
+def test_bits_per_byte_are_left_out_where_the_tokenizer_loses_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    live = task(LowerCasing(), seq_len=5)
+    kept = live.samples(records("all lower case"))
+    assert "eval_bits_per_byte" in live.metrics(kept).names
+    with caplog.at_level(logging.WARNING):
+        lost = [live.samples(records("Not lower case")) for _ in range(2)]
+    assert list(live.metrics(lost[0]).names) == ["eval_loss", "eval_perplexity"]
+    [message] = caplog.messages
+    assert "0.txt: 'Not lower case' became 'not lower case'" in message
+
+
+def test_the_tokenizer_decides_on_a_bos_token_unless_the_task_does(letters: Tokenizer) -> None:
+    def first(**changes: Any) -> int:
+        samples = task(letters, seq_len=4, **changes).samples(records("abcd"))
+        return int(samples.micro_batch([0], 0).inputs["input_ids"][0, 0])
+
+    with pytest.raises(DataError, match=r"task.add_bos_token must be null or false"):
+        first(add_bos_token=True)
+    assert first() == letters.eos_id
+    letters.bos_id = 3
+    assert (first(), first(add_bos_token=True)) == (letters.eos_id, 3)
+    letters.adds_bos = True
+    assert (first(), first(add_bos_token=False)) == (3, letters.eos_id)

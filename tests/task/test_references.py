@@ -6,14 +6,13 @@ import subprocess
 import numpy as np
 import pytest
 
-from launcher.data._files import Document
-from launcher.data._records import TextRecords
 from launcher.task import _references
 from launcher.task._references import byte_references
+from tests.toy.texts import Texts
 
 
 def figures(*texts: str) -> dict[str, float]:
-    return byte_references(TextRecords(Document("", text) for text in texts))
+    return byte_references(Texts(*texts))
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,29 @@
 from __future__ import annotations
 
+import logging
+import tracemalloc
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from typing_extensions import override
 
 from launcher.contracts import Records, Tokenizer
-from launcher.data._files import Document
-from launcher.data._records import TextRecords
 from launcher.errors import DataError
+from launcher.task import _token_stream
 from launcher.task._token_samples import NO_TARGET, Blocks, Pieces, TokenSamples
 from launcher.task._token_stream import TokenStream, read_tokens
+from tests.task.conftest import Letters
+from tests.toy.texts import Texts
 
 Layout = Callable[[TokenStream, int], TokenSamples]
 LAYOUTS: tuple[Layout, ...] = (Blocks, Pieces)
 
 
 def documents(*texts: str) -> Records:
-    return TextRecords(Document(f"{i}.txt", text) for i, text in enumerate(texts))
+    return Texts(*texts)
 
 
 def texts_of(count: int, seed: int = 0) -> list[str]:
@@ -28,11 +33,11 @@ def texts_of(count: int, seed: int = 0) -> list[str]:
 
 
 def blocks(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> Blocks:
-    return Blocks(read_tokens(documents(*texts), tokenizer), seq_len)
+    return Blocks(read_tokens(documents(*texts), tokenizer, bos_id=None), seq_len)
 
 
 def pieces(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> Pieces:
-    return Pieces(read_tokens(documents(*texts), tokenizer), seq_len)
+    return Pieces(read_tokens(documents(*texts), tokenizer, bos_id=None), seq_len)
 
 
 def targets(samples: TokenSamples) -> list[int]:
@@ -66,7 +71,7 @@ def test_pieces_lose_no_token_at_all(letters: Tokenizer, seq_len: int) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_label_is_the_input_one_place_on(letters: Tokenizer, layout: Layout) -> None:
-    samples = layout(read_tokens(documents(*texts_of(9)), letters), 8)
+    samples = layout(read_tokens(documents(*texts_of(9)), letters, bos_id=None), 8)
     inputs = samples.micro_batch(range(len(samples)), 0).inputs
     ids, labels = inputs["input_ids"], inputs["labels"]
     assert ids.dtype == labels.dtype == torch.int64
@@ -79,7 +84,7 @@ def test_each_label_is_the_input_one_place_on(letters: Tokenizer, layout: Layout
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_counts_are_known_without_building(letters: Tokenizer, layout: Layout) -> None:
-    samples = layout(read_tokens(documents(*texts_of(30)), letters), 13)
+    samples = layout(read_tokens(documents(*texts_of(30)), letters, bos_id=None), 13)
     generator = np.random.default_rng(1)
     for size in (1, 2, 5, 40):
         indices = generator.integers(0, len(samples), size).tolist()
@@ -109,7 +114,7 @@ def test_documents_do_not_mix_in_pieces(letters: Tokenizer) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_index_gives_the_same_sample_in_any_company(letters: Tokenizer, layout: Layout) -> None:
-    samples = layout(read_tokens(documents(*texts_of(30)), letters), 13)
+    samples = layout(read_tokens(documents(*texts_of(30)), letters, bos_id=None), 13)
     whole = samples.micro_batch(range(len(samples)), 0).inputs
     for index in (0, 3, len(samples) - 1):
         alone = samples.micro_batch([index], 0).inputs
@@ -183,7 +188,7 @@ def test_tokens_take_as_few_bytes_as_they_can(
     letters: Tokenizer, vocab_size: int, dtype: type
 ) -> None:
     letters.vocab_size = vocab_size
-    assert read_tokens(documents("abc"), letters).tokens.dtype == dtype
+    assert read_tokens(documents("abc"), letters, bos_id=None).tokens.dtype == dtype
 
 
 def test_bytes_per_target_counts_only_what_is_a_target(letters: Tokenizer) -> None:
@@ -191,3 +196,70 @@ def test_bytes_per_target_counts_only_what_is_a_target(letters: Tokenizer) -> No
     texts = ["abcd", "e", "efg", ""]
     assert blocks(letters, texts, 5).bytes_per_target == 8 / 10
     assert pieces(letters, texts, 5).bytes_per_target == 8 / 11
+
+
+def test_a_bos_token_begins_each_document(letters: Tokenizer) -> None:
+    stream = read_tokens(documents("ab", "", "cde"), letters, bos_id=9)
+    assert stream.tokens.tolist() == [9, *b"ab", 0, 9, *b"cde", 0]
+    packed, single = Blocks(stream, 4), Pieces(stream, 2)
+    assert targets(packed) == [*b"ab", 0, 9, *b"cde", 0]
+    assert targets(single) == [*b"ab", 0, *b"cde", 0]
+    inputs = [single.micro_batch([i], 0).inputs["input_ids"][0].tolist() for i in range(4)]
+    assert inputs == [[9, *b"a"], [*b"b"], [9, *b"c"], [*b"de"]]
+    assert single.bytes_per_target == 5 / 7
+    assert packed.describe(1) == "1.txt, line 1 (byte 1)"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tokens_in_a_file_are_those_in_memory(
+    letters: Tokenizer, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = texts_of(50)
+    in_memory = layout(read_tokens(documents(*texts), letters, bos_id=None), 8)
+    monkeypatch.setattr(_token_stream, "_IN_MEMORY", 100)
+    stream = read_tokens(documents(*texts), letters, bos_id=None)
+    assert isinstance(stream.tokens, np.memmap)
+    in_file = layout(stream, 8)
+    assert in_file.fingerprint == in_memory.fingerprint
+    assert targets(in_file) == targets(in_memory)
+
+
+def test_long_texts_are_encoded_in_little_memory_and_show_progress(
+    letters: Tokenizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_token_stream, "_IN_MEMORY", 2**20)
+    monkeypatch.setattr(_token_stream, "_PROGRESS_S", 0.0)
+    text = "some text of a line\n" * 50_000
+    records = documents(*[text] * 20)
+    tracemalloc.start()
+    try:
+        with caplog.at_level(logging.INFO):
+            stream = read_tokens(records, letters, bos_id=None)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert stream.num_bytes == len(stream.tokens) - 21 == 20 * len(text)
+    assert peak < 16 * 2**20 < 2 * stream.num_bytes
+    assert "encoded 7 of 20 records (7 MB)" in caplog.text
+
+
+class LowerCasing(Letters):
+    """Forgets which letters were capital ones, and line ends."""
+
+    @override
+    def encode(self, text: str) -> npt.NDArray[np.int32]:
+        return super().encode(text.lower().replace("\n", " "))
+
+
+def test_a_tokenizer_that_loses_text_is_found(letters: Tokenizer) -> None:
+    assert read_tokens(documents("some\ntext", "Some"), letters, bos_id=None).lossy is None
+    lossy = LowerCasing()
+    assert read_tokens(documents("all the same"), lossy, bos_id=None).lossy is None
+    found = read_tokens(documents("the same", "but Not this"), lossy, bos_id=None)
+    assert found.lossy == "1.txt: 'Not this' became 'not this'"
+    assert Pieces(found, 9).bytes_per_target == 0
+    deep = read_tokens(
+        documents("x" * 70_000 + "\n", "x" * 60_000 + "\n" + "x" * 9999), lossy, bos_id=None
+    )
+    assert deep.lossy is not None
+    assert deep.lossy.startswith("1.txt: ")

@@ -13,14 +13,13 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
 from launcher.contracts import BatchPlan, DataSplits, Samples
-from launcher.data._files import Document
-from launcher.data._records import TextRecords
 from launcher.errors import DataError
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.training.batches import Windows
 from launcher.training.columns import check_columns
 from tests.conftest import Console, toy_words
 from tests.toy.encoders import Classification, MaskedLanguageModel, Words
+from tests.toy.texts import Texts
 
 
 @pytest.fixture
@@ -121,7 +120,7 @@ def test_padding_has_no_loss_for_any_task() -> None:
 
 
 def test_a_missing_column_is_named_with_its_source() -> None:
-    texts = TextRecords([Document("a", "text")])
+    texts = Texts("text")
     with pytest.raises(
         DataError,
         match=r"task=classes needs the columns text, label, but the train part of data=text has "

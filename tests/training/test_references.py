@@ -8,10 +8,9 @@ from pathlib import Path
 from typing_extensions import override
 
 from launcher.contracts import Records
-from launcher.data._files import Document
-from launcher.data._records import TextRecords
 from launcher.training.references import references_of
 from tests.tasks import LogitsTask
+from tests.toy.texts import Texts
 
 
 class Counting(LogitsTask):
@@ -25,7 +24,7 @@ class Counting(LogitsTask):
 
 def test_a_resumed_run_reads_what_the_first_start_computed(tmp_path: Path) -> None:
     task, path = Counting("x", "x"), tmp_path / "references.json"
-    records = TextRecords([Document("a", "text"), Document("b", "more")])
+    records = Texts("text", "more")
     first = references_of(task, records, path)
     assert references_of(task, records, path) == first == {"records": 2.0}
     assert task.calls == 1
@@ -33,7 +32,7 @@ def test_a_resumed_run_reads_what_the_first_start_computed(tmp_path: Path) -> No
 
 def test_other_records_have_other_baselines(tmp_path: Path) -> None:
     task, path = Counting("x", "x"), tmp_path / "references.json"
-    references_of(task, TextRecords([Document("a", "text")]), path)
-    changed = TextRecords([Document("a", "text"), Document("b", "more")])
+    references_of(task, Texts("text"), path)
+    changed = Texts("text", "more")
     assert references_of(task, changed, path) == {"records": 2.0}
     assert task.calls == 2
