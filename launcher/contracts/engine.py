@@ -89,6 +89,11 @@ class Clipping:
     max_norm_per_parameter: float | None = None
 
 
+def _no_losses(outputs: Any) -> Mapping[str, Tensor]:
+    del outputs
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineParts:
     """What an engine is made from."""
@@ -102,6 +107,9 @@ class EngineParts:
     world: World
     plan: BatchPlan
     requests: Callable[[], Request]
+    auxiliary_losses: Callable[[Any], Mapping[str, Tensor]] = _no_losses
+    """Losses that the module itself adds, by name, given the outputs of a forward pass: see
+    `ModelOption.auxiliary_losses`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +121,15 @@ class UpdateStats:
         applied: False when a non-finite loss or norm made the engine leave the weights alone.
         loss_scale: The factor that the loss was scaled with; None where it is not scaled.
         requests: The union of all ranks' requests; the same on every rank.
+        auxiliary_losses: The parts of the window's mean loss that the module itself added, by name.
+            Shape () each, on the device.
     """
 
     grad_norm: Tensor
     applied: bool
     loss_scale: float | None = None
     requests: Request = Request.NONE
+    auxiliary_losses: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 EngineState = Mapping[str, "Tensor | LocalShard"]

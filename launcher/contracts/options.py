@@ -16,7 +16,7 @@ from launcher.contracts.task import HeadName
 from launcher.errors import DataError, Problem
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from launcher.contracts.checkpoints import CheckpointStore
     from launcher.contracts.config import ConfigView
@@ -48,6 +48,8 @@ GROUPS = (
 """Names of the config groups, in the order in which their observers are called."""
 DEVICES = ("cpu", "cuda", "mps")
 """Kinds of device, as torch names them."""
+DType = Literal["float32", "bfloat16", "float16"]
+"""Number formats of weights in files, as torch names them."""
 
 
 _get = object.__getattribute__
@@ -242,7 +244,32 @@ class ModelOption(Option):
 
     @abstractmethod
     def build_tokenizer(self) -> Tokenizer:
-        """The tokenizer whose ids the network was made for."""
+        """Build the tokenizer whose ids the network was made for."""
+
+    def check_module(self, module: nn.Module, head: Head) -> None:
+        """Check what only a network with weights shows; called once, on the CPU.
+
+        Raises:
+            DataError: It cannot be trained for the head's task.
+        """
+        del module, head
+
+    def source_dtype(self) -> DType | None:
+        """Return the number format of the weights that training starts from; None for new ones."""
+        return None
+
+    def auxiliary_losses(self, module: nn.Module, outputs: Any) -> Mapping[str, Tensor]:
+        """Return the losses that the network itself adds to that of the task, by name.
+
+        Each is a mean over the micro-batch, already weighted as it enters the loss. Over several
+        micro-batches and ranks they are averaged by number of targets, as the task's loss is.
+
+        Args:
+            module: The network.
+            outputs: What its forward pass returned.
+        """
+        del module, outputs
+        return {}
 
 
 class DataOption(Option):
@@ -372,6 +399,9 @@ class CheckpointOption(Option):
     """Save when so many minutes have passed since the last save; None for no such cadence."""
     export: bool
     """Leave the trained model in RUN_DIR/export as transformers loads it."""
+    export_dtype: Literal["source", DType]
+    """Number format of the exported weights; `source` is that of the weights that training started
+    from, and for new weights that in which they were trained."""
 
     @property
     def copies_state(self) -> bool:

@@ -11,12 +11,15 @@ alone.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from launcher.contracts import Head, ModelOption
+    from launcher.contracts import DType, Head, ModelOption
+
+_log = logging.getLogger("trainctl.model")
 
 
 def build_module(option: ModelOption, head: Head, seed: int) -> nn.Module:
@@ -34,4 +37,22 @@ def build_module(option: ModelOption, head: Head, seed: int) -> nn.Module:
 
     module = option.build(head, "cpu")
     initialize_weights(module, seed)
+    option.check_module(module, head)
     return module
+
+
+def cast_parameters(module: nn.Module, dtype: DType) -> None:
+    """Cast all parameters in place; buffers keep their format.
+
+    Parameters stay as they are, with a warning, if the format cannot hold some finite value.
+    """
+    import torch
+
+    wanted: torch.dtype = getattr(torch, dtype)
+    for name, parameter in module.named_parameters():
+        largest = parameter.detach().abs().nan_to_num(posinf=0).max() if parameter.numel() else 0
+        if largest > torch.finfo(wanted).max:
+            _log.warning("%s does not fit into %s: exported as trained", name, dtype)
+            return
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(wanted)

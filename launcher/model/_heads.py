@@ -45,24 +45,10 @@ def auto_class(config: Any, head: Head) -> Any:
             f"transformers has these heads for it: {', '.join(others) or 'none'}; choose another "
             "task or another model"
         )
-    if head.name == "causal_lm" and _is_encoder(config):
-        raise DataError(
-            f"the architecture {config.model_type} is an encoder, in which every token attends to "
-            "those after it, but the task predicts the next token; choose a masked language "
-            "modelling task, another model, or set is_decoder in config.json"
-        )
     if head.labels:
         config.id2label = dict(enumerate(head.labels))
         config.label2id = {label: index for index, label in enumerate(head.labels)}
     return found
-
-
-def _is_encoder(config: Any) -> bool:
-    """Return True for what transformers also gives a causal head, but no causal attention."""
-    import transformers
-
-    masked = type(config) in transformers.AutoModelForMaskedLM._model_mapping  # noqa: SLF001
-    return masked and not (config.is_encoder_decoder or getattr(config, "is_decoder", False))
 
 
 def build_on_meta(config: Any, head: Head) -> nn.Module:

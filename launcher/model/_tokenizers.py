@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from launcher.contracts import Tokenizer
 from launcher.errors import DataError
+from launcher.model._folder import short
 from launcher.model._tokenizer_name import BYT5_VOCAB_SIZE
 
 _FIRST_BYTE = 3
@@ -71,8 +72,11 @@ class FolderTokenizer(Tokenizer):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: no tokenizer can be loaded from here: {error}") from error
+        except Exception as error:
+            # A damaged folder fails in too many ways to list.
+            raise DataError(
+                f"{folder}: no tokenizer can be loaded from here: {short(error)}"
+            ) from error
         eos_id = self._tokenizer.eos_token_id
         if eos_id is None:
             raise DataError(

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Head, ModelLimits, ModelOption, Tokenizer
-from launcher.errors import DataError, Problem
-from launcher.model._folder import (
-    check_tokenizer,
-    check_weights,
-    read_config,
-    read_limits,
-    read_size,
-)
+from launcher.contracts import DType, Head, ModelLimits, ModelOption, Tokenizer
+from launcher.errors import DataError, Problem, TrainctlError
+from launcher.model._folder import check_tokenizer, read_config, read_limits, read_size, short
 from launcher.model._tokenizer_name import BYT5, build_tokenizer
+from launcher.model._weights import check_weights, weights_dtype
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from launcher.contracts.config import ConfigView
 
@@ -90,7 +85,6 @@ class HuggingFace(ModelOption):
 
     @override
     def build(self, head: Head, device: str) -> nn.Module:
-        from safetensors import SafetensorError
         from transformers import AutoConfig
         from transformers.utils import logging
 
@@ -109,14 +103,46 @@ class HuggingFace(ModelOption):
                 return build_on_meta(config, head)
             check_weights(self._folder)
             return self._load(config, head, device)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise DataError(f"{self._folder}: no model can be built from here: {error}") from error
+        except TrainctlError:
+            raise
+        except Exception as error:
+            # A damaged folder fails in too many ways to list; lack of memory is no damage.
+            if isinstance(error, MemoryError) or "memory" in str(error):
+                raise
+            raise DataError(
+                f"{self._folder}: no model can be built from here: {short(error)}"
+            ) from error
         finally:
             logging.set_verbosity(verbosity)
 
     @override
     def build_tokenizer(self) -> Tokenizer:
         return build_tokenizer(self._tokenizer_name, self.limits().vocab_size)
+
+    @override
+    def check_module(self, module: nn.Module, head: Head) -> None:
+        from launcher.model._causality import sees_later_tokens
+
+        if head.name == "causal_lm" and sees_later_tokens(module):
+            raise DataError(
+                f"{self._folder}: in this model ({type(module).__name__}) a token sees those after "
+                "it, but the task predicts the next token; choose another task or model, or set "
+                "is_decoder to true in config.json if the architecture has it"
+            )
+
+    @override
+    def source_dtype(self) -> DType | None:
+        if self.init == "pretrained":
+            return weights_dtype(self._folder)
+        config = read_config(self._folder)
+        named = config.get("dtype", config.get("torch_dtype"))
+        return next((dtype for dtype in get_args(DType) if dtype == named), None)
+
+    @override
+    def auxiliary_losses(self, module: nn.Module, outputs: Any) -> Mapping[str, Tensor]:
+        from launcher.model._auxiliary_losses import auxiliary_losses
+
+        return auxiliary_losses(module, outputs)
 
     @property
     def _folder(self) -> Path:

@@ -73,7 +73,7 @@ def generate(
     return tokenizer.decode(generated)
 
 
-class _KnownTokens(LogitsProcessor):
+class _KnownTokens(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
     """Leaves only the tokenizer's ids, and the end token where the logits are not finite."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

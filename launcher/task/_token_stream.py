@@ -137,7 +137,7 @@ class _Tokens:
             return np.frombuffer(self._file.read(), dtype=self._dtype)
         self._file.flush()
         # The map keeps the file, which has no name, until the array is gone.
-        return np.memmap(self._file, dtype=self._dtype, mode="r", shape=(self.length,))  # type: ignore[call-overload,no-any-return] # any file with a descriptor
+        return np.memmap(self._file, dtype=self._dtype, mode="r", shape=(self.length,))
 
 
 class _RoundTrip:

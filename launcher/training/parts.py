@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,7 @@ def build(
             world=world,
             plan=plan,
             requests=requests,
+            auxiliary_losses=partial(config.model.auxiliary_losses, module),
         )
     )
     return Parts(

@@ -11,6 +11,7 @@ from signal import Signals
 from launcher.config.schema import RunConfig
 from launcher.contracts import CheckpointStore, TrainState, World, named_tensors
 from launcher.errors import CheckpointError
+from launcher.model import cast_parameters
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.closing import closing
@@ -137,5 +138,8 @@ def _export(config: RunConfig, run_dir: RunDir, parts: Parts, step: int) -> str 
         if module is None:
             return None
         if config.checkpoint.export:
+            chosen = config.checkpoint.export_dtype
+            if dtype := config.model.source_dtype() if chosen == "source" else chosen:
+                cast_parameters(module, dtype)
             parts.task.export(module, run_dir.export)
         return parts.task.sample(module)

@@ -16,12 +16,18 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 
 from launcher.config import load
 from launcher.contracts import Head, ModelLimits
 from launcher.errors import ConfigError, DataError
-from launcher.model import build_module
+from launcher.model import build_module, cast_parameters
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.model.hf import HuggingFace
 
@@ -128,13 +134,118 @@ def test_only_the_weights_of_a_new_head_are_drawn(
     assert first.training
 
 
+def encoders() -> dict[str, Any]:
+    sizes = {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+    common = {**sizes, "num_attention_heads": 2}
+    xlnet = XLNetConfig(vocab_size=384, d_model=16, n_layer=2, n_head=2, d_inner=32)
+    return {
+        "bert": BertForMaskedLM(BertConfig(**common)),
+        "roberta": RobertaForMaskedLM(RobertaConfig(**common)),
+        # No masked language model, but it looks ahead where no permutation forbids it.
+        "xlnet": XLNetLMHeadModel(xlnet),
+    }
+
+
 @pytest.mark.parametrize("init", ["pretrained", "random"])
-def test_an_encoder_does_not_predict_the_next_token(tmp_path: Path, init: str) -> None:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertForMaskedLM(BertConfig(vocab_size=384, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="bert is an encoder"):
-        hf(tmp_path, init=init, tokenizer="byt5").build(CAUSAL_LM, "cpu")
-    hf(tmp_path, init=init, tokenizer="byt5").build(Head("masked_lm"), "cpu")
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlnet"])
+def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path, name: str, init: str) -> None:
+    encoders()[name].save_pretrained(tmp_path)
+    option = hf(tmp_path, init=init, tokenizer="byt5")
+    with pytest.raises(DataError, match=r"a token sees those after it, .* set is_decoder to true"):
+        build_module(option, CAUSAL_LM, 0)
+    if name == "bert":
+        build_module(option, Head("masked_lm"), 0)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_an_encoder_with_is_decoder_sees_earlier_tokens_only(tmp_path: Path, name: str) -> None:
+    encoders()[name].save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "is_decoder": True}))
+    module: Any = build_module(hf(tmp_path, tokenizer="byt5"), CAUSAL_LM, 0).eval()
+    ids = torch.randint(0, 384, (1, 9))
+    changed = ids.clone()
+    changed[0, 5] = (ids[0, 5] + 1) % 384
+    before, after = module(ids).logits, module(changed).logits
+    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert not torch.equal(before[:, 5:], after[:, 5:])
+
+
+def small_mixtral(**changes: Any) -> Any:
+    sizes = {"vocab_size": 384, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
+    return MixtralForCausalLM(MixtralConfig(**sizes, **heads, **changes))
+
+
+@pytest.mark.parametrize("make", [small_llama, small_gpt2, small_mixtral])
+def test_a_decoder_passes_and_nothing_outside_is_touched(
+    tmp_path: Path, make: Callable[[], Any]
+) -> None:
+    make().save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    module = build_module(hf(tmp_path, tokenizer="byt5"), CAUSAL_LM, 0)
+    assert module.training
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_router_loss_is_weighted_as_transformers_does(tmp_path: Path) -> None:
+    ids = torch.randint(0, 384, (2, 9))
+    for asked in (True, False):
+        small_mixtral(output_router_logits=asked, router_aux_loss_coef=0.3).save_pretrained(
+            tmp_path
+        )
+        option = hf(tmp_path, tokenizer="byt5")
+        module: Any = build_module(option, CAUSAL_LM, 0).eval()
+        found = option.auxiliary_losses(module, module(ids))
+        assert set(found) == ({"router_aux_loss"} if asked else set())
+        theirs = module(ids, labels=ids).loss
+        plain = module(ids, labels=ids, output_router_logits=False).loss
+        torch.testing.assert_close(plain + sum(found.values()), theirs)
+        assert not asked or found["router_aux_loss"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "init", "expected"),
+    [
+        (torch.bfloat16, "pretrained", "bfloat16"),
+        (torch.float16, "pretrained", "float16"),
+        (torch.float32, "pretrained", "float32"),
+        (torch.bfloat16, "random", "bfloat16"),
+        (torch.float64, "pretrained", None),
+        (torch.float64, "random", None),
+    ],
+)
+def test_the_source_dtype_is_that_of_the_weights(
+    tmp_path: Path, dtype: torch.dtype, init: str, expected: str | None
+) -> None:
+    small_llama().to(dtype).save_pretrained(tmp_path)
+    assert hf(tmp_path, init=init).source_dtype() == expected
+
+
+def test_parameters_are_cast_and_buffers_and_ties_stay() -> None:
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+            self.tied = self.weight
+            self.register_buffer("mean", torch.ones(2))
+
+    module = Small()
+    cast_parameters(module, "bfloat16")
+    assert module.weight is module.tied
+    assert module.weight.dtype == torch.bfloat16
+    assert module.get_buffer("mean").dtype == torch.float32
+
+
+def test_a_format_that_cannot_hold_the_weights_is_not_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module = torch.nn.Linear(2, 2)
+    module.bias.data.fill_(1e5)
+    cast_parameters(module, "float16")
+    assert module.weight.dtype == torch.float32
+    assert "bias does not fit into float16: exported as trained" in caplog.text
 
 
 def test_an_encoder_for_a_causal_task_is_a_problem_of_the_config(tmp_path: Path) -> None:
@@ -183,7 +294,7 @@ def reshape_weight(folder: Path) -> None:
         (drop_weight, r"1 missing \(such as model.norm.weight\)"),
         (add_weight, r"1 left over \(such as extra\)"),
         (reshape_weight, r"1 of another shape \(such as .*model.norm.weight"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "no model can be"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "is cut off or not"),
     ],
 )
 def test_weights_that_do_not_fit_are_an_error(

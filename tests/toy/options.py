@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Letters:
+class Letters(Tokenizer):
     """Letter a is 0."""
 
     eos_id = 0

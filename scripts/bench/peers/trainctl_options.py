@@ -35,6 +35,8 @@ class NoTokenizer:
     """Random ids have no text."""
 
     eos_id = 0
+    bos_id: int | None = None
+    adds_bos = False
     vocab_size = 0
 
     def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
