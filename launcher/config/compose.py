@@ -29,7 +29,7 @@ from typing_extensions import override
 from launcher.config import _diagnose, _hydra_ext
 from launcher.config._interpolation import escaped, resolved
 from launcher.config._provenance import COMMAND_LINE, ConfigFile, Origin, Origins
-from launcher.config.paths import CONF
+from launcher.config.paths import CONF, expand_home
 from launcher.config.problems import leaves
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
@@ -236,7 +236,7 @@ def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
     parser = OverridesParser.create()
     words: list[Override] = []
     problems: list[Problem] = []
-    for word in overrides:
+    for word in expand_home(overrides):
         try:
             [each] = parser.parse_overrides([word])
         except COMPOSITION_ERRORS as error:

@@ -19,6 +19,7 @@ from launcher.config.compose import (
     make_loader,
     parsed,
 )
+from launcher.config.paths import expand_home
 from launcher.config.problems import merged
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
@@ -104,7 +105,7 @@ def sweep_jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ())
         parser = OverridesParser.create(make_loader())
     words: list[Override] = []
     problems = []
-    for word in overrides:
+    for word in expand_home(overrides):
         try:
             words += parser.parse_overrides([word])
         except COMPOSITION_ERRORS as error:

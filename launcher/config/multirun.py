@@ -26,7 +26,7 @@ from launcher.config import _hydra_ext
 from launcher.config._interpolation import resolved
 from launcher.config.compose import Composed, compose
 from launcher.config.load import LoadedConfig, load_jobs, refuse_code, validate
-from launcher.config.paths import CONF
+from launcher.config.paths import CONF, expand_home
 from launcher.errors import Interrupted, Preempted, Problem, TrainctlError
 
 Launch = Callable[[LoadedConfig, Sequence[str]], float | None]
@@ -66,6 +66,7 @@ def run_multirun(
     ours, rest = _flags(argv)
     flags = get_args_parser().parse_intermixed_args(rest)
     options = [word for word in rest if word not in flags.overrides]
+    flags.overrides = expand_home(flags.overrides)
     words = list(_QUIET)
     if not (flags.cfg or flags.info or flags.help or flags.hydra_help or flags.shell_completion):
         jobs = load_jobs(flags.overrides, ours.config_name, ours.config_dir)

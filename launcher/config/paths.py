@@ -4,7 +4,8 @@ An installed package adds a folder by an entry point of the group `trainctl.conf
 package which holds it; an `__init__.py` is not needed.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -30,6 +31,26 @@ def shown(path: Path) -> str:
             return str(path.relative_to(folder.parent))
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def expand_home(words: Iterable[str]) -> list[str]:
+    """Expand `~` at the beginning of values, which shells leave alone behind `key=`.
+
+    The path is quoted: Hydra's grammar has no `~` in values, and a home folder may hold blanks.
+    Words that hold quotes are left to the user.
+    """
+
+    def expanded(match: re.Match[str]) -> str:
+        try:
+            path = str(Path(match[0]).expanduser())
+        except RuntimeError:  # no such user
+            return match[0]
+        return f"'{path}'"
+
+    return [
+        word if {"'", '"'} & set(word) else re.sub(r"(?<=[=,\[])~[^,\]\s]*", expanded, word)
+        for word in words
+    ]
 
 
 def is_packaged(origin: str) -> bool:

@@ -84,13 +84,14 @@ def read_limits(folder: Path) -> ModelLimits:
     config = read_config(folder)
     # Models that also see or hear keep the sizes of the language part one level down.
     config = {**config, **(config.get("text_config") or {})}
-    if config.get("vocab_size") is None:
-        raise DataError(
-            f"{folder / 'config.json'}: no vocab_size; this is not the config of a language model"
-        )
+    path, vocab_size = folder / "config.json", config.get("vocab_size")
+    if vocab_size is None:
+        raise DataError(f"{path}: no vocab_size; this is not the config of a language model")
+    if not isinstance(vocab_size, int):
+        raise _wrong(path, "vocab_size", vocab_size, "a whole number")
     found = next((config[key] for key in _POSITION_KEYS if config.get(key)), None)
     positions = found if _is_int(found, 2**62) else None
-    return ModelLimits(vocab_size=config["vocab_size"], max_positions=positions)
+    return ModelLimits(vocab_size=vocab_size, max_positions=positions)
 
 
 def read_size(folder: Path) -> int | None:

@@ -41,17 +41,21 @@ class Letters(Tokenizer):
     eos_id = 0
     vocab_size = 26
 
+    @override
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         import numpy as np
 
         return np.array([ord(c) - 97 for c in text], dtype=np.int32)
 
+    @override
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(chr(97 + i) for i in ids)
 
+    @override
     def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
         return len(ids)
 
+    @override
     def save(self, folder: Path) -> None:
         (folder / "letters.txt").write_text("a-z")
 
