@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,24 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.contracts import Engine, Head, Metrics, MicroBatch, Records, Samples, Task
-
-
-class MeanLoss(Metrics):
-    """Mean loss per target."""
-
-    names = ("eval_loss",)
-
-    def __init__(self) -> None:
-        self.loss, self.num_targets = 0.0, 0
-
-    @override
-    def add(self, predictions: Mapping[str, Tensor]) -> None:
-        self.loss = math.fsum([self.loss, *predictions["loss"].tolist()])
-        self.num_targets += int(predictions["num_targets"].sum())
-
-    @override
-    def compute(self) -> dict[str, float]:
-        return {"eval_loss": self.loss / self.num_targets}
+from tests.toy.shared import MeanLoss
 
 
 class LogitsTask(Task):

@@ -26,7 +26,7 @@ from launcher.task._language_model import summed_cross_entropy
 from launcher.task._token_samples import NO_TARGET
 from launcher.task.causal_lm import CausalLM
 from tests.task.conftest import Letters
-from tests.toy.texts import Texts
+from tests.toy.shared import Texts
 
 PRESET = Path(__file__).parents[2] / "conf" / "task" / "causal_lm.yaml"
 

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.task import _references
 from launcher.task._references import byte_references
-from tests.toy.texts import Texts
+from tests.toy.shared import Texts
 
 
 def figures(*texts: str) -> dict[str, float]:

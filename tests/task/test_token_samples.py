@@ -16,7 +16,7 @@ from launcher.task import _token_stream
 from launcher.task._token_samples import NO_TARGET, Blocks, Pieces, TokenSamples
 from launcher.task._token_stream import TokenStream, read_tokens
 from tests.task.conftest import Letters
-from tests.toy.texts import Texts
+from tests.toy.shared import Texts
 
 Layout = Callable[[TokenStream, int], TokenSamples]
 LAYOUTS: tuple[Layout, ...] = (Blocks, Pieces)

@@ -24,6 +24,7 @@ from launcher.contracts import (
     TaskOption,
     Tokenizer,
 )
+from tests.toy.shared import MeanLoss, Numbered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,18 +36,11 @@ KINDS = ("early", "late", "middle")
 BANDS = ("abcdefgh", "rstuvwxyz", "ijklmnopq")
 
 
-class Words(Records):
+class Words(Numbered):
     """Words whose letters come from the part of the alphabet that the label names."""
 
     columns = ("text", "label")
-
-    def __init__(self, numbers: range) -> None:
-        self.numbers = numbers
-        self.fingerprint = f"words {numbers}"
-
-    @override
-    def __len__(self) -> int:
-        return len(self.numbers)
+    name = "words:"
 
     @override
     def record(self, index: int) -> Mapping[str, str]:
@@ -54,10 +48,6 @@ class Words(Records):
         band = BANDS[number % 3]
         letters = [band[(number * 7 + place * (number + 3)) % len(band)] for place in range(9)]
         return {"text": "".join(letters[: 5 + number % 5]), "label": KINDS[number % 3]}
-
-    @override
-    def describe(self, index: int) -> str:
-        return f"words:{self.numbers[index]}"
 
 
 class ToyLabels(DataOption):
@@ -228,34 +218,18 @@ class MaskedLanguageModel(Task):
 
     @override
     def predict(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {"loss": self._losses(outputs, inputs).sum(dim=1)}
+        counts = (inputs["labels"] != NO_TARGET).sum(dim=1)
+        return {"loss": self._losses(outputs, inputs).sum(dim=1), "num_targets": counts}
 
     @override
     def metrics(self, samples: Samples) -> Metrics:
-        return MaskedLoss()
+        return MeanLoss()
 
     def _losses(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         from torch.nn.functional import cross_entropy
 
         logits, labels = outputs.logits.float(), inputs["labels"]
         return cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-
-
-class MaskedLoss(Metrics):
-    """Mean loss of the masked letters."""
-
-    names = ("eval_loss",)
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    @override
-    def add(self, predictions: Mapping[str, Tensor]) -> None:
-        self.losses += predictions["loss"].tolist()
-
-    @override
-    def compute(self) -> dict[str, float]:
-        return {"eval_loss": sum(self.losses) / len(self.losses) / MaskedTexts.masked}
 
 
 class MaskedTexts(Texts):

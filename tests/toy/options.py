@@ -28,6 +28,7 @@ from launcher.contracts import (
     TaskOption,
     Tokenizer,
 )
+from tests.toy.shared import MeanLoss, Numbered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,27 +87,13 @@ class ToyModel(ModelOption):
         return Letters()
 
 
-class MadeUp(Records):
+class MadeUp(Numbered):
     """Words of letters."""
-
-    columns = ("text",)
-
-    def __init__(self, numbers: range) -> None:
-        self.numbers = numbers
-        self.fingerprint = str(numbers)
-
-    @override
-    def __len__(self) -> int:
-        return len(self.numbers)
 
     @override
     def record(self, index: int) -> Mapping[str, str]:
         number = self.numbers[index]
         return {"text": "".join(chr(97 + (number**2 + 3 * j) % 26) for j in range(40))}
-
-    @override
-    def describe(self, index: int) -> str:
-        return f"made-up/{self.numbers[index]}"
 
 
 class ToyData(DataOption):
@@ -190,24 +177,6 @@ class NextLetter(Task):
             outputs.flatten(0, 1), labels.flatten(), reduction="none"
         )
         return losses.view_as(labels)
-
-
-class MeanLoss(Metrics):
-    """Mean loss per target."""
-
-    names = ("eval_loss",)
-
-    def __init__(self) -> None:
-        self.loss, self.num_targets = 0.0, 0
-
-    @override
-    def add(self, predictions: Mapping[str, Tensor]) -> None:
-        self.loss += sum(predictions["loss"].tolist())
-        self.num_targets += int(predictions["num_targets"].sum())
-
-    @override
-    def compute(self) -> dict[str, float]:
-        return {"eval_loss": self.loss / self.num_targets}
 
 
 class Rows(Samples):

@@ -28,7 +28,8 @@ from launcher.contracts import (
 from launcher.training.evaluation import Evaluator
 from launcher.training.saving import report_of
 from tests.distributed import run_on_ranks
-from tests.tasks import LogitsTask, MeanLoss
+from tests.tasks import LogitsTask
+from tests.toy.shared import MeanLoss
 
 BATCH, LENGTH = 3, 5
 

@@ -19,7 +19,7 @@ from launcher.training.batches import Windows
 from launcher.training.columns import check_columns
 from tests.conftest import Console, toy_words
 from tests.toy.encoders import Classification, MaskedLanguageModel, Words
-from tests.toy.texts import Texts
+from tests.toy.shared import Texts
 
 
 @pytest.fixture

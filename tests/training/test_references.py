@@ -10,7 +10,7 @@ from typing_extensions import override
 from launcher.contracts import Records
 from launcher.training.references import references_of
 from tests.tasks import LogitsTask
-from tests.toy.texts import Texts
+from tests.toy.shared import Texts
 
 
 class Counting(LogitsTask):
