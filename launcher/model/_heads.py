@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from launcher.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
     from launcher.contracts import Head, HeadName
@@ -62,4 +64,16 @@ def build_on_meta(config: Any, head: Head) -> nn.Module:
     found = auto_class(config, head)
     with torch.device("meta"):
         module: nn.Module = found.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    # Parameters from torch.FloatTensor(...), as in XLNet, have memory on the CPU that nothing fills.
+    move_to_meta(module, [name for name, p in module.named_parameters() if not p.is_meta])
     return module
+
+
+def move_to_meta(module: nn.Module, names: Iterable[str]) -> None:
+    """Replace parameters by ones on the meta device, which `initialize_weights` draws."""
+    import torch
+
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(parent)
+        owner.register_parameter(leaf, torch.nn.Parameter(getattr(owner, leaf).to("meta")))

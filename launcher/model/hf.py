@@ -156,7 +156,7 @@ class HuggingFace(ModelOption):
         """Load the weights; those that only the task's head has are left on the meta device."""
         import torch
 
-        from launcher.model._heads import auto_class
+        from launcher.model._heads import auto_class, move_to_meta
 
         module, report = auto_class(config, head).from_pretrained(
             self._folder,
@@ -171,10 +171,7 @@ class HuggingFace(ModelOption):
         )
         drawn = self._check_loaded(module, report)
         module.to(device)
-        for name in drawn:
-            parent, _, leaf = name.rpartition(".")
-            owner = module.get_submodule(parent)
-            owner.register_parameter(leaf, torch.nn.Parameter(getattr(owner, leaf).to("meta")))
+        move_to_meta(module, drawn)
         if drawn:
             _log.warning(
                 "%s: no weights of a %s head; drawn: %s",

@@ -48,7 +48,7 @@ class Llama(ModelOption):
     """Longest sequence, in tokens."""
     rope_theta: float = Field(ge=1, le=1e12)
     """Base of the rotary wavelengths."""
-    norm_eps: float = Field(gt=0, le=0.1)
+    norm_eps: float = Field(gt=0, le=1)
     """Added to the mean square in RMS norms."""
     init_std: float = Field(ge=0, le=1)
     """Standard deviation of the normal distribution that weights are drawn from."""

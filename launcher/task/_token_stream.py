@@ -132,12 +132,13 @@ class _Tokens:
         self.length += len(ids)
 
     def array(self) -> Tokens:
-        if self.length * self._dtype.itemsize <= _IN_MEMORY:
-            self._file.seek(0)
-            return np.frombuffer(self._file.read(), dtype=self._dtype)
-        self._file.flush()
-        # The map keeps the file, which has no name, until the array is gone.
-        return np.memmap(self._file, dtype=self._dtype, mode="r", shape=(self.length,))
+        with self._file as file:
+            if self.length * self._dtype.itemsize <= _IN_MEMORY:
+                file.seek(0)
+                return np.frombuffer(file.read(), dtype=self._dtype)
+            file.flush()
+            # The map keeps the file, which has no name, until the array is gone.
+            return np.memmap(file, dtype=self._dtype, mode="r", shape=(self.length,))
 
 
 class _RoundTrip:

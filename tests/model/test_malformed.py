@@ -143,6 +143,11 @@ def index(content: Any) -> Damage:
     return damage
 
 
+def remove_tokenizer(folder: Path) -> None:
+    for name in (TOKENIZER, SETTINGS):
+        (folder / name).unlink()
+
+
 NORM = "model.norm.weight"
 CASES: dict[str, tuple[Damage, str]] = {
     "config cut at a quarter": (cut(CONFIG, 0.25), "config.json: is not JSON"),
@@ -285,7 +290,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     ),
     "index with an empty map": (index({"weight_map": {}}), "weight_map must name the file"),
     "tokenizer missing": (
-        lambda folder: [(folder / name).unlink() for name in (TOKENIZER, SETTINGS)],
+        remove_tokenizer,
         "no tokenizer here",
     ),
     "tokenizer cut off": (cut(TOKENIZER, 0.5), "tokenizer.json: is not JSON"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -39,7 +39,7 @@ class Texts(Records):
 class Numbered(Records):
     """Made-up records, each a function of its number."""
 
-    columns = ("text",)
+    columns: Sequence[str] = ("text",)
     name = "made-up/"
 
     def __init__(self, numbers: range) -> None:
