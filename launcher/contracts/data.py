@@ -27,10 +27,10 @@ class Records(Protocol):
         """Number of records."""
 
     def record(self, index: int) -> Mapping[str, Any]:
-        """One example: a value for each column. Read when asked for, and not kept."""
+        """Return one example: a value for each column. Read on demand and not kept."""
 
     def describe(self, index: int) -> str:
-        """Where a record comes from, for messages: a file, or `file:line`."""
+        """Return the source of a record for messages: a file, or `file:line`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class DataSplits:
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back."""
+    """Converts text to ids and back."""
 
     eos_id: int
     """The token that ends a text."""
@@ -58,13 +58,13 @@ class Tokenizer(Protocol):
     """Number of ids."""
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
-        """Ids of a text, without special tokens. Shape (T,)."""
+        """Return the ids of a text, without special tokens. Shape (T,)."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; special tokens are left out."""
+        """Return the text of some ids; special tokens are left out."""
 
     def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
-        """Bytes of UTF-8 that some ids stand for; special tokens stand for none."""
+        """Return the number of bytes in UTF-8 that some ids encode; special tokens encode none."""
 
     def save(self, folder: Path) -> None:
         """Write the files from which AutoTokenizer loads this tokenizer."""
@@ -107,7 +107,7 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What passes through one device at once.
+    """Samples that pass through one device at once.
 
     Attributes:
         inputs: Tensors by name; the first dim of each is the batch. On the CPU until the engine
@@ -123,7 +123,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What one optimizer step learns from, as one rank sees it.
+    """Data of one optimizer step, as one rank sees it.
 
     Attributes:
         micro_batches: This rank's share, in order.
@@ -163,4 +163,4 @@ class Samples(Protocol):
         """
 
     def describe(self, index: int) -> str:
-        """Where an example comes from, for messages: file and place in it."""
+        """Return the source of an example for messages: the file and the place in it."""

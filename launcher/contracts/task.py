@@ -1,4 +1,4 @@
-"""What a model is trained for: head, inputs, loss, predictions and metrics."""
+"""Training objectives: head, inputs, loss, predictions and metrics."""
 
 from __future__ import annotations
 

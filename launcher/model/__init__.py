@@ -1,4 +1,4 @@
-"""Networks and the tokenizers they go with; one module per kind.
+"""Networks and their tokenizers; one module per kind.
 
 A kind is a `ModelOption`: it says what the network can take (`limits`), builds it for a task's head
 (`build`), and makes its tokenizer (`build_tokenizer`). Nothing here knows how the network is
@@ -23,7 +23,7 @@ _log = logging.getLogger("trainctl.model")
 
 
 def build_module(option: ModelOption, head: Head, seed: int) -> nn.Module:
-    """Build a network on the CPU and draw the weights that no file gives.
+    """Build a network on the CPU, draw the weights that no file has, and check it.
 
     Args:
         option: The network.

@@ -64,7 +64,7 @@ def build_on_meta(config: Any, head: Head) -> nn.Module:
     found = auto_class(config, head)
     with torch.device("meta"):
         module: nn.Module = found.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    # Parameters from torch.FloatTensor(...), as in XLNet, have memory on the CPU that nothing fills.
+    # Parameters from torch.FloatTensor, as in XLNet, have memory on the CPU that nothing fills.
     move_to_meta(module, [name for name, p in module.named_parameters() if not p.is_meta])
     return module
 

@@ -1,4 +1,4 @@
-"""Which tokenizer a name means; loads without NumPy, which only the live tokenizers need."""
+"""Tokenizers by name; loads without NumPy, which only the live tokenizers need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BYT5_VOCAB_SIZE = 384
 
 
 def build_tokenizer(name: str, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a name, made sure to fit the network.
+    """Build the tokenizer of a name, and check that it fits the network.
 
     Args:
         name: `byt5`, or a local folder.

@@ -1,4 +1,4 @@
-"""The live tokenizers: plain bytes, and what AutoTokenizer loads from a local folder."""
+"""Live tokenizers: plain bytes, and those of local folders."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ class ByteTokenizer(Tokenizer):
 
     @override
     def decode(self, ids: Sequence[int]) -> str:
-        # A sequence may begin or end within a character; what is left of it is dropped, as ByT5
-        # does.
+        # A sequence may begin or end within a character, of which ByT5 drops the rest.
         values = np.asarray(ids, dtype=np.int64)
         values = values[(values >= _FIRST_BYTE) & (values < _END_OF_BYTES)] - _FIRST_BYTE
         return values.astype(np.uint8).tobytes().decode("utf-8", errors="ignore")
@@ -56,7 +55,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class FolderTokenizer(Tokenizer):
-    """What AutoTokenizer makes of a local folder; no code in the folder is run.
+    """The tokenizer that AutoTokenizer loads from a local folder; no code in the folder is run.
 
     Args:
         folder: The tokenizer's files, as transformers saved them.
@@ -80,7 +79,7 @@ class FolderTokenizer(Tokenizer):
         eos_id = self._tokenizer.eos_token_id
         if eos_id is None:
             raise DataError(
-                f"{folder}: the tokenizer has no eos_token, which ends each document; name one in "
+                f"{folder}: the tokenizer has no eos_token, which ends each record; name one in "
                 "tokenizer_config.json"
             )
         self.eos_id = int(eos_id)
@@ -90,7 +89,7 @@ class FolderTokenizer(Tokenizer):
 
     @override
     def encode(self, text: str) -> npt.NDArray[np.int32]:
-        # Text that spells a special token stays text; `verbose` would warn of long documents.
+        # Special tokens that are spelled in the text stay text; `verbose` warns of long texts.
         encoded = self._tokenizer(
             text,
             add_special_tokens=False,

@@ -56,7 +56,7 @@ class HuggingFace(ModelOption):
         except DataError:
             return  # preflight reports it
         saved = values.get("architectures") or [""]
-        # What transformers alone can tell is found when the model is built.
+        # Other encoders are found when the model is built: see check_module.
         encoder = saved[0].endswith("ForMaskedLM") and not values.get("is_decoder")
         if config.task.head == "causal_lm" and encoder:
             yield Problem(
@@ -93,7 +93,7 @@ class HuggingFace(ModelOption):
         read_config(self._folder)
         logging.disable_progress_bar()
         verbosity = logging.get_verbosity()
-        # Its report of missing weights is replaced by ours.
+        # Its report of missing weights is replaced by that of _load.
         logging.set_verbosity_error()
         try:
             config = AutoConfig.from_pretrained(

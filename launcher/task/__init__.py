@@ -1,4 +1,4 @@
-"""What a model is trained for: head, samples, loss, predictions, metrics; one module per kind.
+"""Training objectives: head, samples, loss, predictions and metrics; one module per kind.
 
 A kind is a `TaskOption`: its `build` makes the live `Task`, which encodes records to samples,
 computes the summed loss and the predictions of a micro-batch, turns the predictions on held-out

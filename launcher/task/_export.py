@@ -1,4 +1,4 @@
-"""Leaves a model where transformers finds it: whole, or not at all."""
+"""Exports a model as transformers loads it, atomically."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from launcher.contracts import Tokenizer
 
 
 def export(module: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write config, weights (safetensors) and tokenizer, then put them in the folder's place.
+    """Write config, weights (safetensors) and tokenizer, then rename them to the folder.
 
     Args:
-        module: A transformers model with whole weights.
+        module: A transformers model with full weights.
         tokenizer: Its tokenizer.
-        folder: Where to; what an earlier run left there is replaced once the new files are on disk.
+        folder: Target; an earlier export there is replaced once the new files are on disk.
     """
     from transformers.utils import logging as transformers_logging
 

@@ -15,10 +15,10 @@ from launcher.contracts import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class GenerationSettings:
-    """How a text is generated.
+    """Settings of the text that is generated after training.
 
     Attributes:
-        prompt: Its beginning; empty for the beginning of a document.
+        prompt: Its beginning; empty for a new text.
         num_tokens: Its length after the prompt, in tokens.
         temperature: 0 generates the most probable token, 1 samples from the model's distribution.
     """
@@ -31,13 +31,13 @@ class GenerationSettings:
 def generate(
     module: nn.Module, tokenizer: Tokenizer, settings: GenerationSettings, *, bos_id: int | None
 ) -> str:
-    """Return the prompt and the model's continuation, up to the end of a document.
+    """Return the prompt and the model's continuation, up to its end token.
 
     Args:
         module: A transformers causal language model; its training mode is as before on return.
         tokenizer: Its tokenizer.
         settings: Prompt, length and temperature.
-        bos_id: The token in front of a document; None for none.
+        bos_id: The token in front of a text; None for none.
 
     Returns:
         Text. The same every time: the seed is fixed, and the global generators are as before.

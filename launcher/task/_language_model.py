@@ -19,7 +19,7 @@ from launcher.errors import DataError
 from launcher.task._export import export
 from launcher.task._generation import GenerationSettings, generate
 from launcher.task._references import byte_references
-from launcher.task._token_samples import NO_TARGET, Blocks, Pieces, TokenSamples
+from launcher.task._token_samples import NO_TARGET, PackedSamples, TokenSamples, UnpackedSamples
 from launcher.task._token_stream import read_tokens
 
 _log = logging.getLogger("trainctl.task")
@@ -34,9 +34,9 @@ class LanguageModel(Task):
     Args:
         tokenizer: Its ids are what is predicted.
         seq_len: Tokens in the longest sample.
-        packing: Whether samples are blocks over all documents (True) or pieces of each.
+        packing: Cut all records together into blocks (True), or each by itself.
         generation: How `sample` generates text.
-        add_bos_token: Begin each document with the tokenizer's BOS token; None does what the
+        add_bos_token: Begin each record with the tokenizer's BOS token; None does what the
             tokenizer does at inference.
 
     Raises:
@@ -57,7 +57,7 @@ class LanguageModel(Task):
     ) -> None:
         self._tokenizer = tokenizer
         self._seq_len = seq_len
-        self._layout = Blocks if packing else Pieces
+        self._layout = PackedSamples if packing else UnpackedSamples
         self._generation = generation
         self._bos_id = _bos_id(tokenizer, add_bos_token)
         self._warned_lossy = False
@@ -114,11 +114,10 @@ class LanguageModel(Task):
 class LanguageModelMetrics(Metrics):
     """`eval_loss` in nats per token, `eval_perplexity`, `eval_bits_per_byte`.
 
-    Bits per byte count the whole code: what the end tokens cost too, over the bytes of text alone.
+    Bits per byte include the bits of the end tokens, over the bytes of text alone.
 
     Args:
-        bytes_per_target: Bytes of text per target; 0 where unknown, and then there are no bits per
-            byte.
+        bytes_per_target: Bytes of text per target; 0 if unknown: no bits per byte then.
     """
 
     def __init__(self, bytes_per_target: float) -> None:
@@ -136,7 +135,7 @@ class LanguageModelMetrics(Metrics):
 
     @override
     def compute(self) -> dict[str, float]:
-        # In float64 on the host, once: the device is not waited for between batches.
+        # In float64 on the host, once: batches do not wait for the device.
         num_targets = int(torch.cat(self._counts).sum())
         loss = math.fsum(torch.cat(self._losses).tolist()) / num_targets
         values = [loss, _exp(loss)]
@@ -146,23 +145,23 @@ class LanguageModelMetrics(Metrics):
 
 
 def _bos_id(tokenizer: Tokenizer, add: bool | None) -> int | None:
-    """Return the token in front of each document; None for none."""
+    """Return the token in front of each record; None for none."""
     if add and tokenizer.bos_id is None:
         raise DataError(
             "task.add_bos_token must be null or false, because the tokenizer has no bos_token; or "
             "name one in its tokenizer_config.json"
         )
     wanted = tokenizer.adds_bos if add is None else add
-    # Where one token both begins and ends texts, the one after the document before is enough.
+    # If the same token begins and ends texts, the end token of the previous record is enough.
     return tokenizer.bos_id if wanted and tokenizer.bos_id != tokenizer.eos_id else None
 
 
 def token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each token in float32, without gradient; 0 where there is no target.
+    """Compute the cross entropy of each token in float32, without gradient; 0 without a target.
 
     Args:
         logits: Shape (N, V), any floating format; widened a chunk at a time.
-        labels: Shape (N,), int64; `NO_TARGET` where there is none.
+        labels: Shape (N,), int64; `NO_TARGET` for no target.
 
     Returns:
         Shape (N,), float32, nats.
@@ -173,14 +172,14 @@ def token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy in float32, summed over the places that have a target.
+    """Compute the cross entropy in float32, summed over all targets.
 
     Logits in a smaller format are widened a chunk at a time, forward and backward, so that no
     float32 copy of all of them ever exists.
 
     Args:
         logits: Shape (N, V), any floating format.
-        labels: Shape (N,), int64; `NO_TARGET` where there is none.
+        labels: Shape (N,), int64; `NO_TARGET` for no target.
 
     Returns:
         Shape (), float32, nats.

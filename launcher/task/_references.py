@@ -15,9 +15,8 @@ _XZ_LIMIT = 2**20
 def byte_references(records: Records) -> dict[str, float]:
     """Return bits per byte of two baselines on the column `text` of records; empty for no text.
 
-    `unigram_bits_per_byte` is the entropy of the bytes' own frequencies: what is learned without
-    any context. `xz_bits_per_byte` is the size to which `xz -9` compresses the text, or the first
-    MiB of it.
+    `unigram_bits_per_byte` is the entropy of the bytes' frequencies, the limit without context.
+    `xz_bits_per_byte` is the size to which `xz -9` compresses the text, or its first MiB.
     """
     counts = np.zeros(256, dtype=np.int64)
     head = bytearray()

@@ -1,4 +1,4 @@
-"""Cuts a token stream into samples: blocks of one length, or the pieces of each document."""
+"""Samples for predicting the next token: packed blocks of one length, or each record by itself."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from launcher.errors import DataError
 from launcher.task._token_stream import TokenStream
 
 NO_TARGET = -100
-"""The label of a place that has no target."""
+"""The label of a position without a target."""
 
 
 class TokenSamples(Samples, ABC):
     """Samples that predict the next token.
 
-    A sample is a stretch of inputs, and as labels the same stretch one place further on.
+    The labels of a sample are its inputs shifted by one token.
 
     Attributes:
-        bytes_per_target: Bytes of UTF-8 that all targets stand for, over their number; 0 where the
-            tokenizer loses some. Exact for byte-level tokenizers.
+        bytes_per_target: Bytes of UTF-8 that the targets encode, over the number of targets; 0 if
+            the tokenizer loses text. Exact for byte-level tokenizers.
     """
 
     def __init__(self, stream: TokenStream, layout: str, num_targets: int, num_bytes: int) -> None:
@@ -48,11 +48,11 @@ class TokenSamples(Samples, ABC):
 
     @abstractmethod
     def _first_target(self, index: int) -> int:
-        """Place of a sample's first target in the stream."""
+        """Return the position of a sample's first target in the stream."""
 
 
-class Blocks(TokenSamples):
-    """The stream cut into blocks of one length; its ragged end is no target.
+class PackedSamples(TokenSamples):
+    """The stream cut into blocks of one length; the incomplete last block is left out.
 
     Args:
         stream: The tokens.
@@ -67,7 +67,7 @@ class Blocks(TokenSamples):
         self._len = (len(stream.tokens) - 1) // seq_len
         if self._len == 0:
             raise DataError(
-                f"{len(stream.tokens) - 1} tokens in {_documents(stream)}, but one sample needs "
+                f"{len(stream.tokens) - 1} tokens in {_named(stream)}, but one sample needs "
                 f"task.seq_len={seq_len}: give more text, a smaller task.seq_len, or "
                 "task.packing=false"
             )
@@ -101,21 +101,21 @@ class Blocks(TokenSamples):
         return index * self._seq_len + 1
 
 
-class Pieces(TokenSamples):
-    """Each document cut by itself; the last piece of each is as long as it is.
+class UnpackedSamples(TokenSamples):
+    """Each record cut by itself; its last sample may be short.
 
     Args:
         stream: The tokens.
-        seq_len: Targets in the longest piece.
+        seq_len: Targets in the longest sample.
 
     Raises:
-        DataError: There is no document.
+        DataError: There is no record.
     """
 
     def __init__(self, stream: TokenStream, seq_len: int) -> None:
         if not stream.names:
-            raise DataError(f"no tokens in {_documents(stream)}: give some text")
-        # A document's targets are its tokens and the end token after it.
+            raise DataError(f"no tokens in {_named(stream)}: give some text")
+        # A record's targets are its tokens and the end token after it.
         targets = stream.ends + 1 - stream.starts
         counts = -(-targets // seq_len)
         first = np.cumsum(counts) - counts
@@ -140,11 +140,10 @@ class Pieces(TokenSamples):
         chosen = np.asarray(indices)
         lengths = self.lengths[chosen, None]
         places = np.arange(lengths.max() + 1)
-        # What is gathered past a piece's end, or past the stream's, is masked below.
+        # Tokens past the end of a sample, or of the stream, are masked below.
         tokens = self._stream.tokens.take(self._starts[chosen, None] + places, mode="clip")
         inside = places[:-1] < lengths
-        # Attention looks back only, so that no target sees what stands to its right; any id will
-        # do.
+        # Attention is causal, so that no target sees the padding on its right; any id will do.
         input_ids = np.where(inside, tokens[:, :-1], self._stream.tokenizer.eos_id)
         labels = np.where(inside, tokens[:, 1:].astype(np.int64), NO_TARGET)
         inputs = {
@@ -158,11 +157,11 @@ class Pieces(TokenSamples):
         return int(self._starts[index]) + 1
 
 
-def _documents(stream: TokenStream) -> str:
+def _named(stream: TokenStream) -> str:
     match len(stream.names):
         case 0:
-            return "no documents"
+            return "no records"
         case 1:
-            return f"the one document, {stream.names[0]}"
+            return f"the one record, {stream.names[0]}"
         case count:
-            return f"{count} documents, from {stream.names[0]} to {stream.names[-1]}"
+            return f"{count} records, from {stream.names[0]} to {stream.names[-1]}"

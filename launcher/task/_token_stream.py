@@ -29,18 +29,18 @@ _CHECKED = 2**20
 
 @dataclass(frozen=True, slots=True)
 class TokenStream:
-    """All documents in one array: BOS token, document, end token, BOS token, document, end token.
+    """All records in one array: BOS token, record, end token, BOS token, record, end token, ….
 
-    Without a BOS token, each document follows the end token of the one before it, and the stream
+    Without a BOS token, each record follows the end token of the one before it, and the stream
     begins with an end token.
 
     Attributes:
-        tokens: Shape (T,); 16 bits each where the vocabulary allows.
-        starts: Place of each document's first token. Shape (D,), int64.
-        ends: Place of the end token after each document. Shape (D,), int64.
-        names: The documents' names.
+        tokens: Shape (T,); 16 bits each if the vocabulary allows it.
+        starts: Position of each record's first token. Shape (D,), int64.
+        ends: Position of the end token after each record. Shape (D,), int64.
+        names: The records' sources.
         num_bytes: Bytes of UTF-8 in the texts.
-        tokenizer: What made the tokens.
+        tokenizer: The tokenizer of the tokens.
         lossy: The first difference between a text and what its tokens decode to; None for none.
     """
 
@@ -53,16 +53,16 @@ class TokenStream:
     lossy: str | None
 
     def describe(self, position: int) -> str:
-        """Return where a token comes from: document, and line and byte in it, both from 1.
+        """Return the source of a token: record, and line and byte in it, both from 1.
 
         Args:
-            position: The token's place in the stream.
+            position: The token's index in the stream.
         """
-        document = max(int(np.searchsorted(self.starts, position, side="right")) - 1, 0)
-        before = self.tokens[self.starts[document] : position]
+        record = max(int(np.searchsorted(self.starts, position, side="right")) - 1, 0)
+        before = self.tokens[self.starts[record] : position]
         line = self.tokenizer.decode(before.tolist()).count("\n") + 1
         byte = self.tokenizer.num_bytes(before) + 1
-        return f"{self.names[document]}, line {line} (byte {byte})"
+        return f"{self.names[record]}, line {line} (byte {byte})"
 
 
 def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -> TokenStream:
@@ -71,7 +71,7 @@ def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -
     Args:
         records: The texts.
         tokenizer: Encodes them, and has the end token.
-        bos_id: The token in front of each document; None for none.
+        bos_id: The token in front of each record; None for none.
     """
     dtype: type[np.integer[Any]] = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     before = [] if bos_id is None else [bos_id]
@@ -127,7 +127,7 @@ class _Tokens:
         except OSError as error:
             raise DataError(
                 f"the tokens do not fit into {tempfile.gettempdir()} ({error.strerror}); set "
-                "TMPDIR to a folder with more room"
+                "TMPDIR to a folder with more space"
             ) from error
         self.length += len(ids)
 

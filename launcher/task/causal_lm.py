@@ -16,8 +16,8 @@ _LOWEST_TEMPERATURE = 0.01
 class CausalLM(TaskOption):
     """Predict each token from those before it.
 
-    Each document follows a BOS or end token and is followed by an end token, so that every token of
-    the text is a target once an epoch, the first of a document too.
+    Each record follows a BOS or end token and is followed by an end token, so that every token of
+    the text is a target once an epoch, the first of a record too.
     """
 
     head = "causal_lm"
@@ -27,14 +27,14 @@ class CausalLM(TaskOption):
     )
 
     packing: bool
-    """True: documents are joined and cut into blocks of `seq_len` tokens; the incomplete block at
-    the very end is left out, and attention reaches across the ends of documents. False: each
-    document is cut by itself, and its last sample may be short."""
+    """True: records are joined and cut into blocks of `seq_len` tokens; the incomplete block at the
+    end is left out, and attention reaches across the ends of records. False: each record is cut by
+    itself, and its last sample may be short."""
     add_bos_token: bool | None
-    """Begin each document with the tokenizer's BOS token. Null: if the tokenizer itself adds one at
+    """Begin each record with the tokenizer's BOS token. Null: if the tokenizer itself adds one at
     inference, as those of Llama and Gemma do."""
     sample_prompt: str
-    """Beginning of the text that is generated after training; empty for a new document."""
+    """Beginning of the text that is generated after training; empty for a new text."""
     sample_tokens: int = Field(ge=0, le=100_000)
     """Length of the generated text, in tokens; 0 for none. It ends early where the model's
     positions end."""

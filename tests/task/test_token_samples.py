@@ -13,16 +13,16 @@ from typing_extensions import override
 from launcher.contracts import Records, Tokenizer
 from launcher.errors import DataError
 from launcher.task import _token_stream
-from launcher.task._token_samples import NO_TARGET, Blocks, Pieces, TokenSamples
+from launcher.task._token_samples import NO_TARGET, PackedSamples, TokenSamples, UnpackedSamples
 from launcher.task._token_stream import TokenStream, read_tokens
 from tests.task.conftest import Letters
 from tests.toy.shared import Texts
 
 Layout = Callable[[TokenStream, int], TokenSamples]
-LAYOUTS: tuple[Layout, ...] = (Blocks, Pieces)
+LAYOUTS: tuple[Layout, ...] = (PackedSamples, UnpackedSamples)
 
 
-def documents(*texts: str) -> Records:
+def records(*texts: str) -> Records:
     return Texts(*texts)
 
 
@@ -32,12 +32,12 @@ def texts_of(count: int, seed: int = 0) -> list[str]:
     return ["".join(map(chr, generator.integers(65, 91, n))) for n in lengths]
 
 
-def blocks(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> Blocks:
-    return Blocks(read_tokens(documents(*texts), tokenizer, bos_id=None), seq_len)
+def packed(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> PackedSamples:
+    return PackedSamples(read_tokens(records(*texts), tokenizer, bos_id=None), seq_len)
 
 
-def pieces(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> Pieces:
-    return Pieces(read_tokens(documents(*texts), tokenizer, bos_id=None), seq_len)
+def unpacked(tokenizer: Tokenizer, texts: Sequence[str], seq_len: int) -> UnpackedSamples:
+    return UnpackedSamples(read_tokens(records(*texts), tokenizer, bos_id=None), seq_len)
 
 
 def targets(samples: TokenSamples) -> list[int]:
@@ -56,7 +56,7 @@ def stream_of(texts: Sequence[str]) -> list[int]:
 def test_packing_loses_no_token_but_the_ragged_end(letters: Tokenizer, seq_len: int) -> None:
     texts = texts_of(20)
     stream = stream_of(texts)
-    samples = blocks(letters, texts, seq_len)
+    samples = packed(letters, texts, seq_len)
     assert len(samples) == len(stream) // seq_len
     assert targets(samples) == stream[: len(samples) * seq_len]
 
@@ -64,14 +64,14 @@ def test_packing_loses_no_token_but_the_ragged_end(letters: Tokenizer, seq_len: 
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 16, 100])
 def test_pieces_lose_no_token_at_all(letters: Tokenizer, seq_len: int) -> None:
     texts = texts_of(20)
-    samples = pieces(letters, texts, seq_len)
+    samples = unpacked(letters, texts, seq_len)
     assert len(samples) == sum(-(-(len(text) + 1) // seq_len) for text in texts)
     assert targets(samples) == stream_of(texts)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_label_is_the_input_one_place_on(letters: Tokenizer, layout: Layout) -> None:
-    samples = layout(read_tokens(documents(*texts_of(9)), letters, bos_id=None), 8)
+    samples = layout(read_tokens(records(*texts_of(9)), letters, bos_id=None), 8)
     inputs = samples.micro_batch(range(len(samples)), 0).inputs
     ids, labels = inputs["input_ids"], inputs["labels"]
     assert ids.dtype == labels.dtype == torch.int64
@@ -84,7 +84,7 @@ def test_each_label_is_the_input_one_place_on(letters: Tokenizer, layout: Layout
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_counts_are_known_without_building(letters: Tokenizer, layout: Layout) -> None:
-    samples = layout(read_tokens(documents(*texts_of(30)), letters, bos_id=None), 13)
+    samples = layout(read_tokens(records(*texts_of(30)), letters, bos_id=None), 13)
     generator = np.random.default_rng(1)
     for size in (1, 2, 5, 40):
         indices = generator.integers(0, len(samples), size).tolist()
@@ -95,7 +95,7 @@ def test_counts_are_known_without_building(letters: Tokenizer, layout: Layout) -
 
 
 def test_a_piece_is_as_long_as_the_longest_beside_it(letters: Tokenizer) -> None:
-    samples = pieces(letters, ["abcdefg", "xy"], 5)
+    samples = unpacked(letters, ["abcdefg", "xy"], 5)
     batch = samples.micro_batch([1, 2], 0)
     assert batch.inputs["input_ids"].tolist() == [list(b"efg"), [0, *b"xy"]]
     assert batch.inputs["labels"].tolist() == [[*b"fg", 0], [*b"xy", 0]]
@@ -105,8 +105,8 @@ def test_a_piece_is_as_long_as_the_longest_beside_it(letters: Tokenizer) -> None
     assert ragged.num_targets == 8
 
 
-def test_documents_do_not_mix_in_pieces(letters: Tokenizer) -> None:
-    samples = pieces(letters, ["aaaa", "bb", "ccccc"], 4)
+def test_records_do_not_mix_in_unpacked(letters: Tokenizer) -> None:
+    samples = unpacked(letters, ["aaaa", "bb", "ccccc"], 4)
     for index in range(len(samples)):
         letters_seen = set(samples.micro_batch([index], 0).inputs["input_ids"].flatten().tolist())
         assert len(letters_seen - {0}) <= 1
@@ -114,7 +114,7 @@ def test_documents_do_not_mix_in_pieces(letters: Tokenizer) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_index_gives_the_same_sample_in_any_company(letters: Tokenizer, layout: Layout) -> None:
-    samples = layout(read_tokens(documents(*texts_of(30)), letters, bos_id=None), 13)
+    samples = layout(read_tokens(records(*texts_of(30)), letters, bos_id=None), 13)
     whole = samples.micro_batch(range(len(samples)), 0).inputs
     for index in (0, 3, len(samples) - 1):
         alone = samples.micro_batch([index], 0).inputs
@@ -125,7 +125,7 @@ def test_an_index_gives_the_same_sample_in_any_company(letters: Tokenizer, layou
 
 def test_a_sample_says_where_it_comes_from(letters: Tokenizer) -> None:
     texts = ["ab\ncd\nef", "", "gh\n\nij"]
-    in_pieces = pieces(letters, texts, 4)
+    in_pieces = unpacked(letters, texts, 4)
     assert [in_pieces.describe(i) for i in range(len(in_pieces))] == [
         "0.txt, line 1 (byte 1)",
         "0.txt, line 2 (byte 5)",
@@ -133,7 +133,7 @@ def test_a_sample_says_where_it_comes_from(letters: Tokenizer) -> None:
         "2.txt, line 1 (byte 1)",
         "2.txt, line 3 (byte 5)",
     ]
-    in_blocks = blocks(letters, texts, 5)
+    in_blocks = packed(letters, texts, 5)
     assert [in_blocks.describe(i) for i in range(len(in_blocks))] == [
         "0.txt, line 1 (byte 1)",
         "0.txt, line 2 (byte 6)",
@@ -144,41 +144,41 @@ def test_a_sample_says_where_it_comes_from(letters: Tokenizer) -> None:
 def test_the_fingerprint_tells_text_order_length_and_layout(letters: Tokenizer) -> None:
     texts = texts_of(5)
     prints = [
-        blocks(letters, texts, 8).fingerprint,
-        blocks(letters, texts, 9).fingerprint,
-        pieces(letters, texts, 8).fingerprint,
-        blocks(letters, texts[::-1], 8).fingerprint,
-        blocks(letters, [*texts[:-1], texts[-1] + "x"], 8).fingerprint,
+        packed(letters, texts, 8).fingerprint,
+        packed(letters, texts, 9).fingerprint,
+        unpacked(letters, texts, 8).fingerprint,
+        packed(letters, texts[::-1], 8).fingerprint,
+        packed(letters, [*texts[:-1], texts[-1] + "x"], 8).fingerprint,
     ]
     assert len(set(prints)) == len(prints)
-    assert blocks(letters, texts, 8).fingerprint == prints[0]
+    assert packed(letters, texts, 8).fingerprint == prints[0]
     assert len(prints[0]) == 32
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "0 tokens in no documents, but one sample needs task.seq_len=10"),
-        (["short"], "6 tokens in the one document, 0.txt, but one sample needs task.seq_len=10"),
-        (["a", "b", "c"], "6 tokens in 3 documents, from 0.txt to 2.txt"),
+        ([], "0 tokens in no records, but one sample needs task.seq_len=10"),
+        (["short"], "6 tokens in the one record, 0.txt, but one sample needs task.seq_len=10"),
+        (["a", "b", "c"], "6 tokens in 3 records, from 0.txt to 2.txt"),
     ],
 )
 def test_too_little_text_is_an_error_that_counts(
     letters: Tokenizer, texts: list[str], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        blocks(letters, texts, 10)
+        packed(letters, texts, 10)
 
 
 def test_text_that_just_fills_one_block_is_enough(letters: Tokenizer) -> None:
-    assert len(blocks(letters, ["123456789"], 10)) == 1
+    assert len(packed(letters, ["123456789"], 10)) == 1
     with pytest.raises(DataError, match="9 tokens"):
-        blocks(letters, ["12345678"], 10)
+        packed(letters, ["12345678"], 10)
 
 
-def test_no_text_has_no_pieces(letters: Tokenizer) -> None:
-    with pytest.raises(DataError, match="no tokens in no documents"):
-        pieces(letters, ["", ""], 10)
+def test_no_text_has_no_unpacked(letters: Tokenizer) -> None:
+    with pytest.raises(DataError, match="no tokens in no records"):
+        unpacked(letters, ["", ""], 10)
 
 
 @pytest.mark.parametrize(
@@ -188,26 +188,26 @@ def test_tokens_take_as_few_bytes_as_they_can(
     letters: Tokenizer, vocab_size: int, dtype: type
 ) -> None:
     letters.vocab_size = vocab_size
-    assert read_tokens(documents("abc"), letters, bos_id=None).tokens.dtype == dtype
+    assert read_tokens(records("abc"), letters, bos_id=None).tokens.dtype == dtype
 
 
 def test_bytes_per_target_counts_only_what_is_a_target(letters: Tokenizer) -> None:
     # 12 targets with their end tokens; in blocks of 5 the last two, "g" and an end, are none.
     texts = ["abcd", "e", "efg", ""]
-    assert blocks(letters, texts, 5).bytes_per_target == 8 / 10
-    assert pieces(letters, texts, 5).bytes_per_target == 8 / 11
+    assert packed(letters, texts, 5).bytes_per_target == 8 / 10
+    assert unpacked(letters, texts, 5).bytes_per_target == 8 / 11
 
 
-def test_a_bos_token_begins_each_document(letters: Tokenizer) -> None:
-    stream = read_tokens(documents("ab", "", "cde"), letters, bos_id=9)
+def test_a_bos_token_begins_each_record(letters: Tokenizer) -> None:
+    stream = read_tokens(records("ab", "", "cde"), letters, bos_id=9)
     assert stream.tokens.tolist() == [9, *b"ab", 0, 9, *b"cde", 0]
-    packed, single = Blocks(stream, 4), Pieces(stream, 2)
-    assert targets(packed) == [*b"ab", 0, 9, *b"cde", 0]
+    joined, single = PackedSamples(stream, 4), UnpackedSamples(stream, 2)
+    assert targets(joined) == [*b"ab", 0, 9, *b"cde", 0]
     assert targets(single) == [*b"ab", 0, *b"cde", 0]
     inputs = [single.micro_batch([i], 0).inputs["input_ids"][0].tolist() for i in range(4)]
     assert inputs == [[9, *b"a"], [*b"b"], [9, *b"c"], [*b"de"]]
     assert single.bytes_per_target == 5 / 7
-    assert packed.describe(1) == "1.txt, line 1 (byte 1)"
+    assert joined.describe(1) == "1.txt, line 1 (byte 1)"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -215,9 +215,9 @@ def test_tokens_in_a_file_are_those_in_memory(
     letters: Tokenizer, layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = texts_of(50)
-    in_memory = layout(read_tokens(documents(*texts), letters, bos_id=None), 8)
+    in_memory = layout(read_tokens(records(*texts), letters, bos_id=None), 8)
     monkeypatch.setattr(_token_stream, "_IN_MEMORY", 100)
-    stream = read_tokens(documents(*texts), letters, bos_id=None)
+    stream = read_tokens(records(*texts), letters, bos_id=None)
     assert isinstance(stream.tokens, np.memmap)
     in_file = layout(stream, 8)
     assert in_file.fingerprint == in_memory.fingerprint
@@ -230,11 +230,11 @@ def test_long_texts_are_encoded_in_little_memory_and_show_progress(
     monkeypatch.setattr(_token_stream, "_IN_MEMORY", 2**20)
     monkeypatch.setattr(_token_stream, "_PROGRESS_S", 0.0)
     text = "some text of a line\n" * 50_000
-    records = documents(*[text] * 20)
+    many = records(*[text] * 20)
     tracemalloc.start()
     try:
         with caplog.at_level(logging.INFO):
-            stream = read_tokens(records, letters, bos_id=None)
+            stream = read_tokens(many, letters, bos_id=None)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -252,14 +252,14 @@ class LowerCasing(Letters):
 
 
 def test_a_tokenizer_that_loses_text_is_found(letters: Tokenizer) -> None:
-    assert read_tokens(documents("some\ntext", "Some"), letters, bos_id=None).lossy is None
+    assert read_tokens(records("some\ntext", "Some"), letters, bos_id=None).lossy is None
     lossy = LowerCasing()
-    assert read_tokens(documents("all the same"), lossy, bos_id=None).lossy is None
-    found = read_tokens(documents("the same", "but Not this"), lossy, bos_id=None)
+    assert read_tokens(records("all the same"), lossy, bos_id=None).lossy is None
+    found = read_tokens(records("the same", "but Not this"), lossy, bos_id=None)
     assert found.lossy == "1.txt: 'Not this' became 'not this'"
-    assert Pieces(found, 9).bytes_per_target == 0
+    assert UnpackedSamples(found, 9).bytes_per_target == 0
     deep = read_tokens(
-        documents("x" * 70_000 + "\n", "x" * 60_000 + "\n" + "x" * 9999), lossy, bos_id=None
+        records("x" * 70_000 + "\n", "x" * 60_000 + "\n" + "x" * 9999), lossy, bos_id=None
     )
     assert deep.lossy is not None
     assert deep.lossy.startswith("1.txt: ")
