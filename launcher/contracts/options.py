@@ -403,6 +403,11 @@ class CheckpointOption(Option):
     """Number format of the exported weights; `source` is that of the weights that training started
     from, and for new weights that in which they were trained."""
 
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        return found if self.export else {**found, "export_dtype": "export is false"}
+
     @property
     def copies_state(self) -> bool:
         """True where a save holds a copy of model and optimizer state in the host's memory."""

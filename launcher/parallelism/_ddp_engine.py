@@ -97,9 +97,13 @@ class DDPEngine(TorchEngine):
     @override
     def reduce_loss(self, loss: Tensor) -> None:
         dtype = torch.promote_types(loss.dtype, torch.float32)
-        shared = torch.tensor([0.0, *_flags(self.requests())], dtype=dtype)
+        zeros = [0.0] * len(self.auxiliary_losses)
+        shared = torch.tensor([0.0, *_flags(self.requests()), *zeros], dtype=dtype)
         self._shared = shared.to(self.device, non_blocking=True)
         self._shared[0] = loss
+        for place, (name, value) in enumerate(self.auxiliary_losses.items(), 1 + len(Request)):
+            self._shared[place] = value
+            self.auxiliary_losses[name] = self._shared[place]
         # It travels while the last backward pass computes.
         self._pending = dist.all_reduce(self._shared, group=self._group, async_op=True)
         self.mean_loss = self._shared[0]
@@ -120,7 +124,8 @@ class DDPEngine(TorchEngine):
     @override
     def check_finite(self, norm: Tensor) -> tuple[bool, Request]:
         # Both numbers and the flags in one read from the device.
-        checked = torch.cat([(norm + self._shared[0]).view(1), self._shared[1:]])
+        flags_end = 1 + len(Request)
+        checked = torch.cat([(norm + self._shared[0]).view(1), self._shared[1:flags_end]])
         total, *flags = checked.tolist()
         return math.isfinite(total), _union(flags)
 

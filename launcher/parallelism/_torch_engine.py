@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ class TorchEngine:
         world: This rank's place among the ranks.
         requests: Called once per step: what this rank asks all ranks to do.
         mean_loss: The window's global mean loss, as `reduce_loss` left it. Shape ().
+        auxiliary_losses: The parts of it that the module itself added, by name, likewise.
 
     Each micro-batch's summed loss is divided by the window's number of targets over all ranks
     before its backward pass, so that the gradients add up to that of the window's mean loss however
@@ -82,6 +83,8 @@ class TorchEngine:
         self._window: Window | None = None
         self._losses: list[Tensor] = []
         self.mean_loss = torch.zeros(())
+        self.auxiliary_losses: dict[str, Tensor] = {}
+        self._auxiliary = parts.auxiliary_losses
         self._has_stepped = False
         self._warned_unused = False
         self._evaluation: Generator[Mapping[str, Tensor]] | None = None
@@ -92,6 +95,7 @@ class TorchEngine:
         self._end_evaluation()
         self._window = window
         self._losses = []
+        self.auxiliary_losses = {}
         # A window of masked targets only has no gradient, not a division by zero.
         divisor = max(1, window.num_targets)
         for place, micro_batch in enumerate(window.micro_batches, 1):
@@ -100,7 +104,9 @@ class TorchEngine:
                 with self._precision.autocast():
                     inputs = self._on_device(micro_batch.inputs)
                     outputs = self.wrapped(**self._task.forward_inputs(inputs))
+                    share = micro_batch.num_targets / divisor
                     loss = self._task.loss(outputs, inputs) / divisor
+                    loss = self._add_auxiliary_losses(loss, outputs, share)
                 self._losses.append(loss.detach())
                 if last:
                     self.reduce_loss(
@@ -134,7 +140,7 @@ class TorchEngine:
         if scale:
             scale.update(overflowed=not finite)
         self.optimizer.zero_grad(set_to_none=True)
-        return UpdateStats(norm, finite, factor, requests)
+        return UpdateStats(norm, finite, factor, requests, self.auxiliary_losses)
 
     def evaluate(
         self, micro_batches: Iterable[MicroBatch], predict: Predict
@@ -222,7 +228,7 @@ class TorchEngine:
     def reduce_loss(self, loss: Tensor) -> None:
         """Set `mean_loss` to the sum of all ranks' losses; called before the last backward pass.
 
-        A good place to add up `requests` in the same collective.
+        A good place to add up `requests` and `auxiliary_losses` in the same collective.
 
         Args:
             loss: This rank's share of the window's mean loss. Shape (), on the device.
@@ -300,6 +306,15 @@ class TorchEngine:
                 or [f"nothing needs {', '.join(given)} any more"]
             ),
         )
+
+    def _add_auxiliary_losses(self, loss: Tensor, outputs: Any, share: float) -> Tensor:
+        """Add the module's own losses, means over the micro-batch, by its share of the targets."""
+        for name, mean in self._auxiliary(outputs).items():
+            part = mean * share
+            loss = loss + part
+            before = self.auxiliary_losses.get(name)
+            self.auxiliary_losses[name] = part.detach() + (0 if before is None else before)
+        return loss
 
     def _on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self.device, non_blocking=True) for k, v in inputs.items()}

@@ -94,6 +94,7 @@ class RowBuilder(Observer):
             "step": state.step,
             "loss": _number(total / count),
             "loss_step": _number(loss),
+            **{k: _number(v.item()) for k, v in report.update.auxiliary_losses.items()},
             "lr": report.lr,
             "grad_norm": _number(report.update.grad_norm.item()),
             "tokens_per_s": tokens / seconds if tokens and seconds > 0 else None,

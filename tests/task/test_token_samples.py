@@ -207,7 +207,7 @@ def test_a_bos_token_begins_each_record(letters: Tokenizer) -> None:
     inputs = [single.micro_batch([i], 0).inputs["input_ids"][0].tolist() for i in range(4)]
     assert inputs == [[9, *b"a"], [*b"b"], [9, *b"c"], [*b"de"]]
     assert single.bytes_per_target == 5 / 7
-    assert joined.describe(1) == "1.txt, line 1 (byte 1)"
+    assert joined.describe(1) == "2.txt, line 1 (byte 1)"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

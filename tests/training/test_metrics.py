@@ -85,3 +85,11 @@ def test_a_skipped_step_does_not_spoil_the_mean() -> None:
     bad = report(6, torch.tensor(math.nan), applied=False)
     made(bad)
     assert (made.row(bad)["loss"], made.row(bad)["loss_step"]) == (3.0, None)
+
+
+def test_losses_of_the_model_itself_have_columns_of_their_own() -> None:
+    made = RowBuilder(every_steps=1, start=TrainState(), evaluating=lambda: 0.0)
+    update = UpdateStats(torch.ones(()), True, auxiliary_losses={"router_aux_loss": torch.ones(())})
+    made(step := StepReport(TrainState(step=1), Window([], 4, 8), torch.ones(()), update, 0.1))
+    assert made.row(step)["router_aux_loss"] == 1.0
+    assert "router_aux_loss" not in made.row(report(2, torch.ones(())))
