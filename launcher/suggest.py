@@ -37,6 +37,8 @@ def edit_distance(a: str, b: str, limit: int) -> int:
 def closest(word: str, options: Iterable[str], limit: int | None = None) -> list[str]:
     """The options with the fewest slips to the word; else those that begin with it; else none.
 
+    Case, and whether parts are joined by `-` or `_`, are no slips.
+
     Args:
         word: What was typed.
         options: What could have been.
@@ -46,26 +48,33 @@ def closest(word: str, options: Iterable[str], limit: int | None = None) -> list
     limit = max(1, len(word) // 3) if limit is None else limit
     found: dict[str, int] = {}
     for option in options:
-        distance = edit_distance(word, option, limit)
+        distance = edit_distance(_folded(word), _folded(option), limit)
         # One wrong letter of one is no resemblance; one left out of two (`l` for `lr`) is.
         if distance <= limit and distance < len(option):
             found[option] = distance
     if not found and len(word) >= _PREFIX:
-        return sorted(option for option in options if option.startswith(word))
+        return sorted(option for option in options if option.startswith(_folded(word)))
     best = min(found.values(), default=0)
     return sorted(option for option, distance in found.items() if distance == best)
+
+
+def _folded(word: str) -> str:
+    return word.lower().replace("-", "_")
 
 
 def closest_keys(key: str, known: Iterable[str]) -> list[str]:
     """The dotted keys that were meant by `key`.
 
-    A key matches with slips in any of its parts, with a dot left out, or, failing that, by its end
-    alone: `lr` finds `optimizer.lr`.
+    A key matches with slips in any of its parts or with a dot left out; failing that, without one
+    of its parts (`optimizer.adamw.lr` finds `optimizer.lr`), or by its end alone (`lr` does too).
     """
     known = list(known)
     parts = key.split(".")
     alike = [k for k in known if _alike(parts, k.split(".")) or edit_distance(key, k, 1) == 1]
     if found := closest(key, alike, len(key)):
+        return found
+    shorter = {".".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts) - 1)}
+    if found := sorted(shorter & set(known)):
         return found
     ends = [k for k in known if k.split(".")[-len(parts) :] == parts]
     if ends:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from hydra.core.override_parser.types import Override
@@ -12,6 +12,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.config._provenance import COMMAND_LINE, ConfigFile
+from launcher.config.aliases import instead_of_key, instead_of_option
 from launcher.config.fields import field_at, other_kinds_with
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
@@ -77,6 +78,7 @@ def bad_option(word: Override, loader: Loader) -> Problem | None:
         message = f"needs an option; ~{group} leaves the group out"
     elif not isinstance(value, str):
         message = f"takes the name of one option, but is {value!r}"
+        message += f"; a setting of it is written {group}.NAME=VALUE (`trainctl list {group}`)"
     elif word.is_force_add():
         message = f"is a group; write {group}={value}"
     elif _hidden(value) or not loader.has_config(f"{group}/{value}"):
@@ -93,7 +95,11 @@ def _hidden(option: str) -> bool:
 
 def _no_option(group: str, value: str, loader: Loader) -> str:
     options = loader.options(group)
-    hint = did_you_mean(closest(value, options))
+    name = value.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
+    found = [name] if name in options else closest(value, options)
+    hint = did_you_mean(found)
+    if not found and (other := instead_of_option(group, name)) in options:
+        hint = f"; write {group}={other}"
     return f"there is no option {value!r}{hint or '; it can be: ' + ', '.join(options)}"
 
 
@@ -126,12 +132,36 @@ def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
     if word.is_add() and key in known:
         return Problem(key, "is set already; leave out the +", origin)
     if key in known:
-        message = "cannot be left out" if word.is_delete() else _first_lines(error)
-        return Problem(key, message, origin)
-    return Problem(key, unknown_key(key, OmegaConf.to_container(cfg, resolve=False)), origin)
+        return Problem(key, _first_lines(error), origin)
+    value = str(word.input_line).partition("=")[2]
+    return Problem(key, unknown_key(key, OmegaConf.to_container(cfg, resolve=False), value), origin)
 
 
-def unknown_key(key: str, mapping: Any) -> str:
+def needed(word: Override, cfg: DictConfig) -> Problem | None:
+    """A setting that every config has, left out; what a mapping of any keys holds may go."""
+    from launcher.config.schema import RunConfig
+
+    key = word.key_or_group
+    field = field_at(RunConfig, OmegaConf.to_container(cfg, resolve=False), key)
+    if field is None:
+        return None
+    nullable = type(None) in get_args(field.annotation)
+    hint = f"; write {key}=null to switch it off" if nullable else ""
+    return Problem(key, f"cannot be left out{hint}", _said_by(word))
+
+
+def no_groups(config_name: str, loader: Loader) -> Problem:
+    """A primary config that composes nothing but itself."""
+    file = _file(loader, config_name)
+    return Problem(
+        "",
+        f"{config_name}.yaml chooses no groups; begin it with `defaults: [config, _self_]`, or put "
+        f"it into a folder recipe/ and write recipe={config_name}",
+        file.shown if file else "--config-name",
+    )
+
+
+def unknown_key(key: str, mapping: Any, value: str = "") -> str:
     """What to say about a key that nothing in a composed config is called."""
     from launcher.config.schema import RunConfig
 
@@ -140,17 +170,24 @@ def unknown_key(key: str, mapping: Any) -> str:
     field = field_at(RunConfig, mapping, parent) if parent in known else None
     if field is not None and "dict[" in str(field.annotation):
         return f"is not there yet; add it with +{key}=VALUE"
+    if advice := instead_of_key(key, value):
+        return f"no such setting; {advice}"
     if found := closest_keys(key, known):
         return f"no such setting{did_you_mean(found)}"
-    group = key.partition(".")[0]
-    values = mapping.get(group) if isinstance(mapping, dict) else None
-    if group in GROUPS and isinstance(values, dict):
-        if others := other_kinds_with(group, last, values.get("kind")):
-            named = " and ".join(f"{group}={other}" for other in others)
-            verb = "have" if len(others) > 1 else "has"
-            return f"no such setting of {group}={values.get('kind')}; {named} {verb} it"
-        return f"no such setting; {group} has: {', '.join(map(str, values))}"
-    return "no such setting; `trainctl config show` lists them"
+    advice = instead_of_key(last, value)
+    values = mapping.get(key.partition(".")[0]) if isinstance(mapping, dict) else None
+    if isinstance(values, dict):
+        return _unknown_in(key.partition(".")[0], last, values, advice)
+    return f"no such setting; {advice or '`trainctl config show` lists them'}"
+
+
+def _unknown_in(group: str, field: str, values: dict[Any, Any], advice: str) -> str:
+    """Say which other kind of a group has a field, or what there is."""
+    if others := other_kinds_with(group, field, values.get("kind")):
+        named = " and ".join(f"{group}={other}" for other in others)
+        verb = "have" if len(others) > 1 else "has"
+        return f"no such setting of {group}={values.get('kind')}; {named} {verb} it"
+    return f"no such setting; {advice or f'{group} has: ' + ', '.join(map(str, values))}"
 
 
 def bad_files(
@@ -163,6 +200,9 @@ def bad_files(
     if not loader.has_config(config_name):
         options = loader.options("")
         hint = did_you_mean(closest(config_name, options))
+        name = config_name.rpartition("/")[2].removesuffix(".yaml")
+        if name in loader.options("recipe"):
+            hint = f"; write recipe={name}"
         hint = hint or f"; there are: {', '.join(options)}"
         return [Problem("", f"there is no primary config {config_name!r}{hint}", "--config-name")]
     files = [file for path in dict.fromkeys(paths) if (file := _file(loader, path))]

@@ -10,14 +10,13 @@ from typing import Any
 import yaml
 from typing_extensions import override
 
+from launcher.config._hydra_settings import CODE_KEYS, code_key, no_code, refusal
 from launcher.config._interpolation import ONLY_ALIASES, has_resolver
 from launcher.config.paths import shown
 from launcher.config.problems import leaves
 from launcher.errors import Problem
 
 COMMAND_LINE = "command line"
-TARGET = "_target_"
-NO_CODE = f"a config cannot name code to run: {TARGET} is not allowed"
 _SHOWN = 100
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -49,7 +48,8 @@ class Origins:
 
     Attributes:
         written: The writers.
-        refused: What no config may have: a `_target_`, or a defaults list that asks the world.
+        refused: What no config may have: code, settings that Hydra would execute, a defaults list
+            with a resolver.
     """
 
     written: list[Origin] = field(default_factory=list)
@@ -71,10 +71,12 @@ class Origins:
         for key, node, value in _yaml_leaves(root, package):
             if key != (f"{package}.defaults" if package else "defaults"):
                 self.written.append(origin(key, node, value))
+                if problem := refusal(key, _plain(value)):
+                    self.refused.append(Problem(key, problem, str(origin(key, node, value))))
             elif has_resolver(text[node.start_mark.index : value.end_mark.index]):
                 self.refused.append(Problem(key, ONLY_ALIASES, str(origin(key, node, value))))
-        for key, node, value in _yaml_targets(root, package):
-            self.refused.append(Problem(key, NO_CODE, str(origin(key, node, value))))
+        for name, key, node, value in _named_code(root, package):
+            self.refused.append(Problem(key, no_code(name), str(origin(key, node, value))))
 
     def add_word(self, word: str, key: str, value: Any) -> None:
         """A word of the command line that sets a key, or everything in the mapping it gives."""
@@ -82,11 +84,13 @@ class Origins:
         self.written += [Origin(leaf, COMMAND_LINE, word) for leaf in nested]
 
     def refuses(self, word: str, key: str, value: Any) -> bool:
-        """Whether a word of the command line sets a `_target_`."""
-        found = TARGET in key.split(".") or _has_target(value)
-        if found:
-            self.refused.append(Problem(key, NO_CODE, f"{COMMAND_LINE}: {word}"))
-        return found
+        """Whether no config may have what a word of the command line sets."""
+        named = next((part for part in key.split(".") if part in CODE_KEYS), None)
+        named = named or code_key(value)
+        problem = no_code(named) if named else refusal(key, value)
+        if problem:
+            self.refused.append(Problem(key, problem, f"{COMMAND_LINE}: {word}"))
+        return problem is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,19 +157,21 @@ def _yaml_leaves(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yam
             yield key, key_node, value_node
 
 
-def _yaml_targets(node: yaml.Node, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+def _named_code(node: yaml.Node, prefix: str) -> Iterator[tuple[str, str, yaml.Node, yaml.Node]]:
+    """Last part, dotted key, key node and value node of every key that names code."""
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _yaml_targets(item, f"{prefix}.{index}")
+            yield from _named_code(item, f"{prefix}.{index}")
     elif isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = f"{prefix}.{key_node.value}" if prefix else str(key_node.value)
-            if key_node.value == TARGET:
-                yield key, key_node, value_node
-            yield from _yaml_targets(value_node, key)
+            if key_node.value in CODE_KEYS:
+                yield key_node.value, key, key_node, value_node
+            yield from _named_code(value_node, key)
 
 
-def _has_target(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return TARGET in value or any(map(_has_target, value.values()))
-    return isinstance(value, list) and any(map(_has_target, value))
+def _plain(node: yaml.Node) -> Any:
+    """The texts in a node that is no mapping of leaves."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    return node.value if isinstance(node, yaml.ScalarNode) else {}

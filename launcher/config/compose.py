@@ -26,13 +26,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from typing_extensions import override
 
-from launcher.config import _diagnose, _hydra_ext
+from launcher.config import _diagnose, _hydra_ext, _words
+from launcher.config._hydra_settings import NoSearchPathLoader
 from launcher.config._interpolation import escaped, resolved
 from launcher.config._provenance import COMMAND_LINE, ConfigFile, Origin, Origins
 from launcher.config.paths import CONF, expand_home
 from launcher.config.problems import leaves
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
+from launcher.suggest import closest
 
 # What Hydra, OmegaConf and YAML raise for what a user may write. Hydra guards some of its inputs
 # with bare assertions and lets the built-in errors of its own slips through.
@@ -102,7 +104,7 @@ class Composed:
         return {key: self.origin(key) for key, _ in leaves(self.mapping)}
 
 
-class Loader(ConfigLoaderImpl):  # type: ignore[misc] # Hydra types only its public names
+class Loader(NoSearchPathLoader):
     """Hydra's loader, remembering which files it composed from, in the order of merging."""
 
     read: Sequence[tuple[str, ConfigFile]] = ()
@@ -113,7 +115,7 @@ class Loader(ConfigLoaderImpl):  # type: ignore[misc] # Hydra types only its pub
         self.read = [
             (default.package or "", ConfigFile(result.path, default.config_path, result.provider))
             for default, result in loaded
-            if not result.path.startswith(("pkg://hydra", "structured://"))
+            if result.path.startswith(("file://", "recipes://"))
         ]
         cfg: DictConfig = super()._compose_config_from_defaults_list(defaults=defaults, repo=repo)
         return cfg
@@ -174,14 +176,19 @@ def compose_leniently(
     with _hydra_ext.search_path_of(config_dirs), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loader = make_loader()
-        words, problems = parsed(overrides)
+        words, problems = parsed(overrides, loader)
+        origins = Origins()
+        words = _permitted(words, origins)
         cfg = _merged(loader, config_name, words, problems)
         if cfg is None:
-            return None, problems
-        origins = Origins()
+            return None, problems + origins.refused
         for package, file in loader.read:
             origins.add_file(file, package)
         apply(words, cfg, problems, origins, loader)
+        # A misspelt `defaults` is named as such by the schema.
+        if not any(key in GROUPS or closest(str(key), ["defaults"]) for key in cfg):
+            problems.append(_diagnose.no_groups(config_name, loader))
+            return None, problems + origins.refused
         mapping = resolved(cfg, problems)
     composed = Composed(mapping, tuple(origins.written))
     return composed, composed.attributed(problems + origins.refused)
@@ -200,14 +207,15 @@ def recompose(
     with _hydra_ext.search_path_of(()), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loader = make_loader()
-        words, problems = parsed(overrides)
+        words, problems = parsed(overrides, loader)
         for word in list(words):
             if problem := _diagnose.not_on_resume(word):
                 problems.append(problem)
                 words.remove(word)
+        origins = Origins()
+        words = _permitted(words, origins)
         fresh = _merged(loader, "config", words, problems)
         cfg = OmegaConf.create(escaped(stored))
-        origins = Origins()
         for package, file in loader.read:
             origins.add_file(file, package)
         for word in words:
@@ -231,12 +239,12 @@ def make_loader() -> Loader:
         GlobalHydra.instance().hydra = outer
 
 
-def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
+def parsed(overrides: Sequence[str], loader: Loader) -> tuple[list[Override], list[Problem]]:
     """Words in Hydra's override grammar, and what is wrong with the others."""
     parser = OverridesParser.create()
     words: list[Override] = []
-    problems: list[Problem] = []
-    for word in expand_home(overrides):
+    readable, problems = _words.readable(overrides, loader)
+    for word in expand_home(readable):
         try:
             [each] = parser.parse_overrides([word])
         except COMPOSITION_ERRORS as error:
@@ -247,6 +255,15 @@ def parsed(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
         else:
             words.append(each)
     return words, problems
+
+
+def _permitted(words: Sequence[Override], origins: Origins) -> list[Override]:
+    """The words without those that no config may have."""
+    return [
+        word
+        for word in words
+        if not origins.refuses(str(word.input_line), word.key_or_group, word.value())
+    ]
 
 
 def chooses_group(word: Override, loader: Loader) -> bool:
@@ -306,11 +323,12 @@ def apply(
     """Set values one by one, so that every wrong word is found."""
     for word in words:
         key, line = word.key_or_group, str(word.input_line)
-        if origins.refuses(line, key, word.value()):
-            continue
         if chooses_group(word, loader):
             # A group's choice is told before the files it brought in: they wrote the values.
             origins.written.insert(0, Origin(key, COMMAND_LINE, line))
+            continue
+        if word.is_delete() and (problem := _diagnose.needed(word, cfg)):
+            problems.append(problem)
             continue
         try:
             _way_is_free(key, cfg)

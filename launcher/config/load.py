@@ -10,8 +10,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from launcher.config import _diagnose, _hydra_ext, effects, rules
-from launcher.config._provenance import NO_CODE
+from launcher.config import _diagnose, _hydra_ext, _words, effects, rules
+from launcher.config._hydra_settings import NO_CODE, NOT_ALLOWED
 from launcher.config.compose import (
     COMPOSITION_ERRORS,
     Composed,
@@ -102,10 +102,11 @@ def sweep_jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ())
         ConfigError: A word is not in the grammar, or has values that cannot be listed.
     """
     with _hydra_ext.search_path_of(config_dirs):
-        parser = OverridesParser.create(make_loader())
+        loader = make_loader()
+    parser = OverridesParser.create(loader)
     words: list[Override] = []
-    problems = []
-    for word in expand_home(overrides):
+    readable, problems = _words.readable(overrides, loader)
+    for word in expand_home(readable):
         try:
             words += parser.parse_overrides([word])
         except COMPOSITION_ERRORS as error:
@@ -131,10 +132,11 @@ def refuse_code(
     Raises:
         ConfigError: A file or a word names code to run.
     """
-    words, _ = parsed(overrides)
+    with _hydra_ext.search_path_of(config_dirs):
+        words, _ = parsed(overrides, make_loader())
     fixed = [str(word.input_line) for word in words]
     _, problems = compose_leniently(fixed, config_name, config_dirs)
-    if named := [problem for problem in problems if problem.message == NO_CODE]:
+    if named := [each for each in problems if each.message.startswith((NO_CODE, NOT_ALLOWED))]:
         raise ConfigError(named)
 
 

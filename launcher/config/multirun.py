@@ -9,6 +9,7 @@ directory is ours alone.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import secrets
 import sys
@@ -18,11 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+import hydra._internal.hydra as _hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from launcher.config import _hydra_ext
+from launcher.config._hydra_settings import QUIET, CheckedLoader
 from launcher.config._interpolation import resolved
 from launcher.config.compose import Composed, compose
 from launcher.config.load import LoadedConfig, load_jobs, refuse_code, validate
@@ -31,16 +34,6 @@ from launcher.errors import Interrupted, Preempted, Problem, TrainctlError
 
 Launch = Callable[[LoadedConfig, Sequence[str]], float | None]
 """Runs one job to its end, given config and overrides; returns what a sweeper optimises."""
-
-_QUIET = (
-    "hydra.job.name=trainctl",
-    "hydra.job.chdir=false",
-    "hydra.output_subdir=null",
-    "hydra.run.dir=.",
-    "hydra.sweep.subdir=.",
-    "hydra/hydra_logging=none",
-    "hydra/job_logging=none",
-)
 
 
 def run_multirun(
@@ -67,7 +60,8 @@ def run_multirun(
     flags = get_args_parser().parse_intermixed_args(rest)
     options = [word for word in rest if word not in flags.overrides]
     flags.overrides = expand_home(flags.overrides)
-    words = list(_QUIET)
+    words = [f"{key}={json.dumps(value)}" for key, value in QUIET.items()]
+    words += ["hydra/hydra_logging=none", "hydra/job_logging=none"]
     if not (flags.cfg or flags.info or flags.help or flags.hydra_help or flags.shell_completion):
         jobs = load_jobs(flags.overrides, ours.config_name, ours.config_dir)
         if not jobs:
@@ -129,13 +123,16 @@ def _checked(
 
 @contextmanager
 def _process(program: list[str]) -> Iterator[None]:
-    """hydra.main reads sys.argv, and shortens the traceback of an error unless told not to."""
+    """Set what hydra.main reads: sys.argv, whole tracebacks, and the class of its loader."""
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = program, "1"
+    # Which loader Hydra uses is not a setting of its own.
+    loader, _hydra.ConfigLoaderImpl = _hydra.ConfigLoaderImpl, CheckedLoader
     try:
         yield
     finally:
         sys.argv = argv
+        _hydra.ConfigLoaderImpl = loader
         if full is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:

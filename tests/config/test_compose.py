@@ -270,7 +270,7 @@ def test_a_file_that_is_no_text(user_dir: Path) -> None:
 
 
 def test_hydra_words_pass_and_leave_no_trace() -> None:
-    assert compose(["hydra.job.name=x", "hydra/launcher=basic"]).mapping == compose([]).mapping
+    assert compose(["hydra.verbose=true", "hydra/launcher=basic"]).mapping == compose([]).mapping
     with pytest.raises(ConfigError, match=r"hydra\.foo"):
         compose(["hydra.foo=1"])
 

@@ -42,7 +42,7 @@ def test_the_packaged_config_passes(packaged: LoadedConfig) -> None:
         ("+optimizer=sgd", "optimizer", "write optimizer=sgd without the +"),
         ("++optimizer=sgd", "optimizer", "is a group; write optimizer=sgd"),
         ("~optimizer", "optimizer", "choose one with optimizer=OPTION"),
-        ("~optimizer.lr", "optimizer.lr", "has no value"),
+        ("~optimizer.lr", "optimizer.lr", "cannot be left out"),
         ("~optimizer.l", "optimizer.l", "did you mean 'optimizer.lr'?"),
         ("optimizer@x=sgd", "optimizer", "optimizer"),
         ("optimizr@x=sgd", "optimizr", "did you mean 'optimizer'?"),
