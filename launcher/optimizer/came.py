@@ -53,12 +53,11 @@ class CAME(LearningRate, ForeachOption, LibraryOption):
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
         """CAME of pytorch-optimizer, with the decay of AdamW."""
         self.preflight()
-        import pytorch_optimizer
-
         from launcher.optimizer._groups.param_groups import param_groups
+        from launcher.optimizer._libraries.pytorch_optimizer import PortableCAME
 
         groups = param_groups(target, self)
-        optimizer: torch.optim.Optimizer = pytorch_optimizer.CAME(
+        return PortableCAME(
             groups,
             lr=self.lr,
             betas=self.betas,
@@ -69,4 +68,3 @@ class CAME(LearningRate, ForeachOption, LibraryOption):
             eps2=self.eps[1],
             foreach=self.use_foreach(groups, target.device_type),
         )
-        return optimizer

@@ -33,6 +33,8 @@ class SGD(LearningRate, FusedOption):
 
     # torch has no sharding rule for the fused kernel of SGD.
     fuses_sharded: ClassVar[bool] = False
+    # The kernel skips whole vectors of 16-bit elements: https://github.com/pytorch/pytorch/issues/191763
+    fuses_16_bit: ClassVar[bool] = False
     elementwise: ClassVar[bool] = True
     usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": SGD_LR}
 
@@ -56,11 +58,11 @@ class SGD(LearningRate, FusedOption):
         import torch
 
         from launcher.optimizer._groups.param_groups import param_groups
-        from launcher.optimizer._torch.fused_sgd import give_late_momentum
+        from launcher.optimizer._torch.fused_sgd import FusedSGD
 
         groups = param_groups(target, self)
         flags = self.kernel_flags(groups, target.device_type)
-        optimizer = torch.optim.SGD(
+        return (FusedSGD if flags["fused"] else torch.optim.SGD)(
             groups,
             lr=self.lr,
             momentum=self.momentum,
@@ -69,6 +71,3 @@ class SGD(LearningRate, FusedOption):
             nesterov=self.nesterov,
             **flags,
         )
-        if flags["fused"]:
-            optimizer.register_step_pre_hook(give_late_momentum)
-        return optimizer

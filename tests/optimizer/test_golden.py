@@ -12,6 +12,12 @@ import torch
 ADAM: dict[str, Any] = {"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8}
 ADAMW: dict[str, Any] = {**ADAM, "weight_decay": 0.01}
 RECTIFIED: dict[str, Any] = {**ADAM, "weight_decay": 0.0}
+ADAN: dict[str, Any] = {
+    "lr": 1e-2,
+    "betas": [0.98, 0.92, 0.99],
+    "eps": 1e-6,
+    "weight_decay": 0.02,
+}
 MUON: dict[str, Any] = {"matrices": ["dense"], "weight_decay": 0.1}
 BERT: dict[str, Any] = {**ADAM, "bias_correction": False}
 BERT_DECAY: dict[str, Any] = {**BERT, "lr": 1e-3, "weight_decay": 0.01}
@@ -50,7 +56,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("adamax", "adamax", {**ADAM, "implementation": "foreach"}),
     ("optimi_lion", "lion", {"lr": 1e-3, "weight_decay": 0.1}),
     ("timm_lion", "lion", {"lr": 1e-3, "weight_decay": 0.1}),
-    ("optimi_adan", "adan", {"lr": 1e-2, "eps": 1e-6, "weight_decay": 0.02}),
+    ("optimi_adan", "adan", ADAN),
     ("po_came", "came", {"lr": 1e-3, "weight_decay": 0.0}),
     ("po_came", "came", {"lr": 1e-3, "weight_decay": 0.0, "implementation": "foreach"}),
     ("po_lion", "lion", {"lr": 1e-3, "weight_decay": 0.0}),

@@ -22,7 +22,7 @@ from typing_extensions import override
 from launcher.contracts import Shard, Sharding
 from launcher.optimizer._blockwise.blocks import Scratch, block_elements, compute_dtype
 from launcher.optimizer._blockwise.buckets import BUCKET_ELEMENTS, Bucket, alike
-from launcher.optimizer._torch.closures import BaseOptimizer
+from launcher.optimizer._torch.base_optimizer import BaseOptimizer
 
 Sums = Mapping[str, Tensor]
 """Sums over elements of a bucket's tensors, by the name of what is summed."""
@@ -110,6 +110,9 @@ class PerTensor(BaseOptimizer):
         block_elements: Elements of a block of a larger tensor; None for what suits the device.
     """
 
+    # A copy without its sharding would take shards for tensors.
+    kept = ("_sharding", "_small_elements", "_block_limit")
+    takes_groups = True
     whole_state: ClassVar[frozenset[str]] = frozenset({"step"})
     """Keys of state that every rank holds completely, although the parameter is sharded."""
 
@@ -260,12 +263,6 @@ class PerTensor(BaseOptimizer):
             for key, value in state_dict["state"].get(place, {}).items():
                 device = "cpu" if key == "step" else param.device
                 self.state[param][key] = value.to(device, copy=True)
-
-    @override
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy that forgot its sharding would take shards for tensors.
-        kept = {key: self.__dict__[key] for key in ("_sharding", "_small_elements", "_block_limit")}
-        return {**super().__getstate__(), **kept}
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:

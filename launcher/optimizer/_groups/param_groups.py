@@ -122,7 +122,8 @@ def assign(target: OptimizerTarget, option: OptimizerOption) -> list[Assignment]
     assignments = [
         _assign(parameter, option, scale)
         for parameter, scale in zip(named, scales, strict=True)
-        if parameter.param.requires_grad
+        # A tensor without elements has nothing to train, and matrix methods fail on it.
+        if parameter.param.requires_grad and 0 not in parameter.shape
     ]
     if not assignments:
         raise ConfigError(

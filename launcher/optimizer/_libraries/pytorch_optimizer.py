@@ -1,16 +1,22 @@
-"""AdEMAMix and SOAP of pytorch-optimizer."""
+"""AdEMAMix, CAME and SOAP of pytorch-optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from pytorch_optimizer import SOAP, AdEMAMix
+from pytorch_optimizer import CAME, SOAP, AdEMAMix
 from pytorch_optimizer.optimizer.utils.shape import merge_small_dims
 from typing_extensions import override
 
+from launcher.optimizer._torch.base_optimizer import Copyable
 
-class PortableAdEMAMix(AdEMAMix):
+
+class PortableCAME(Copyable, CAME):
+    """CAME of pytorch-optimizer."""
+
+
+class PortableAdEMAMix(Copyable, AdEMAMix):
     """AdEMAMix of pytorch-optimizer; its groups count their steps before there is one, too."""
 
     group_state = ("step",)
@@ -20,7 +26,7 @@ class PortableAdEMAMix(AdEMAMix):
         super().__init__([{**group, "step": 0} for group in params], **options)
 
 
-class PortableSOAP(SOAP):
+class PortableSOAP(Copyable, SOAP):
     """SOAP of pytorch-optimizer, with its lists of matrices unfolded between steps.
 
     The library keeps a list of matrices per parameter, one per dim and empty where a dim is not

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from bitsandbytes import optim
 from torch import nn
 
+from launcher.optimizer._torch.base_optimizer import Copyable
+
 if TYPE_CHECKING:
     import torch
 
 
-class _Mixed:
+class _Mixed(Copyable):
     """Decides which parameters keep 32 bits; the library's own way is a process-wide registry."""
 
     kept: Collection[nn.Parameter] = ()

@@ -13,7 +13,7 @@ from typing_extensions import override
 from launcher.contracts import OptimizerTarget
 from launcher.errors import ConfigError, Problem
 from launcher.optimizer._groups.param_groups import parameters
-from launcher.optimizer._torch.closures import BaseOptimizer
+from launcher.optimizer._torch.base_optimizer import BaseOptimizer
 
 
 def block_rows(
@@ -80,6 +80,8 @@ class BlockwiseAdamW(BaseOptimizer):
         eps: Added to the root of the second moment.
         weight_decay: Decoupled decay, applied before the update.
     """
+
+    kept = ("_rows",)
 
     def __init__(
         self,

@@ -27,7 +27,9 @@ class FusedOption(OptimizerOption):
     fused_on: ClassVar[frozenset[str]] = _FUSED
     """Kinds of device for which torch has the kernel."""
     fuses_sharded: ClassVar[bool] = True
-    """Whether the kernel takes sharded (DTensor) parameters."""
+    """True where the kernel takes sharded (DTensor) parameters."""
+    fuses_16_bit: ClassVar[bool] = True
+    """True where the CPU's kernel is right for bf16 and fp16 parameters."""
 
     implementation: Literal["auto", "fused", "foreach", "loop"]
     """`auto` takes the first of fused, foreach and for-loop that the device has, and logs it."""
@@ -48,6 +50,7 @@ class FusedOption(OptimizerOption):
             kind=self.kind,
             fused=self.fused_on,
             fuses_sharded=self.fuses_sharded,
+            fuses_16_bit=self.fuses_16_bit,
         )
 
 
@@ -71,6 +74,7 @@ def choose(
     kind: str,
     fused: frozenset[str] = _FUSED,
     fuses_sharded: bool = True,
+    fuses_16_bit: bool = True,
 ) -> dict[str, bool]:
     """Return the `fused` and `foreach` arguments of a torch optimizer, and log the reason.
 
@@ -82,11 +86,14 @@ def choose(
         fused: Kinds of devices for which torch has a fused kernel of this optimizer.
         fuses_sharded: Whether torch's fused kernel of this optimizer takes sharded (DTensor)
             parameters.
+        fuses_16_bit: False where torch's CPU kernel is wrong for bf16 and fp16 parameters.
 
     Raises:
         ConfigError: `fused` is asked for where it does not exist.
     """
-    obstacle = _not_fusible(groups, device_type, fused, fuses_sharded=fuses_sharded)
+    obstacle = _not_fusible(
+        groups, device_type, fused, fuses_sharded=fuses_sharded, fuses_16_bit=fuses_16_bit
+    )
     if asked == "fused" and obstacle:
         message = f"fused {kind} does not work with {obstacle}; use auto"
         raise ConfigError([Problem("optimizer.implementation", message)])
@@ -111,8 +118,10 @@ def _not_fusible(
     fused: frozenset[str],
     *,
     fuses_sharded: bool,
+    fuses_16_bit: bool,
 ) -> str | None:
-    """What keeps the fused kernel from taking these parameters; None when nothing does."""
+    """Return why the fused kernel is not used for these parameters; None where it is."""
+    import torch
     from torch import nn
 
     params: list[torch.Tensor] = [param for group in groups for param in group["params"]]
@@ -120,8 +129,26 @@ def _not_fusible(
         return "any device"
     if device_type not in fused:
         return f"device {device_type}"
-    if odd := {str(p.dtype) for p in params if not p.is_floating_point()}:
+    wrong = set() if fuses_16_bit or device_type != "cpu" else {torch.bfloat16, torch.float16}
+    if odd := {str(p.dtype) for p in params if not p.is_floating_point() or p.dtype in wrong}:
         return f"parameters of {', '.join(sorted(odd))}"
     if not fuses_sharded and any(type(p) is not nn.Parameter for p in params):
         return "sharded (DTensor) parameters"
+    # The kernels run over memory from the first element: they would write into the gaps.
+    if not all(_fills_its_memory(p) for p in params):
+        return "parameters with gaps in memory"
     return None
+
+
+def _fills_its_memory(tensor: torch.Tensor) -> bool:
+    """Return False where there are gaps between elements, or elements share memory."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True

@@ -12,19 +12,21 @@ import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.optimizer._torch.closures import BaseOptimizer
+from launcher.optimizer._torch.base_optimizer import BaseOptimizer
 
 Side = Literal["std", "reverse_std", "left", "right"]
 
 
 class _LowRankAdamW(BaseOptimizer):
     """AdamW with decay after the update, and a low-rank detour for some matrices."""
+
+    kept: ClassVar[tuple[str, ...]] = ("_matrices", "_rank", "_update_every", "_scale", "_side")
 
     def __init__(
         self,
@@ -146,6 +148,8 @@ class APOLLOAdamW(_LowRankAdamW):
     Source: Zhu et al. 2024, arXiv:2412.05270, algorithm 1; growth limit: Chen et al. 2024,
         arXiv:2410.01623, eq. 10.
     """
+
+    kept = (*_LowRankAdamW.kept, "_names", "_scaling", "_random", "_growth_limit")
 
     def __init__(
         self,

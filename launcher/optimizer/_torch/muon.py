@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.contracts import Sharding
-from launcher.optimizer._torch.closures import BaseOptimizer
+from launcher.optimizer._torch.base_optimizer import BaseOptimizer
 
 _BATCH_ELEMENTS = 1 << 25
 """Elements of the whole matrices that exist at once: 128 MiB of float32. Smaller batches would
@@ -32,6 +32,8 @@ class ShardedMuon(BaseOptimizer):
         muon: Options of `torch.optim.Muon`; groups may differ in `lr`, `weight_decay`, `momentum`
             and `nesterov`.
     """
+
+    kept = ("_sharding",)
 
     def __init__(self, params: Iterable[Any], *, sharding: Sharding, **muon: Any) -> None:
         super().__init__(params, muon)
@@ -123,6 +125,8 @@ class Pair(BaseOptimizer):
         first: Over some parameters.
         second: Over others.
     """
+
+    kept = ("_members",)
 
     def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
         self._members = (first, second)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from typing_extensions import override
 
-from launcher.optimizer._torch.closures import BaseOptimizer
+from launcher.optimizer._torch.base_optimizer import BaseOptimizer
 
 
 def uncorrected_adam_(
@@ -90,6 +90,9 @@ class UncorrectedAdam(BaseOptimizer):
         of transformers 4.37's `AdamW(correct_bias=False)`.
     """
 
+    kept = ("_decoupled", "_amsgrad", "_kernel_flags")
+    takes_groups = True
+
     def __init__(
         self,
         params: list[dict[str, Any]],
@@ -149,6 +152,9 @@ class TensorFlowAdamW(BaseOptimizer):
         global_clip_norm: Limit of the 2-norm over all gradients.
         kernel_flags: torch's `fused` and `foreach`.
     """
+
+    kept = ("_amsgrad", "_clip_value", "_clip_norm", "_global_clip_norm", "_kernel_flags")
+    takes_groups = True
 
     def __init__(
         self,

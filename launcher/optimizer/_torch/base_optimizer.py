@@ -1,0 +1,65 @@
+"""What optimizers need to be copied, pickled and called with a closure."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from typing_extensions import override
+
+
+class Copyable:
+    """Lets copies of a library's optimizer keep its settings: torch copies groups and state only.
+
+    To be inherited in front of the library's class.
+    """
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        settings = {key: value for key, value in vars(self).items() if key[0] != "_"}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        return {**settings, **state}
+
+
+class BaseOptimizer(torch.optim.Optimizer):
+    """Runs the closure with gradients and the update without, and can be copied and pickled."""
+
+    kept: ClassVar[tuple[str, ...]] = ()
+    """Attributes that a copy needs. torch copies groups and state only."""
+    takes_groups: ClassVar[bool] = False
+    """False where each parameter's role was decided from the module when this was built."""
+
+    _is_built = False
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        self._is_built = True
+
+    @override
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if self._is_built and not self.takes_groups:
+            raise RuntimeError(
+                f"{type(self).__name__} takes no parameters after it was built; build a new one"
+            )
+        super().add_param_group(param_group)
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {key: self.__dict__[key] for key in ("_is_built", *self.kept)}
+        return {**super().__getstate__(), **kept}
+
+    @torch.no_grad()
+    @override
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._step()
+        return loss
+
+    @abstractmethod
+    def _step(self) -> None:
+        """Update every parameter that has a gradient."""
