@@ -185,7 +185,7 @@ def test_a_copy_goes_on_like_the_original(preset: str) -> None:
     option = packaged(preset)
     module = network()
     optimizer = build(option, module)
-    walk(module, optimizer, option, 2)
+    take_steps(module, optimizer, option, 2)
     pair = (module, optimizer)
     others = [copy.deepcopy(pair)]
     if not preset.endswith("bit"):  # The libraries' classes with few bits are made when built.
@@ -193,9 +193,9 @@ def test_a_copy_goes_on_like_the_original(preset: str) -> None:
         torch.save(pair, buffer)
         buffer.seek(0)
         others.append(torch.load(buffer, weights_only=False))
-    walk(module, optimizer, option, 3)
+    take_steps(module, optimizer, option, 3)
     for other, copied in others:
-        walk(other, copied, option, 3)
+        take_steps(other, copied, option, 3)
         assert same(copies(module), copies(other))
 
 
@@ -222,7 +222,7 @@ def test_steps_next_to_an_empty_parameter(preset: str) -> None:
     module = network()
     module.blocks[0].register_parameter("empty", nn.Parameter(torch.empty(0, DIM)))
     optimizer = build(packaged(preset), module)
-    losses = walk(module, optimizer, packaged(preset), 12)
+    losses = take_steps(module, optimizer, packaged(preset), 12)
     assert losses[-1] < losses[0]
 
 
