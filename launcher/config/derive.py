@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from launcher.contracts import BatchPlan, Horizon, Misfit, OptimizerOption, Schedule
+from launcher.contracts import BatchPlan, Horizon, OptimizerOption, Schedule, ScheduleError
 from launcher.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def schedule(config: RunConfig, horizon: Horizon) -> Schedule:
     """
     try:
         built = config.scheduler.build(peak_lr(config), horizon)
-    except Misfit as error:
+    except ScheduleError as error:
         raise ConfigError([Problem(f"scheduler.{error.field}", error.reason)]) from error
     except ValueError as error:
         raise ConfigError([Problem("scheduler", str(error))]) from error

@@ -68,7 +68,7 @@ from launcher.contracts.options import (
 )
 from launcher.contracts.precision import LossScale, Precision
 from launcher.contracts.reads import Reads, recorded, unrecorded
-from launcher.contracts.schedule import Horizon, Misfit, Schedule
+from launcher.contracts.schedule import Horizon, Schedule, ScheduleError
 from launcher.contracts.search import MicroBatchSearch
 from launcher.contracts.sharding import UNSHARDED, Box, LocalShard, Shard, Sharding, Unsharded
 from launcher.contracts.state import TrainState
@@ -104,7 +104,6 @@ __all__ = [
     "Metrics",
     "MicroBatch",
     "MicroBatchSearch",
-    "Misfit",
     "ModelLimits",
     "ModelOption",
     "Observer",
@@ -125,6 +124,7 @@ __all__ = [
     "RunContext",
     "Samples",
     "Schedule",
+    "ScheduleError",
     "SchedulerOption",
     "Settings",
     "Shard",

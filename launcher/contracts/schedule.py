@@ -26,7 +26,7 @@ class Horizon:
     steps_per_epoch: float
 
 
-class Misfit(ValueError):
+class ScheduleError(ValueError):
     """A setting of a schedule that does not fit the run or the optimizer.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Lengths of the parts of a schedule, in the unit the user thinks in."""
+"""Lengths of the parts of a schedule, in steps or in other units."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import PlainValidator
 
-from launcher.contracts import Horizon, Misfit
+from launcher.contracts import Horizon, ScheduleError
 
 _TEXT = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<scale>[kMGBT]?)\s*(?P<unit>%|[a-z]*)")
 _SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
@@ -23,7 +23,7 @@ _HOW = "write 300, 0.05, '5%', '2 epochs', '1000 samples', '10M tokens' or '300 
 
 
 def _parsed(text: str) -> tuple[Decimal, str]:
-    """Amount and unit of a length given as text."""
+    """Return amount and unit of a length given as text."""
     match = _TEXT.fullmatch(text.strip())
     unit = _UNITS.get(match["unit"]) if match else None
     if not match or unit is None or (unit == "%" and match["scale"]):
@@ -32,7 +32,7 @@ def _parsed(text: str) -> tuple[Decimal, str]:
 
 
 def _checked(value: object) -> int | float | str:
-    """The value itself when it is a length: config.json keeps it as it was written."""
+    """Return the value itself, which config.json keeps as written; refuse what is no length."""
     if isinstance(value, str):
         _parsed(value)
     elif isinstance(value, bool) or not isinstance(value, int | float):
@@ -63,13 +63,13 @@ def not_empty(values: tuple[_Items, ...]) -> tuple[_Items, ...]:
 
 
 def resolve(name: str, length: float | str, horizon: Horizon) -> int:
-    """The length in optimizer steps, rounded up: at least as much as was asked for.
+    """Return the length in optimizer steps, rounded up.
 
-    A float is Transformers' convention to the bit, `ceil(max_steps * fraction)` in floating point,
-    which makes 0.07 of 100 steps 8. All that is written as text is exact: "7%" of 100 steps is 7.
+    A float follows Transformers, `ceil(max_steps * fraction)` in floating point: 0.07 of 100 steps
+    are 8. Text is exact: "7%" of 100 steps are 7.
 
     Raises:
-        Misfit: Epochs, and the horizon does not know their length: it is NaN.
+        ScheduleError: Epochs, and the horizon does not know their length: it is NaN.
     """
     if isinstance(length, int):
         return length
@@ -81,7 +81,7 @@ def resolve(name: str, length: float | str, horizon: Horizon) -> int:
             steps = amount * horizon.max_steps / 100
         case "epochs":
             if math.isnan(horizon.steps_per_epoch):
-                raise Misfit(
+                raise ScheduleError(
                     name,
                     f"is {length}, which has no known number of steps before the data is read; "
                     "give the size of the training set",
@@ -103,17 +103,17 @@ def is_zero(length: float | str) -> bool:
 
 
 def resolve_positive(name: str, length: float | str, horizon: Horizon) -> int:
-    """The length in optimizer steps, of a part that cannot be empty.
+    """Return the length in optimizer steps of a part that cannot be empty.
 
     Raises:
-        Misfit: It comes to no step.
+        ScheduleError: It comes to no step.
     """
     steps = resolve(name, length, horizon)
     if steps < 1:
-        raise Misfit(name, f"must be at least one step, but is {told(length, steps)}")
+        raise ScheduleError(name, f"must be at least one step, but is {describe(length, steps)}")
     return steps
 
 
-def told(length: float | str, steps: int) -> str:
-    """The length for a message: what was written, and what it came to."""
+def describe(length: float | str, steps: int) -> str:
+    """Return the length for a message: as written, with its steps."""
     return str(length) if isinstance(length, int) else f"{length} ({steps} steps)"

@@ -1,4 +1,4 @@
-"""Schedules inside a schedule: validated by their `kind`, remembered under a prefix."""
+"""Schedules inside a schedule: validated by their `kind`; their memories have a prefix each."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from launcher.contracts import ConfigView, Misfit, SchedulerOption
+from launcher.contracts import ConfigView, ScheduleError, SchedulerOption
 from launcher.errors import ConfigError
 from launcher.registry import option_class
 
 
 def _option_class(kind: object) -> type[SchedulerOption]:
-    """The class of a kind that can be part of another schedule."""
+    """Return the class of a kind that can be part of another schedule."""
     if not isinstance(kind, str):
         raise ValueError("must have a `kind`, which names a schedule")  # noqa: TRY004 - likewise
     try:
@@ -31,7 +31,7 @@ def _option_class(kind: object) -> type[SchedulerOption]:
 
 
 def _validated(value: object) -> object:
-    """A mapping as the option that its `kind` names; its mistakes keep their places."""
+    """Validate a mapping by its `kind`; errors keep their location."""
     if isinstance(value, SchedulerOption):
         return value
     if not isinstance(value, dict):
@@ -44,14 +44,14 @@ AnySchedule = Annotated[SerializeAsAny[SchedulerOption], BeforeValidator(_valida
 """A whole schedule with its `kind` and every field of that kind."""
 
 
-def misplaced(error: ValueError, place: str) -> Misfit:
-    """What a schedule inside complains of, with its place in the whole."""
-    if isinstance(error, Misfit):
-        return Misfit(f"{place}.{error.field}", error.reason)
-    return Misfit(place, f"does not fit: {error}")
+def with_location(error: ValueError, place: str) -> ScheduleError:
+    """Add the location of a nested schedule to its error."""
+    if isinstance(error, ScheduleError):
+        return ScheduleError(f"{place}.{error.field}", error.reason)
+    return ScheduleError(place, f"does not fit: {error}")
 
 
-def watched_inside(schedules: Mapping[str, SchedulerOption]) -> dict[str, str]:
+def nested_watches(schedules: Mapping[str, SchedulerOption]) -> dict[str, str]:
     """Return the scores that nested schedules watch, each with the field that names it.
 
     Args:
@@ -80,16 +80,16 @@ def not_applicable_inside(
     }
 
 
-def recalled(memory: Mapping[str, float], place: int) -> dict[str, float]:
-    """What the schedule at one place remembers."""
+def nested_memory(memory: Mapping[str, float], place: int) -> dict[str, float]:
+    """Return the memory of the nested schedule at a place."""
     prefix = f"{place}."
     return {key[len(prefix) :]: memory[key] for key in memory if key.startswith(prefix)}
 
 
-def remembered(
+def update_nested_memory(
     memory: Mapping[str, float], place: int, new: Mapping[str, float]
 ) -> Mapping[str, float]:
-    """The memory of all with that of the schedule at one place replaced."""
+    """Replace the memory of the nested schedule at a place; return the memory of all."""
     prefix = f"{place}."
     others = {key: value for key, value in memory.items() if not key.startswith(prefix)}
     return others | {f"{prefix}{key}": value for key, value in new.items()}

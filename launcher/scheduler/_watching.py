@@ -1,4 +1,4 @@
-"""Schedules that answer to a score: what they have in common."""
+"""Base class of schedules that react to a validation score."""
 
 import math
 from abc import ABC
@@ -8,17 +8,17 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Misfit
+from launcher.contracts import ScheduleError
 from launcher.errors import ConfigError, Problem
-from launcher.scheduler._warmup import WarmedUp
+from launcher.scheduler._base import WarmedUp
 
 
 class Watching(WarmedUp, ABC):
-    """A schedule that moves when a validation score does. It is asked after each evaluation.
+    """A schedule that changes the rate after evaluations, by a validation score.
 
-    What it remembers lies in the train state, so a resumed run goes on as if it had never stopped;
-    the scores are over all ranks, so every rank moves alike. Evaluations during the warm-up do not
-    count. A score that is not finite is no improvement.
+    Its memory is part of the train state, so that a resume continues exactly; the scores are over
+    all ranks, so that all ranks change alike. Evaluations during the warm-up do not count. A score
+    that is not finite is no improvement.
     """
 
     read_on_event: ClassVar[frozenset[str]] = frozenset(
@@ -26,23 +26,23 @@ class Watching(WarmedUp, ABC):
     )
 
     metric: str
-    """Which validation score, by the name that metrics.jsonl has for it: `eval_loss`."""
+    """Validation score, by its name in metrics.jsonl: `eval_loss`."""
     mode: Literal["min", "max"]
-    """Whether a lower or a higher score is better."""
+    """`min` if a lower score is better, `max` if a higher one is."""
     factor: float = Field(gt=0, lt=1)
     """The rate after a reduction over the rate before."""
     patience: int = Field(ge=0)
-    """Evaluations without a change that are put up with; the next one moves the rate."""
+    """Evaluations without improvement that are tolerated; the next one changes the rate."""
     threshold: float = Field(ge=0)
-    """By how much a score must be better than the best to count as better."""
+    """Least difference to the best score that counts as an improvement."""
     threshold_mode: Literal["rel", "abs"]
-    """Whether `threshold` is a part of the best score or a difference from it."""
+    """`rel`: `threshold` is a fraction of the best score; `abs`: an absolute difference."""
     cooldown: int = Field(ge=0)
     """Evaluations after a reduction that do not count."""
     min_lr: float = Field(ge=0)
-    """Lowest learning rate. A parameter group with a rate of its own has it in proportion."""
+    """Minimum learning rate, in proportion for a parameter group with its own learning rate."""
     eps: float = Field(ge=0)
-    """A change of the learning rate that is not larger than this is not made."""
+    """Changes of the learning rate up to this are not made."""
 
     @property
     @override
@@ -50,7 +50,7 @@ class Watching(WarmedUp, ABC):
         return {self.metric: "metric"}
 
     def score(self, scores: Mapping[str, float]) -> float:
-        """The watched score.
+        """Return the watched score.
 
         Raises:
             ConfigError: The evaluation has no such score.
@@ -65,7 +65,7 @@ class Watching(WarmedUp, ABC):
             raise ConfigError([problem]) from None
 
     def improves(self, score: float, memory: Mapping[str, float]) -> bool:
-        """Whether a score is better than the best so far by more than the threshold."""
+        """Return True if a score is better than the best so far by more than the threshold."""
         if "best" not in memory or not math.isfinite(score):
             return math.isfinite(score)
         best, sign = memory["best"], 1 if self.mode == "max" else -1
@@ -73,21 +73,21 @@ class Watching(WarmedUp, ABC):
         bar = best * (1 + sign * self.threshold) if relative else best + sign * self.threshold
         return score > bar if self.mode == "max" else score < bar
 
-    def floored(self, peak_lr: float) -> None:
-        """Refuse a floor that would raise the rate.
+    def check_min_lr(self, peak_lr: float) -> None:
+        """Refuse a minimum that would raise the rate.
 
         Raises:
-            Misfit: `min_lr` is above the peak.
+            ScheduleError: `min_lr` is above the peak.
         """
         if self.min_lr > peak_lr:
-            raise Misfit(
+            raise ScheduleError(
                 "min_lr",
                 f"must not be above the peak learning rate {peak_lr:g}, but is {self.min_lr:g}",
             )
 
 
 def current(peak_lr: float, memory: Mapping[str, float]) -> float:
-    """The rate that the memory holds; moved in proportion where the peak was changed on resume."""
+    """Return the remembered rate, in proportion if the peak was changed on resume."""
     if "lr" not in memory:
         return peak_lr
     return memory["lr"] * (peak_lr / memory["peak_lr"])

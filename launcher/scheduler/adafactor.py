@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule, SchedulerOption
+from launcher.contracts import Horizon, Schedule, ScheduleError, SchedulerOption
 
 
 class Adafactor(SchedulerOption):
@@ -27,7 +27,7 @@ class Adafactor(SchedulerOption):
     @override
     def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
         if peak_lr is not None:
-            raise Misfit(
+            raise ScheduleError(
                 "kind",
                 "adafactor reports the rate of an optimizer that sets its own, but optimizer.lr is "
                 f"{peak_lr:g}; set optimizer.lr=null (adafactor with relative_step), or choose "

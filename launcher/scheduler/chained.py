@@ -8,16 +8,16 @@ from pydantic import AfterValidator
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, Horizon, Schedule
+from launcher.scheduler._base import WarmedUp
 from launcher.scheduler._length import not_empty
 from launcher.scheduler._nested import (
     AnySchedule,
-    misplaced,
+    nested_memory,
+    nested_watches,
     not_applicable_inside,
-    recalled,
-    remembered,
-    watched_inside,
+    update_nested_memory,
+    with_location,
 )
-from launcher.scheduler._warmup import WarmedUp
 
 
 class Chained(WarmedUp):
@@ -34,7 +34,7 @@ class Chained(WarmedUp):
     @property
     @override
     def watches(self) -> Mapping[str, str]:
-        return watched_inside({f"parts.{place}": part for place, part in enumerate(self.parts)})
+        return nested_watches({f"parts.{place}": part for place, part in enumerate(self.parts)})
 
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
@@ -49,7 +49,7 @@ class Chained(WarmedUp):
             try:
                 parts.append(part.build(peak_lr, inner))
             except ValueError as error:
-                raise misplaced(error, f"parts.{place}") from error
+                raise with_location(error, f"parts.{place}") from error
         return Product(peak_lr, parts)
 
 
@@ -64,7 +64,7 @@ class Product(Schedule):
     def lr(self, step: int, memory: Mapping[str, float]) -> float:
         product = self.peak_lr
         for place, part in enumerate(self.parts):
-            lr = part.lr(step, recalled(memory, place))
+            lr = part.lr(step, nested_memory(memory, place))
             if lr is not None and self.peak_lr:
                 product *= lr / self.peak_lr
         return product
@@ -74,7 +74,7 @@ class Product(Schedule):
         self, memory: Mapping[str, float], scores: Mapping[str, float], step: int
     ) -> Mapping[str, float]:
         for place, part in enumerate(self.parts):
-            old = recalled(memory, place)
+            old = nested_memory(memory, place)
             new = part.observe(old, scores, step)
-            memory = memory if new is old else remembered(memory, place, new)
+            memory = memory if new is old else update_nested_memory(memory, place, new)
         return memory

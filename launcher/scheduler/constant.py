@@ -6,8 +6,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._warmup import WarmedUp
+from launcher.scheduler._base import Curve, WarmedUp
 
 
 class Constant(WarmedUp):

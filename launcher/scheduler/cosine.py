@@ -7,11 +7,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._floor import Floored
+from launcher.scheduler._base import Curve, MinLrSchedule
 
 
-class Cosine(Floored):
+class Cosine(MinLrSchedule):
     """From the peak along a cosine to the floor, which the step after the last would have.
 
     Past the end of the run the cosine goes on: it rises again.
@@ -28,7 +27,7 @@ class Cosine(Floored):
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = max(1, horizon.max_steps - warmup)
-        floor, cycles = self.floor(peak_lr), self.num_cycles
+        floor, cycles = self.min_factor(peak_lr), self.num_cycles
 
         def factor(step: int) -> float:
             wave = 0.5 * (1 + math.cos(math.pi * cycles * 2 * step / steps))

@@ -6,12 +6,11 @@ from typing import Literal
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._floor import Floored
+from launcher.scheduler._base import Curve, MinLrSchedule
 from launcher.scheduler._length import Length, resolve_positive
 
 
-class CosineAnnealing(Floored):
+class CosineAnnealing(MinLrSchedule):
     """Along a cosine from the peak to the floor in T_max steps, and back up in as many, forever.
 
     Source: torch's `CosineAnnealingLR`, whose `eta_min` is `min_lr`; Loshchilov and Hutter 2017,
@@ -25,7 +24,7 @@ class CosineAnnealing(Floored):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        floor = self.floor(peak_lr)
+        floor = self.min_factor(peak_lr)
         half = (
             max(1, horizon.max_steps - warmup)
             if self.T_max is None

@@ -7,12 +7,11 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._floor import Floored
+from launcher.scheduler._base import Curve, MinLrSchedule
 from launcher.scheduler._length import Length, resolve_positive
 
 
-class CosineWarmRestarts(Floored):
+class CosineWarmRestarts(MinLrSchedule):
     """Along a cosine from the peak to the floor, then again from the peak, forever.
 
     Source: torch's `CosineAnnealingWarmRestarts`, whose `eta_min` is `min_lr`; Loshchilov and
@@ -28,7 +27,7 @@ class CosineWarmRestarts(Floored):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        floor, growth = self.floor(peak_lr), self.T_mult
+        floor, growth = self.min_factor(peak_lr), self.T_mult
         first = resolve_positive("T_0", self.T_0, horizon)
 
         def factor(step: int) -> float:

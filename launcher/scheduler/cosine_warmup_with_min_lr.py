@@ -7,11 +7,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._curve import Curve, Factor
-from launcher.scheduler._floor import Floored
+from launcher.scheduler._base import Curve, Factor, MinLrSchedule
 
 
-class CosineWarmupWithMinLr(Floored):
+class CosineWarmupWithMinLr(MinLrSchedule):
     """A warm-up that does not begin at 0, then a cosine that is at the floor on the last step.
 
     Past the end of the run the cosine goes on: it rises again.
@@ -39,7 +38,7 @@ class CosineWarmupWithMinLr(Floored):
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = max(1, horizon.max_steps - warmup)
-        floor, cycles = self.floor(peak_lr), self.num_cycles
+        floor, cycles = self.min_factor(peak_lr), self.num_cycles
 
         def factor(step: int) -> float:
             wave = 0.5 * (1 + math.cos(math.pi * cycles * 2 * (step + 1) / steps))

@@ -7,11 +7,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._floor import Floored
+from launcher.scheduler._base import Curve, MinLrSchedule
 
 
-class CosineWithRestarts(Floored):
+class CosineWithRestarts(MinLrSchedule):
     """Several equal cosines from the peak to the floor, each starting with a jump to the peak.
 
     Past the end of the run it stays at the floor.
@@ -27,7 +26,7 @@ class CosineWithRestarts(Floored):
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = max(1, horizon.max_steps - warmup)
-        floor, cycles = self.floor(peak_lr), self.num_cycles
+        floor, cycles = self.min_factor(peak_lr), self.num_cycles
 
         def factor(step: int) -> float:
             progress = step / steps

@@ -8,12 +8,11 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, Horizon, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._floor import Floored
+from launcher.scheduler._base import Curve, MinLrSchedule
 from launcher.scheduler._length import Length, resolve_positive
 
 
-class Cyclic(Floored):
+class Cyclic(MinLrSchedule):
     """Up from the floor to the peak and down again, forever.
 
     Source: torch's `CyclicLR`, whose `base_lr` is `min_lr` and whose `max_lr` is the optimizer's
@@ -44,7 +43,7 @@ class Cyclic(Floored):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        floor = self.floor(peak_lr)
+        floor = self.min_factor(peak_lr)
         up = resolve_positive("step_size_up", self.step_size_up, horizon)
         down = (
             up

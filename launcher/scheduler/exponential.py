@@ -6,10 +6,9 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule
-from launcher.scheduler._curve import Curve
+from launcher.contracts import Horizon, Schedule, ScheduleError
+from launcher.scheduler._base import Curve, WarmedUp
 from launcher.scheduler._length import Length, resolve_positive
-from launcher.scheduler._warmup import WarmedUp
 
 
 class Exponential(WarmedUp):
@@ -35,7 +34,7 @@ class Exponential(WarmedUp):
         try:
             _ = peak_lr * self.gamma ** (steps / stretch)
         except OverflowError:
-            raise Misfit(
+            raise ScheduleError(
                 "gamma",
                 f"is {self.gamma:g} every {stretch} steps, no finite number after {steps}; make "
                 "it smaller or decay_steps longer",

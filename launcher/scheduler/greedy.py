@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import ConfigView, Horizon, Misfit, Schedule
+from launcher.contracts import ConfigView, Horizon, Schedule, ScheduleError
 from launcher.scheduler._watching import Watching, current
 
 
@@ -46,9 +46,9 @@ class Greedy(Watching):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        self.floored(peak_lr)
+        self.check_min_lr(peak_lr)
         if self.max_lr < peak_lr:
-            raise Misfit(
+            raise ScheduleError(
                 "max_lr",
                 f"must not be below the optimizer's learning rate {peak_lr:g}, "
                 f"but is {self.max_lr:g}",

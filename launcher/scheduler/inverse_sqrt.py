@@ -5,10 +5,9 @@ from typing import Literal
 
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule
-from launcher.scheduler._curve import Curve
+from launcher.contracts import Horizon, Schedule, ScheduleError
+from launcher.scheduler._base import Curve, WarmedUp
 from launcher.scheduler._length import Length, resolve_positive
-from launcher.scheduler._warmup import WarmedUp
 
 
 class InverseSqrt(WarmedUp):
@@ -37,7 +36,7 @@ class InverseSqrt(WarmedUp):
         shift = timescale - warmup if self.shift is None else self.shift
         first = warmup + shift
         if first < 1:
-            raise Misfit(
+            raise ScheduleError(
                 "shift",
                 f"is {shift}; warmup_steps {warmup} + shift must be at least 1, not {first}",
             )

@@ -6,9 +6,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._curve import Curve
+from launcher.scheduler._base import Curve, WarmedUp
 from launcher.scheduler._length import Length, resolve_positive
-from launcher.scheduler._warmup import WarmedUp
 
 
 class LinearRamp(WarmedUp):

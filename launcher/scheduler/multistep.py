@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._length import Length, not_empty, resolve, told
-from launcher.scheduler._warmup import WarmedUp
+from launcher.contracts import Horizon, Schedule, ScheduleError
+from launcher.scheduler._base import Curve, WarmedUp
+from launcher.scheduler._length import Length, describe, not_empty, resolve
 
 
 class Multistep(WarmedUp):
@@ -33,10 +32,10 @@ class Multistep(WarmedUp):
         milestones = [resolve("milestones", milestone, horizon) for milestone in self.milestones]
         for written, milestone in zip(self.milestones, milestones, strict=True):
             if milestone > steps:
-                raise Misfit(
+                raise ScheduleError(
                     "milestones",
-                    f"has {told(written, milestone)}, which is never reached: the run has {steps} "
-                    "steps after its warm-up; take it out or lengthen the run",
+                    f"has {describe(written, milestone)}, which is never reached: the run has "
+                    f"{steps} steps after its warm-up; take it out or lengthen the run",
                 )
         milestones.sort()
         gamma = self.gamma

@@ -7,9 +7,8 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._warmup import WarmedUp
+from launcher.contracts import Horizon, Schedule, ScheduleError
+from launcher.scheduler._base import Curve, WarmedUp
 
 
 class OneCycle(WarmedUp):
@@ -44,7 +43,7 @@ class OneCycle(WarmedUp):
         """The phases, of which the last goes on past the end as torch's does.
 
         Raises:
-            Misfit: A phase has no length.
+            ScheduleError: A phase has no length.
         """
         start = 1 / self.div_factor
         final = start / self.final_div_factor
@@ -55,7 +54,7 @@ class OneCycle(WarmedUp):
             phases = [(top, start, 1.0), (steps - 1, 1.0, final)]
         ends = [0.0, *(end for end, _, _ in phases)]
         if any(end <= begin for begin, end in pairwise(ends)):
-            raise Misfit(
+            raise ScheduleError(
                 "pct_start",
                 f"is {self.pct_start:g}, so that the phases of {steps} steps end at "
                 f"{', '.join(f'{end:g}' for end in ends[1:])}: each must be later than the one "

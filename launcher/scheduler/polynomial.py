@@ -5,10 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._floor import one_of, over_peak
-from launcher.scheduler._warmup import WarmedUp
+from launcher.contracts import Horizon, Schedule, ScheduleError
+from launcher.scheduler._base import Curve, WarmedUp, factor_of_peak, refuse_both
 
 
 class Polynomial(WarmedUp):
@@ -31,15 +29,15 @@ class Polynomial(WarmedUp):
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:
-        one_of("lr_end", self.lr_end, "lr_end_ratio", self.lr_end_ratio)
+        refuse_both("lr_end", self.lr_end, "lr_end_ratio", self.lr_end_ratio)
         return self
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps, power = horizon.max_steps - warmup, self.power
-        end = over_peak("lr_end", self.lr_end, self.lr_end_ratio, peak_lr)
+        end = factor_of_peak("lr_end", self.lr_end, self.lr_end_ratio, peak_lr)
         if end == 1:
-            raise Misfit(
+            raise ScheduleError(
                 "lr_end",
                 f"must be below the peak learning rate {peak_lr:g}, but is {self.lr_end:g}",
             )

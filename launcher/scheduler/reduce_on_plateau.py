@@ -23,7 +23,7 @@ class ReduceOnPlateau(Watching):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        self.floored(peak_lr)
+        self.check_min_lr(peak_lr)
         return Plateau(peak_lr, self)
 
 

@@ -8,27 +8,27 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 from typing_extensions import override
 
-from launcher.contracts import ConfigView, Horizon, Misfit, Schedule, Settings
-from launcher.scheduler._length import Length, not_empty, resolve, told
+from launcher.contracts import ConfigView, Horizon, Schedule, ScheduleError, Settings
+from launcher.scheduler._base import WarmedUp
+from launcher.scheduler._length import Length, describe, not_empty, resolve
 from launcher.scheduler._nested import (
     AnySchedule,
-    misplaced,
+    nested_memory,
+    nested_watches,
     not_applicable_inside,
-    recalled,
-    remembered,
-    watched_inside,
+    update_nested_memory,
+    with_location,
 )
-from launcher.scheduler._warmup import WarmedUp
 
 
 class Stage(Settings):
-    """One schedule of a sequence, and how long it holds."""
+    """One schedule of a sequence, and its length."""
 
     steps: Length | None
     """Length of the stage; null in the last: all that is left."""
     schedule: AnySchedule
-    """What holds: its step 0 is the stage's first, and to it the stage is the whole run. All start
-    from the optimizer's peak, not from where the one before ended."""
+    """The schedule; its step 0 is the stage's first, and the stage is its whole run. Each starts
+    from the optimizer's peak, not from the last rate of the stage before."""
 
 
 class Sequence(WarmedUp):
@@ -49,7 +49,7 @@ class Sequence(WarmedUp):
     @override
     def watches(self) -> Mapping[str, str]:
         stages = enumerate(self.stages)
-        return watched_inside({f"stages.{i}.schedule": stage.schedule for i, stage in stages})
+        return nested_watches({f"stages.{i}.schedule": stage.schedule for i, stage in stages})
 
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
@@ -67,19 +67,19 @@ class Sequence(WarmedUp):
             try:
                 schedules.append(stage.schedule.build(peak_lr, replace(horizon, max_steps=length)))
             except ValueError as error:
-                raise misplaced(error, f"stages.{place}.schedule") from error
+                raise with_location(error, f"stages.{place}.schedule") from error
             start += length
         return Stages(starts, schedules)
 
     def _length(self, place: int, left: int, horizon: Horizon) -> int:
-        """Length of one stage in steps."""
+        """Return the length of one stage in steps."""
         name, written = f"stages.{place}.steps", self.stages[place].steps
         if written is None and place < len(self.stages) - 1:
-            raise Misfit(name, "is null, which only the last stage may be")
+            raise ScheduleError(name, "is null, which only the last stage may be")
         length = left if written is None else resolve(name, written, horizon)
         if not 1 <= length <= left:
-            asked = f"is {told(written, length)}" if written is not None else "is null"
-            raise Misfit(
+            asked = f"is {describe(written, length)}" if written is not None else "is null"
+            raise ScheduleError(
                 name,
                 f"{asked}, but {max(0, left)} of the run's {horizon.max_steps} steps are left for "
                 "it; shorten the stages before it or lengthen the run",
@@ -97,17 +97,17 @@ class Stages(Schedule):
     @override
     def lr(self, step: int, memory: Mapping[str, float]) -> float | None:
         place = self._place(step)
-        return self.schedules[place].lr(step - self.starts[place], recalled(memory, place))
+        return self.schedules[place].lr(step - self.starts[place], nested_memory(memory, place))
 
     @override
     def observe(
         self, memory: Mapping[str, float], scores: Mapping[str, float], step: int
     ) -> Mapping[str, float]:
         place = self._place(step - 1)
-        old = recalled(memory, place)
+        old = nested_memory(memory, place)
         new = self.schedules[place].observe(old, scores, step - self.starts[place])
-        return memory if new is old else remembered(memory, place, new)
+        return memory if new is old else update_nested_memory(memory, place, new)
 
     def _place(self, step: int) -> int:
-        """Which stage a step belongs to."""
+        """Return the stage of a step."""
         return max(0, sum(start <= step for start in self.starts) - 1)

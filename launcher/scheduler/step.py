@@ -5,10 +5,9 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Horizon, Misfit, Schedule
-from launcher.scheduler._curve import Curve
-from launcher.scheduler._length import Length, resolve_positive, told
-from launcher.scheduler._warmup import WarmedUp
+from launcher.contracts import Horizon, Schedule, ScheduleError
+from launcher.scheduler._base import Curve, WarmedUp
+from launcher.scheduler._length import Length, describe, resolve_positive
 
 
 class Step(WarmedUp):
@@ -31,9 +30,9 @@ class Step(WarmedUp):
         size = resolve_positive("step_size", self.step_size, horizon)
         steps = horizon.max_steps - warmup
         if size > steps:
-            raise Misfit(
+            raise ScheduleError(
                 "step_size",
-                f"is {told(self.step_size, size)}, but the run has {steps} steps after its "
+                f"is {describe(self.step_size, size)}, but the run has {steps} steps after its "
                 "warm-up: the rate would never fall; shorten step_size or choose constant",
             )
         gamma = self.gamma

@@ -7,10 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import ConfigView, Horizon, Misfit, Schedule
-from launcher.scheduler._curve import Curve, Factor
-from launcher.scheduler._floor import Floored
-from launcher.scheduler._length import Length, resolve, told
+from launcher.contracts import ConfigView, Horizon, Schedule, ScheduleError
+from launcher.scheduler._base import Curve, Factor, MinLrSchedule
+from launcher.scheduler._length import Length, describe, resolve
 
 Shape = Literal["linear", "cosine", "1-sqrt"]
 
@@ -21,8 +20,8 @@ _RISES: Mapping[Shape, Callable[[float], float]] = {
 }
 
 
-class WarmupStableDecay(Floored):
-    """A warm-up from the floor, a level stretch at the peak, a cool-down to the floor.
+class WarmupStableDecay(MinLrSchedule):
+    """A warm-up from the minimum, a constant phase at the peak, a decay to the minimum.
 
     The cool-down ends with the run unless `stable_steps` or `decay_start` place it. To cool down
     from a checkpoint of step k, resume with decay_start=k and max_steps=k + decay_steps; the steps
@@ -38,7 +37,7 @@ class WarmupStableDecay(Floored):
     decay_steps: Length
     """Length of the cool-down."""
     stable_steps: Length | None
-    """Length of the level stretch; null: what warm-up and cool-down leave."""
+    """Length of the constant phase; null: what warm-up and decay leave."""
     decay_start: Length | None
     """Step of the run on which the cool-down begins, another way to give stable_steps; null: that
     says it."""
@@ -69,7 +68,7 @@ class WarmupStableDecay(Floored):
 
     @override
     def ramp(self, peak_lr: float, warmup: int) -> Factor:
-        floor = self.floor(peak_lr)
+        floor = self.min_factor(peak_lr)
         rise, power = _RISES[self.warmup_type], self.warmup_power
 
         def factor(step: int) -> float:
@@ -84,8 +83,8 @@ class WarmupStableDecay(Floored):
         return self.level_then_down(peak_lr, self._stable(warmup, decay, horizon), decay)
 
     def level_then_down(self, peak_lr: float, stable: int, decay: int) -> Schedule:
-        """What follows the warm-up, from lengths in steps that were found to fit the run."""
-        floor, height = self.floor(peak_lr), self._height()
+        """Build what follows the warm-up from lengths in steps that fit the run."""
+        floor, height = self.min_factor(peak_lr), self._height()
 
         def factor(step: int) -> float:
             if step < stable:
@@ -108,14 +107,14 @@ class WarmupStableDecay(Floored):
                 return lambda progress: 1 - math.sqrt(progress)
 
     def _stable(self, warmup: int, decay: int, horizon: Horizon) -> int:
-        """Length of the level stretch in steps."""
+        """Return the length of the constant phase in steps."""
         if self.decay_start is not None:
             start = resolve("decay_start", self.decay_start, horizon)
             if start < warmup:
-                raise Misfit(
+                raise ScheduleError(
                     "decay_start",
-                    f"is {told(self.decay_start, start)}, but the warm-up takes {warmup} steps; "
-                    "start the cool-down later or shorten the warm-up",
+                    f"is {describe(self.decay_start, start)}, but the warm-up takes {warmup} "
+                    "steps; start the cool-down later or shorten the warm-up",
                 )
             stable = start - warmup
         elif self.stable_steps is not None:
@@ -123,9 +122,9 @@ class WarmupStableDecay(Floored):
         else:
             stable = max(0, horizon.max_steps - warmup - decay)
         if warmup + stable + decay > horizon.max_steps:
-            raise Misfit(
+            raise ScheduleError(
                 "decay_steps",
-                f"is {told(self.decay_steps, decay)}, but warm-up {warmup} + stable {stable} + "
+                f"is {describe(self.decay_steps, decay)}, but warm-up {warmup} + stable {stable} + "
                 f"decay {decay} = {warmup + stable + decay} steps, and the whole run has "
                 f"{horizon.max_steps}; shorten one of them",
             )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from launcher.contracts import Horizon, Misfit, Schedule, TrainState
+from launcher.contracts import Horizon, Schedule, ScheduleError, TrainState
 from launcher.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "scheduler"
@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_an_error_with_the_numbers(
     name: str, changes: dict[str, Any], says: str, preset: Preset, horizon: MakeHorizon
 ) -> None:
     option = preset(name, **changes)
-    with pytest.raises(Misfit, match=says) as misfit:
+    with pytest.raises(ScheduleError, match=says) as misfit:
         option.build(PEAK, horizon(100))
     assert misfit.value.field in type(option).model_fields
 
