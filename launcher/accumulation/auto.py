@@ -37,15 +37,15 @@ class Auto(AccumulationOption):
 
     kind: Literal["auto"]
     """Find the micro-batch."""
-    samples_per_step: int | None = Field(gt=0)
+    samples_per_step: int | None = Field(gt=0, le=10**9)
     """Global batch: samples in one optimizer step over all ranks; null where tokens_per_step gives
     it."""
-    tokens_per_step: int | None = Field(gt=0)
+    tokens_per_step: int | None = Field(gt=0, le=10**12)
     """Global batch in tokens, every sample counted with the task's full seq_len; null where
     samples_per_step gives it."""
-    max_micro_batch_size: int | None = Field(gt=0)
+    max_micro_batch_size: int | None = Field(gt=0, le=10**9)
     """Samples that may pass through one device at once; null for a rank's whole share."""
-    memory_limit_gib: float | None = Field(gt=0)
+    memory_limit_gib: float | None = Field(gt=0, le=1e6)
     """Memory that each rank may take, in GiB: of its CUDA device, as torch's allocator counts it;
     on the CPU, its resident memory. Null: what is free when the run starts."""
     memory_margin: float = Field(ge=0, lt=1)

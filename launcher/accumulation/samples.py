@@ -15,7 +15,7 @@ class Samples(GivenMicroBatch):
 
     kind: Literal["samples"]
     """Accumulate up to a number of samples."""
-    samples_per_step: int = Field(gt=0)
+    samples_per_step: int = Field(gt=0, le=10**9)
     """Global batch: samples in one optimizer step over all ranks; a multiple of micro_batch_size ×
     ranks."""
 

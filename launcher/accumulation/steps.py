@@ -14,7 +14,7 @@ class Steps(GivenMicroBatch):
 
     kind: Literal["steps"]
     """Accumulate a fixed number of micro-batches."""
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=10**9)
     """Micro-batches that each rank accumulates for one optimizer step."""
 
     @override

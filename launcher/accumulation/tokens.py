@@ -15,7 +15,7 @@ class Tokens(GivenMicroBatch):
 
     kind: Literal["tokens"]
     """Accumulate up to a number of tokens."""
-    tokens_per_step: int = Field(gt=0)
+    tokens_per_step: int = Field(gt=0, le=10**12)
     """Global batch: tokens in one optimizer step over all ranks, every sample counted with the
     task's full seq_len; a multiple of micro_batch_size × ranks × seq_len."""
 

@@ -84,35 +84,35 @@ class RunConfig(Settings):
     """What the run is called: one folder under `run_root`. Letters, digits and `_ . + = , @ -`."""
     seed: int = Field(ge=0, lt=2**63)
     """Where all randomness comes from: initial weights, data order, dropout."""
-    max_steps: int | None = Field(gt=0)
+    max_steps: int | None = Field(gt=0, le=10**12)
     """Optimizer steps of the whole run; null leaves its length to max_epochs."""
-    max_epochs: float | None = Field(gt=0)
+    max_epochs: float | None = Field(gt=0, le=1e6)
     """Passes over the training set; null leaves the run's length to max_steps. What comes first
     ends the run."""
-    max_grad_norm: float | None = Field(gt=0)
+    max_grad_norm: float | None = Field(gt=0, le=1e9)
     """Limit of the 2-norm of all gradients together; null does not clip."""
-    max_grad_norm_per_parameter: float | None = Field(gt=0)
+    max_grad_norm_per_parameter: float | None = Field(gt=0, le=1e9)
     """Limit of the 2-norm of each parameter's gradient, applied before max_grad_norm; null does not
     clip."""
-    max_grad_value: float | None = Field(gt=0)
+    max_grad_value: float | None = Field(gt=0, le=1e9)
     """Limit of the absolute value of every gradient element, applied last; null does not clip."""
-    eval_every_steps: int | None = Field(gt=0)
+    eval_every_steps: int | None = Field(gt=0, le=10**12)
     """Score the held-out documents after every so many steps; null only at the end of the run."""
-    eval_max_samples: int | None = Field(gt=0)
+    eval_max_samples: int | None = Field(gt=0, le=10**9)
     """Held-out samples that an evaluation within the run scores; null takes all."""
-    final_eval_max_samples: int | None = Field(gt=0)
+    final_eval_max_samples: int | None = Field(gt=0, le=10**9)
     """Held-out samples that the evaluation after the last step scores; null takes all."""
     objective: str = Field(min_length=1)
     """Validation score of the finished run that a sweep improves, as metrics.jsonl names it."""
     objective_mode: Literal["min", "max"]
     """Whether a lower or a higher objective is better; a sweeper gets the negative of one to
     maximise."""
-    log_every_steps: int = Field(gt=0)
+    log_every_steps: int = Field(gt=0, le=10**12)
     """Write a row of metrics after every so many steps."""
     on_nonfinite: Literal["stop", "skip"]
     """When loss or gradient norm is not finite: end the run, or skip the update and go on. A
     skipped update counts as a step: the learning rate is where it would be without it."""
-    max_consecutive_skips: int | None = Field(gt=0)
+    max_consecutive_skips: int | None = Field(gt=0, le=10**9)
     """Skipped updates in a row after which the run ends as failed; null never gives up."""
     run_root: str = Field(min_length=1, pattern=r"^[^\x00]*$")
     """Folder of all runs, relative to the current one."""

@@ -151,9 +151,9 @@ class OptimizerOption(DeviceOption):
     """Parameters of the model, trained from scratch, on which the preset's rates were tuned: the
     default job's."""
 
-    lr: float | None
+    lr: float | None = Field(gt=0, le=1e3)
     """Peak learning rate; the schedule scales it. None where the optimizer sets its own."""
-    weight_decay: float = Field(ge=0)
+    weight_decay: float = Field(ge=0, le=1e3)
     """Strength of the pull towards zero, in the groups that decay."""
     groups: ParamGroups
     """Parameter groups."""

@@ -393,9 +393,9 @@ class ObserverOption(Option):
 class CheckpointOption(Option):
     """When and how the state of the run is saved."""
 
-    every_steps: int | None = Field(gt=0)
+    every_steps: int | None = Field(gt=0, le=10**12)
     """Save after every so many optimizer steps; None for no such cadence."""
-    every_minutes: float | None = Field(gt=0)
+    every_minutes: float | None = Field(gt=0, le=1e6)
     """Save when so many minutes have passed since the last save; None for no such cadence."""
     export: bool
     """Leave the trained model in RUN_DIR/export as transformers loads it."""
@@ -445,7 +445,7 @@ class LaunchOption(Option):
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     """Where the ranks compute; `auto` takes CUDA, then MPS, then the CPU."""
-    threads: int | None = Field(gt=0)
+    threads: int | None = Field(gt=0, le=1024)
     """Threads of one CPU operation, per rank; null leaves the number to torch, and shares the cores
     among several ranks."""
     timeout_s: float = Field(gt=0, le=86_400)

@@ -32,7 +32,7 @@ class Local(LaunchOption):
     """One or more processes on this machine."""
 
     kind: Literal["local"]
-    processes: int = Field(gt=0)
+    processes: int = Field(gt=0, le=4096)
     """Ranks to start."""
 
     @property

@@ -29,9 +29,9 @@ class EarlyStopping(ObserverOption):
     """Validation score to watch, as metrics.jsonl names it: `eval_loss`."""
     mode: Literal["min", "max"]
     """Whether a lower or a higher score is better."""
-    patience: int = Field(ge=1)
+    patience: int = Field(ge=1, le=10**12)
     """Evaluations in a row without an improvement after which the run ends."""
-    min_delta: float = Field(ge=0)
+    min_delta: float = Field(ge=0, le=1e9)
     """Least difference from the best score that is an improvement."""
 
     @property

@@ -46,14 +46,14 @@ class Adafactor(OptimizerOption):
     }
 
     kind: Literal["adafactor"]
-    lr: float | None = Field(gt=0)
+    lr: float | None = Field(gt=0, le=1e3)
     """Peak learning rate; null for the relative step, or, under a schedule, for the largest of it:
     0.01."""
-    eps: tuple[Positive, Annotated[float, Field(ge=0)]]
+    eps: tuple[Positive, Annotated[float, Field(ge=0, le=1e6)]]
     """What is added to squared gradients; the least root mean square that scale_parameter takes."""
-    clip_threshold: float = Field(gt=0)
+    clip_threshold: float = Field(gt=0, le=1e9)
     """Limit of the root mean square of an update, before the learning rate."""
-    decay_rate: float = Field(lt=0)
+    decay_rate: float = Field(ge=-100, lt=0)
     """The second moment keeps 1 - step^decay_rate of itself."""
     beta1: float | None = Field(ge=0, lt=1)
     """How much of the running mean of updates is kept; null has none, and saves four bytes per

@@ -32,9 +32,9 @@ class Adagrad(LearningRate, FusedOption):
     usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": RMS_LR}
 
     kind: Literal["adagrad"]
-    lr_decay: float = Field(ge=0)
+    lr_decay: float = Field(ge=0, le=1e6)
     """The learning rate is divided by 1 + lr_decay times the steps done."""
-    initial_accumulator_value: float = Field(ge=0)
+    initial_accumulator_value: float = Field(ge=0, le=1e6)
     """What the sum of squared gradients starts from."""
     eps: Epsilon
     """Added to the root of the sum."""

@@ -34,7 +34,7 @@ class AdamMini(Moments):
     """Decay of the running mean of gradients and of the mean squares of blocks."""
     query_key: tuple[Pattern, ...]
     """Patterns of query and key matrices. Unlike other patterns they need not match anything."""
-    head_dim: int | None = Field(gt=0)
+    head_dim: int | None = Field(gt=0, le=2**20)
     """Rows of a query or key matrix that make a head; null to ask the model's config."""
 
     @override

@@ -34,11 +34,11 @@ class AdamWeightDecay(Moments):
     """Added to the root of the second moment, before bias correction."""
     amsgrad: bool
     """Divide by the largest second moment so far."""
-    clip_value: float | None = Field(gt=0)
+    clip_value: float | None = Field(gt=0, le=1e9)
     """Limit of the absolute value of each gradient element; null for none."""
-    clip_norm: float | None = Field(gt=0)
+    clip_norm: float | None = Field(gt=0, le=1e9)
     """Limit of the 2-norm of each parameter's gradient; null for none."""
-    global_clip_norm: float | None = Field(gt=0)
+    global_clip_norm: float | None = Field(gt=0, le=1e9)
     """Limit of the 2-norm over all gradients; null for none."""
 
     @model_validator(mode="after")

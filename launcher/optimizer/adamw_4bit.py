@@ -22,10 +22,10 @@ class AdamW4bit(LowBit, Moments):
     devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
     kind: Literal["adamw_4bit"]
-    block_size: int = Field(ge=32, multiple_of=2)
+    block_size: int = Field(ge=32, multiple_of=2, le=2**20)
     """Elements that share one scale; parameters that no whole number of blocks fills keep 32-bit
     moments."""
-    min_4bit_size: int = Field(ge=0)
+    min_4bit_size: int = Field(ge=0, le=2**40)
     """Smaller parameters keep 32-bit moments, in elements."""
 
     @property

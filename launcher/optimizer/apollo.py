@@ -32,17 +32,17 @@ class APOLLO(Moments, Matrices):
     usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": RMS_LR}
 
     kind: Literal["apollo"]
-    rank: int = Field(ge=1)
+    rank: int = Field(ge=1, le=2**20)
     """Dims of the low-rank space."""
-    update_every: int = Field(ge=1)
+    update_every: int = Field(ge=1, le=10**12)
     """Optimizer steps between new projections."""
-    scale: float = Field(gt=0)
+    scale: float = Field(gt=0, le=1e6)
     """Its root multiplies the updates; of the order of a matrix's width over the rank."""
     scaling: Literal["channel", "tensor"]
     """One factor per channel, or per matrix (APOLLO-Mini, with rank 1)."""
     projection: Literal["random", "svd"]
     """`random` depends on a parameter's name and the step alone; `svd` follows the gradient."""
-    growth_limit: float | None = Field(gt=1)
+    growth_limit: float | None = Field(gt=1, le=1e6)
     """Most that an update's norm may grow in a step, as a factor; null for any."""
     side: Literal["std", "reverse_std", "left", "right"]
     """Which dim of a matrix is projected: `std` its shorter one, `reverse_std` its longer one."""

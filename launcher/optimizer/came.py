@@ -42,7 +42,7 @@ class CAME(LearningRate, ForeachOption, LibraryOption):
     """Decay of the running means of updates, of squared gradients, and of squared distances."""
     eps: tuple[Positive, Positive]
     """What is added to squared gradients, and to squared distances."""
-    clip_threshold: float = Field(gt=0)
+    clip_threshold: float = Field(gt=0, le=1e9)
     """Limit of the root mean square of an update, before the learning rate."""
 
     @override

@@ -31,11 +31,11 @@ class GaLore(Moments, Matrices):
     usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": RMS_LR}
 
     kind: Literal["galore"]
-    rank: int = Field(ge=1)
+    rank: int = Field(ge=1, le=2**20)
     """Dims of the low-rank space."""
-    update_every: int = Field(ge=1)
+    update_every: int = Field(ge=1, le=10**12)
     """Optimizer steps between new projections, each a singular value decomposition per matrix."""
-    scale: float = Field(gt=0)
+    scale: float = Field(gt=0, le=1e6)
     """Factor on the projected updates."""
     side: Literal["std", "reverse_std", "left", "right"]
     """Which dim of a matrix is projected: `std` its shorter one, `reverse_std` its longer one."""

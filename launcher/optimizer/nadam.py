@@ -27,7 +27,7 @@ class NAdam(Moments, DecoupledDecay, ForeachOption):
     elementwise: ClassVar[bool] = True
 
     kind: Literal["nadam"]
-    momentum_decay: float = Field(ge=0)
+    momentum_decay: float = Field(ge=0, le=1e3)
     """How fast the momentum grows to the first beta from half of it: at step t it is
     beta · (1 - 0.96 ** (t · momentum_decay) / 2), half-way after 4,200 steps at 0.004."""
 

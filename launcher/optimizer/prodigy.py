@@ -39,13 +39,13 @@ class Prodigy(Moments, DecoupledDecay, LibraryOption):
     """Adam's bias correction."""
     safeguard_warmup: bool
     """Keep the learning rate out of the estimate's denominator; for long warm-ups."""
-    d0: float = Field(gt=0)
+    d0: float = Field(gt=0, le=1e3)
     """First estimate of the distance."""
-    d_coef: float = Field(gt=0)
+    d_coef: float = Field(gt=0, le=1e6)
     """Factor on the estimate: the knob to tune."""
-    growth_rate: float | None = Field(gt=1)
+    growth_rate: float | None = Field(gt=1, le=1e9)
     """Most that the estimate may grow in a step, as a factor; null for any."""
-    slice_p: int = Field(ge=1)
+    slice_p: int = Field(ge=1, le=2**20)
     """Estimate from every so many-th entry of each tensor, to save memory; 1 is exact."""
 
     @override

@@ -25,7 +25,7 @@ class ScheduleFreeAdamW(ScheduleFree, Moments):
     kind: Literal["schedule_free_adamw"]
     betas: tuple[OpenUnit, Beta]
     """Interpolation between averaged and fast weights, and decay of the mean of squares."""
-    warmup_steps: int = Field(ge=0)
+    warmup_steps: int = Field(ge=0, le=10**12)
     """Optimizer steps of linear warm-up, by the optimizer itself."""
 
     @override

@@ -30,7 +30,7 @@ class ScheduleFreeSGD(ScheduleFree):
     kind: Literal["schedule_free_sgd"]
     momentum: OpenUnit
     """Interpolation between averaged and fast weights, at which gradients are taken."""
-    warmup_steps: int = Field(ge=0)
+    warmup_steps: int = Field(ge=0, le=10**12)
     """Optimizer steps of linear warm-up, by the optimizer itself."""
 
     @override

@@ -34,9 +34,9 @@ class SOAP(Moments, LibraryOption):
     kind: Literal["soap"]
     shampoo_beta: float | None = Field(ge=0, lt=1)
     """Decay of the preconditioner; null for the second beta."""
-    precondition_frequency: int = Field(ge=1)
+    precondition_frequency: int = Field(ge=1, le=10**12)
     """Optimizer steps between updates of the eigenbasis."""
-    max_precondition_dim: int = Field(ge=1)
+    max_precondition_dim: int = Field(ge=1, le=2**20)
     """Longer dims are not preconditioned: the basis of a dim of n elements has n × n."""
     merge_dims: bool
     """Merge small dims before preconditioning."""

@@ -28,7 +28,7 @@ class StableAdamW(Moments):
     decouple_lr: bool
     """Multiply the decay by lr/max_lr instead of lr; weight_decay is then smaller, 1e-5 rather than
     1e-2."""
-    max_lr: float | None = Field(gt=0)
+    max_lr: float | None = Field(gt=0, le=1e3)
     """Largest learning rate of the run, for decouple_lr; null for lr."""
     kahan: bool
     """Carry the rounding errors of weights below float32, for two bytes more per parameter."""

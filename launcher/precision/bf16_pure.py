@@ -29,7 +29,7 @@ class Bf16Pure(PrecisionOption):
     """`kahan` keeps what rounding took from each weight, two bytes, and gives it back at the next
     step: no update is lost, as with float32 master weights. `stochastic` keeps nothing and rounds
     up or down by chance, so that updates are right on average."""
-    chunk_mib: int = Field(gt=0)
+    chunk_mib: int = Field(gt=0, le=2**20)
     """Float32 copies of weights and gradients that exist at once during a step, in MiB. Optimizers
     that look at all parameters together take them all at once."""
 

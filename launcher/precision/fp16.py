@@ -24,7 +24,7 @@ def _power_of_two(value: float) -> float:
     return value
 
 
-Scale = Annotated[float, Field(gt=0), AfterValidator(_power_of_two)]
+Scale = Annotated[float, Field(gt=0, le=2.0**127), AfterValidator(_power_of_two)]
 
 
 class Fp16(FullEvalOption):
@@ -39,7 +39,7 @@ class Fp16(FullEvalOption):
     """Factor on the loss at the start; a power of two."""
     min_scale: Scale
     """Gradients that overflow with a smaller factor end the run; a power of two."""
-    growth_interval: int = Field(gt=0)
+    growth_interval: int = Field(gt=0, le=10**12)
     """Updates without overflow after which the factor is doubled."""
 
     @model_validator(mode="after")

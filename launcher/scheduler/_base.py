@@ -70,7 +70,7 @@ class WarmedUp(SchedulerOption):
 
     warmup_steps: Length
     """Length of the ramp to the peak: steps, a fraction of the run, or an amount with its unit."""
-    warmup_power: float = Field(gt=0)
+    warmup_power: float = Field(gt=0, le=1e3)
     """Exponent of the ramp: 1 is a straight line, 2 starts slowly, 0.5 starts fast."""
 
     @abstractmethod
@@ -125,7 +125,7 @@ class WarmedUp(SchedulerOption):
 class MinLrSchedule(WarmedUp):
     """A schedule with a minimum: `min_lr`, or `min_lr_ratio` of the peak, or 0."""
 
-    min_lr: float | None = Field(ge=0)
+    min_lr: float | None = Field(ge=0, le=1e3)
     """Minimum learning rate; null if min_lr_ratio gives it. Both null: 0. For a parameter group
     with its own learning rate it is in proportion."""
     min_lr_ratio: float | None = Field(ge=0, le=1)

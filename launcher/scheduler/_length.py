@@ -22,13 +22,19 @@ _Items = TypeVar("_Items")
 _HOW = "write 300, 0.05, '5%', '2 epochs', '1000 samples', '10M tokens' or '300 steps'"
 
 
+_LIMIT = 10**15
+
+
 def _parsed(text: str) -> tuple[Decimal, str]:
     """Return amount and unit of a length given as text."""
     match = _TEXT.fullmatch(text.strip())
     unit = _UNITS.get(match["unit"]) if match else None
     if not match or unit is None or (unit == "%" and match["scale"]):
         raise ValueError(f"{text!r} is not a length; {_HOW}")
-    return Decimal(match["number"]) * _SCALES[match["scale"]], unit
+    amount = Decimal(match["number"]) * _SCALES[match["scale"]]
+    if amount > _LIMIT:
+        raise ValueError(f"a length must be at most {_LIMIT:.0e}, but is {text!r}")
+    return amount, unit
 
 
 def _checked(value: object) -> int | float | str:
@@ -40,6 +46,8 @@ def _checked(value: object) -> int | float | str:
         raise ValueError(f"{value!r} is not a length; {_HOW}")  # noqa: TRY004
     elif value < 0:
         raise ValueError(f"a length must not be negative, but is {value}")
+    elif value > _LIMIT:
+        raise ValueError(f"a length must be at most {_LIMIT:.0e}, but is more")
     elif isinstance(value, float) and not value < 1:
         raise ValueError(
             "a length with a decimal point is a fraction of the run and must be below 1, "

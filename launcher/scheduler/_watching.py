@@ -31,17 +31,17 @@ class Watching(WarmedUp, ABC):
     """`min` if a lower score is better, `max` if a higher one is."""
     factor: float = Field(gt=0, lt=1)
     """The rate after a reduction over the rate before."""
-    patience: int = Field(ge=0)
+    patience: int = Field(ge=0, le=10**12)
     """Evaluations without improvement that are tolerated; the next one changes the rate."""
-    threshold: float = Field(ge=0)
+    threshold: float = Field(ge=0, le=1e9)
     """Least difference to the best score that counts as an improvement."""
     threshold_mode: Literal["rel", "abs"]
     """`rel`: `threshold` is a fraction of the best score; `abs`: an absolute difference."""
-    cooldown: int = Field(ge=0)
+    cooldown: int = Field(ge=0, le=10**12)
     """Evaluations after a reduction that do not count."""
-    min_lr: float = Field(ge=0)
+    min_lr: float = Field(ge=0, le=1e3)
     """Minimum learning rate, in proportion for a parameter group with its own learning rate."""
-    eps: float = Field(ge=0)
+    eps: float = Field(ge=0, le=1e3)
     """Changes of the learning rate up to this are not made."""
 
     @property

@@ -21,7 +21,7 @@ class Constant(WarmedUp):
 
     kind: Literal["constant"]
     """Keep one learning rate."""
-    factor: float = Field(ge=0)
+    factor: float = Field(ge=0, le=1e6)
     """The learning rate over the peak: 1, but for the pieces of a `sequence`."""
 
     @override

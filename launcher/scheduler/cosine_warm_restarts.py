@@ -22,7 +22,7 @@ class CosineWarmRestarts(MinLrSchedule):
     """Fall along a cosine again and again."""
     T_0: Length
     """Length of the first cosine."""
-    T_mult: int = Field(ge=1)
+    T_mult: int = Field(ge=1, le=10**6)
     """Length of each cosine over that of the one before."""
 
     @override

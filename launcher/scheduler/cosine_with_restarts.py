@@ -20,7 +20,7 @@ class CosineWithRestarts(MinLrSchedule):
 
     kind: Literal["cosine_with_restarts"]
     """Fall along a cosine several times."""
-    num_cycles: int = Field(ge=1)
+    num_cycles: int = Field(ge=1, le=10**6)
     """How many cosines fill the run."""
 
     @override

@@ -28,15 +28,15 @@ class Greedy(Watching):
 
     kind: Literal["greedy"]
     """Rise while a score gets better, fall when it stops."""
-    max_lr: float = Field(gt=0)
+    max_lr: float = Field(gt=0, le=1e3)
     """Highest learning rate."""
-    warmup_evaluations: int = Field(ge=0)
+    warmup_evaluations: int = Field(ge=0, le=10**12)
     """Evaluations after a rise that do not count; GreedyLR calls it `warmup`."""
     smooth: bool
     """Watch the mean of the last finite scores, not the last score."""
-    window_size: int = Field(ge=1)
+    window_size: int = Field(ge=1, le=10**6)
     """Scores in that mean."""
-    reset_start: int = Field(ge=1)
+    reset_start: int = Field(ge=1, le=10**12)
     """Reductions wanted at the floor before everything starts anew."""
 
     @override

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule, ScheduleError
@@ -23,7 +24,7 @@ class InverseSqrt(WarmedUp):
     timescale: Length | None
     """Steps after which the fall is felt: four times as many halve the rate. Null: warmup_steps, or
     10000 without a warm-up."""
-    shift: int | None
+    shift: int | None = Field(ge=-(10**12), le=10**12)
     """Steps added to the step; null: timescale - warmup_steps, which makes the fall start at the
     peak."""
 

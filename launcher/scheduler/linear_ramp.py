@@ -18,9 +18,9 @@ class LinearRamp(WarmedUp):
 
     kind: Literal["linear_ramp"]
     """Move in a straight line, up or down."""
-    start_factor: float = Field(ge=0)
+    start_factor: float = Field(ge=0, le=1e6)
     """First rate over the peak."""
-    end_factor: float = Field(ge=0)
+    end_factor: float = Field(ge=0, le=1e6)
     """Last rate over the peak."""
     total_iters: Length | None
     """Steps from the first rate to the last; null: the run, without its warm-up."""

@@ -26,9 +26,9 @@ class OneCycle(WarmedUp):
     """Part of the run that rises."""
     anneal_strategy: Literal["cos", "linear"]
     """Shape of each phase."""
-    div_factor: float = Field(ge=1)
+    div_factor: float = Field(ge=1, le=1e12)
     """Peak over the first rate."""
-    final_div_factor: float = Field(ge=1)
+    final_div_factor: float = Field(ge=1, le=1e12)
     """First rate over the last."""
     three_phase: bool
     """Fall to the first rate as fast as it rose, then on to the last; else fall in one phase."""

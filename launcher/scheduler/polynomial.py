@@ -20,11 +20,11 @@ class Polynomial(WarmedUp):
 
     kind: Literal["polynomial"]
     """Fall as a power of the time left."""
-    lr_end: float | None = Field(ge=0)
+    lr_end: float | None = Field(ge=0, le=1e3)
     """Learning rate at the end, below the peak; null where lr_end_ratio says it. Both null: 0."""
     lr_end_ratio: float | None = Field(ge=0, lt=1)
     """Learning rate at the end over the peak; null where lr_end says it."""
-    power: float = Field(gt=0)
+    power: float = Field(gt=0, le=1e3)
     """Exponent: 1 is a straight line, 2 falls fast at first, 0.5 falls fast at last."""
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ class WarmupStableDecay(MinLrSchedule):
     """Shape of the warm-up: `linear`, `cosine` (slow at both ends), `1-sqrt` (slow at first)."""
     decay_type: Shape
     """Shape of the cool-down: `linear`, `cosine`, `1-sqrt` (fast at first)."""
-    num_cycles: float = Field(gt=0)
+    num_cycles: float = Field(gt=0, le=1e6)
     """Waves of a cosine cool-down: 0.5 falls once."""
 
     @model_validator(mode="after")

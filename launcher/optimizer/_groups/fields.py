@@ -58,7 +58,7 @@ class MixedMoments(SecondMoment):
     one."""
     alpha: float = Field(ge=0, le=1e3)
     """Weight of the slow mean in the update; that of the fast one is 1."""
-    t_alpha_beta3: int | None = Field(gt=0)
+    t_alpha_beta3: int | None = Field(gt=0, le=10**12)
     """Optimizer steps in which alpha grows from 0 and the third beta from the first; the paper
     uses the length of the run. null has both from the start, which often diverges."""
 

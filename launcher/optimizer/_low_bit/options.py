@@ -164,7 +164,7 @@ class EightBit(LowBit):
     # Where bitsandbytes has kernels. Kinds that torchao has too run on more devices.
     devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
-    min_8bit_size: int = Field(ge=0)
+    min_8bit_size: int = Field(ge=0, le=2**40)
     """Smaller parameters keep 32-bit moments, in elements."""
 
     @property
