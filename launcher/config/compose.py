@@ -30,7 +30,7 @@ from launcher.config import _diagnose, _hydra_ext, _words
 from launcher.config._hydra_settings import NoSearchPathLoader
 from launcher.config._interpolation import escaped, resolved
 from launcher.config._provenance import COMMAND_LINE, ConfigFile, Origin, Origins
-from launcher.config.paths import CONF, expand_home
+from launcher.config.paths import CONF, expand_home, is_packaged
 from launcher.config.problems import leaves
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
@@ -98,6 +98,15 @@ class Composed:
             if writers and writers[-1].is_preset:
                 found[key] = value
         return found
+
+    def without_packaged_limit(self) -> Composed:
+        """Let `max_epochs` alone end the run where the user gave it and no `max_steps`."""
+        epochs, steps = self.origin("max_epochs"), self.origin("max_steps")
+        given = self.mapping.get("max_epochs") is not None and not is_packaged(epochs)
+        if not given or self.mapping.get("max_steps") is None or not is_packaged(steps):
+            return self
+        lifted = Origin("max_steps", *epochs.split(": ", 1))
+        return Composed({**self.mapping, "max_steps": None}, (*self.origins, lifted))
 
     def provenance(self) -> dict[str, str]:
         """Who set it, for every leaf."""

@@ -75,6 +75,7 @@ def validate(composed: Composed, problems: Sequence[Problem] = ()) -> LoadedConf
         ConfigError: Those problems and all others.
     """
     found = list(problems)
+    composed = composed.without_packaged_limit()
     try:
         config = RunConfig.from_mapping(composed.mapping)
         config = config.with_presets(composed.preset_values())

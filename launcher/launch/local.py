@@ -13,6 +13,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import LaunchOption
+from launcher.errors import LaunchError
 from launcher.launch._environment import common_to_ranks
 
 if TYPE_CHECKING:
@@ -46,6 +47,19 @@ class Local(LaunchOption):
         if self.device == "auto" and sys.platform == "linux" and not any(map(_present, _DRIVERS)):
             return ("cpu",)
         return super().possible_devices()
+
+    @override
+    def preflight(self) -> None:
+        """Refuse an accelerator that Linux has no driver for; torch is not imported."""
+        missing = {
+            "cuda": not any(map(_present, _DRIVERS)),
+            "mps": True,
+        }
+        if sys.platform == "linux" and missing.get(self.device, False):
+            raise LaunchError(
+                f"launch.device must be a device of this machine, but is {self.device}, and /dev "
+                "has no device file of such a driver; write launch.device=auto or launch.device=cpu"
+            )
 
     @override
     def command(self, run_dir: RunDir) -> Sequence[str]:

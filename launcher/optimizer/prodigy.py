@@ -24,14 +24,13 @@ class Prodigy(Moments, DecoupledDecay, LibraryOption):
 
     # One distance is estimated over all groups: they share one learning rate.
     group_options: ClassVar[frozenset[str]] = frozenset({"weight_decay", "eps"})
-    owns_schedule: ClassVar[bool] = True
-
     package: ClassVar[tuple[str, str]] = ("prodigyopt", "prodigyopt")
     usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {}
 
     kind: Literal["prodigy"]
     lr: float = Field(gt=0, le=1e3)
-    """Factor on the estimated step size; leave it 1 and tune `d_coef`."""
+    """Factor on the estimated step size; leave it 1 and tune `d_coef`. A schedule multiplies it;
+    the authors recommend scheduler=cosine."""
     beta3: float | None = Field(ge=0, lt=1)
     """Decay of the distance estimate's sums; null for the root of the second beta."""
     eps: float = Field(gt=0, le=1)

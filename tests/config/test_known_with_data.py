@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from launcher.config import derive
@@ -64,3 +66,20 @@ def test_an_objective_that_the_data_does_not_give_is_refused() -> None:
     [problem] = unknown_scores(config, SCORES)
     assert problem.key == "objective"
     assert not list(unknown_scores(config, ()))
+
+
+def test_epochs_of_the_user_lift_the_packaged_number_of_steps(tmp_path: Path) -> None:
+    one = load_config(["max_epochs=2"])
+    assert (one.config.max_steps, one.config.max_epochs) == (None, 2)
+    assert one.provenance["max_steps"] == "command line: max_epochs=2"
+    assert load_config(["max_epochs=2", "recipe=quick"]).config.max_steps is None
+    assert load_config(["max_epochs=2", "max_steps=7"]).config.max_steps == 7
+    assert load_config(["max_epochs=null"]).config.max_steps == 1200
+    (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\nmax_epochs: 3\n")
+    assert load_config([], "mine", [tmp_path]).config.max_steps is None
+
+
+def test_prodigy_goes_with_a_schedule() -> None:
+    config = load_config(["optimizer=prodigy", "scheduler=cosine"]).config
+    assert config.scheduler.kind == "cosine"
+    assert load_config(["optimizer=prodigy"]).config.scheduler.kind == "constant"

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from launcher.config.load import load_config
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, LaunchError
 from launcher.launch._begin import preflight
 from launcher.launch.local import Local
 from launcher.run_dir import RunDir
@@ -95,6 +95,17 @@ def test_what_no_possible_device_can_do_is_refused_before_a_run(
         return
     with pytest.raises(ConfigError, match=r"tf32 needs cuda.* \(launch.device=auto, which is cpu"):
         preflight(config)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="device files are Linux's")
+def test_a_device_without_a_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.launch.local._DRIVERS", ("no_such_driver*",))
+    for device in ("cuda", "mps"):
+        with pytest.raises(LaunchError, match=f"but is {device}, .* write launch.device=auto"):
+            local(device=device).preflight()
+    local(device="cpu").preflight()
+    monkeypatch.setattr("launcher.launch.local._DRIVERS", ("null",))
+    local(device="cuda").preflight()
 
 
 @pytest.mark.parametrize(
