@@ -47,7 +47,7 @@ OK = "accumulation.samples_per_step=32"
             "whole run has 1200 steps",
         ),
         (
-            ["scheduler=exponential", "scheduler.gamma=100.0"],
+            ["scheduler=exponential", "scheduler.gamma=1000.0", "scheduler.decay_steps=1"],
             "scheduler",
             "no finite learning rate at step 600",
         ),
