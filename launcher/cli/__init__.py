@@ -27,6 +27,20 @@ VERBS = {
     "version": "the version of trainctl",
 }
 _MODULES = {"list": "listing"}  # a module `list` would hide the builtin in this package
+# Verbs of other tools, and those of `config` without it.
+_MEANT = {
+    **dict.fromkeys(("train", "fit", "launch", "start", "sft", "pretrain", "finetune"), "run"),
+    **dict.fromkeys(("continue", "restart", "restore"), "resume"),
+    **dict.fromkeys(("validate", "test", "verify", "dry-run", "plan"), "check"),
+    **dict.fromkeys(("show", "explain", "diff", "params", "memory"), "config VERB"),
+    **dict.fromkeys(("ls", "options", "groups"), "list"),
+    **dict.fromkeys(("multirun", "sweep"), "run -m KEY=A,B"),
+    **dict.fromkeys(("doctor", "info"), "env"),
+    "estimate-memory": "config memory",
+    "cfg": "config show",
+    "schema": "config schema",
+    "recipe": "recipes",
+}
 _BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE killed
 
 
@@ -48,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # tests replace it
     try:
         status = _run(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: closed by whoever started us
+            sys.stdout.flush()
     except SystemExit as end:  # argparse has printed the help of a verb
         return end.code if isinstance(end.code, int) else 0
     except BrokenPipeError:
@@ -118,6 +133,8 @@ def _unknown(verb: str, words: Sequence[str]) -> str:
         return f"a verb must come first; did you mean `trainctl run {shlex.join(words)}`?"
     from launcher.suggest import closest, did_you_mean
 
+    if meant := _MEANT.get(verb.lower(), "").replace("VERB", verb.lower()):
+        return f"no verb {verb!r}; write `trainctl {meant}`"
     hint = did_you_mean(closest(verb, VERBS)) or f"; it can be: {', '.join(VERBS)}"
     return f"no verb {verb!r}{hint}"
 

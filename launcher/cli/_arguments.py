@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -58,9 +59,9 @@ class Arguments(argparse.ArgumentParser):
             at = before.index("--")
             before, after = before[:at], before[at + 1 :]
         flags, words = self.parse_known_args([self._hyphened(word) for word in before])
-        for word in words:
+        for word, following in zip_longest(words, words[1:], fillvalue=""):
             if word.startswith("-"):
-                self._unknown(word)
+                self._unknown(word, following)
         return flags, [*words, *after]
 
     def words(self, argv: Sequence[str], *, at_least: int = 0, at_most: int = 0) -> Any:
@@ -81,9 +82,16 @@ class Arguments(argparse.ArgumentParser):
         hyphened = head.replace("_", "-")
         return f"{hyphened}{equals}{value}" if hyphened in self._option_string_actions else word
 
-    def _unknown(self, word: str) -> NoReturn:
-        flag = word.partition("=")[0]
+    def _unknown(self, word: str, following: str) -> NoReturn:
+        flag, equals, value = word.partition("=")
         known = [option for option in self._option_string_actions if option.startswith("--")]
+        if "--config-name" in known and not closest(flag, known):
+            from launcher.config.load import advice_for_flag
+
+            if not equals and not following.startswith("-"):
+                value = following
+            if advice := advice_for_flag(flag, value):
+                raise UsageError(f"no option {flag!r}; {advice}")
         self.error(f"no option {flag!r}{did_you_mean(closest(flag, known))}")
 
 

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Train, or show what would be trained."""
-    flags, overrides = _arguments().split(argv)
+    arguments = _arguments()
+    flags, overrides = arguments.split(argv)
+    if flags.multirun and (flags.cfg or flags.info or flags.hydra_help):
+        arguments.error(
+            "-m starts jobs, and --cfg, --info and --hydra-help start none; leave -m out"
+        )
     if flags.multirun or flags.cfg or flags.info or flags.hydra_help or flags.dry_run:
         return _run(flags, argv, overrides, None)
     from launcher.launch._early import EarlyRank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,21 @@ from hydra.core.override_parser.types import Override
 
 from launcher.config import _diagnose, _hydra_ext, _words, effects, rules
 from launcher.config._hydra_settings import NO_CODE, NOT_ALLOWED
+from launcher.config.aliases import instead_of_key
 from launcher.config.compose import (
     COMPOSITION_ERRORS,
     Composed,
+    compose,
     compose_leniently,
     make_loader,
     parsed,
 )
 from launcher.config.paths import expand_home
-from launcher.config.problems import merged
+from launcher.config.problems import leaves, merged
 from launcher.config.schema import RunConfig
+from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
+from launcher.suggest import closest_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,22 @@ def sweep_jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ())
     except COMPOSITION_ERRORS as error:
         raise ConfigError([Problem("", f"these words make no grid: {error}")]) from error
     return [list(job) for job in grid]
+
+
+def advice_for_flag(flag: str, value: str) -> str:
+    """Return what to write for a setting that was given as a flag, as other tools take it.
+
+    Args:
+        flag: With its hyphens.
+        value: What follows it; "" where nothing does.
+    """
+    key = flag.lstrip("-").replace("-", "_")
+    if advice := instead_of_key(key, value):
+        return advice
+    known = [key for key, _ in leaves(compose(()).mapping)]
+    found = [key] if key in {*GROUPS, "recipe", *known} else closest_keys(key, [*GROUPS, *known])
+    words = [shlex.quote(f"{each}={value or 'VALUE'}") for each in found[:3]]
+    return f"write {' or '.join(words)}" if words else ""
 
 
 def refuse_code(
