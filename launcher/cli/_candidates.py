@@ -25,7 +25,13 @@ def candidates(line: str) -> list[str]:
     """
     *words, last = re.split(r"\s+", line.lstrip())
     found = {word for word in _possible(words[1:], last) if word.startswith(last)}
+    if words[1:3] == ["config", "explain"] and not any(map(_is_key, words[3:])):
+        found = {word.removesuffix("=") for word in found}
     return [word if word.endswith(("=", ".", "/")) else f"{word} " for word in sorted(found)]
+
+
+def _is_key(word: str) -> bool:
+    return "=" not in word and not word.startswith(("-", "~"))
 
 
 def _possible(words: Sequence[str], last: str) -> Iterable[str]:

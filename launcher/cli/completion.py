@@ -24,7 +24,13 @@ _trainctl() {
     local -a candidates
     local line="${(j: :)words[1,CURRENT-1]} $PREFIX"
     candidates=("${(@f)$($words[1] completion query "$line" 2>/dev/null)}")
-    compadd -Q -S '' -- ${candidates:#}
+    candidates=(${candidates:#})
+    if (( $#candidates )); then
+        compadd -Q -S '' -- $candidates
+    else
+        compset -P '*='
+        _files
+    fi
 }
 compdef _trainctl trainctl
 """
@@ -42,7 +48,9 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["query"]:
         from launcher.cli._candidates import candidates
 
-        print("\n".join(candidates(argv[1] if len(argv) > 1 else "")))
+        # Not even an empty line where there is nothing: the shell then completes paths.
+        for candidate in candidates(argv[1] if len(argv) > 1 else ""):
+            print(candidate)
         return 0
     _, words = arguments.words(argv, at_least=1, at_most=1)
     hooks = {"bash": _BASH, "zsh": _ZSH}

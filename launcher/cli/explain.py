@@ -23,10 +23,11 @@ def main(argv: list[str]) -> int:
     )
     add_composition_flags(arguments)
     flags, words = arguments.split(argv)
-    key = next((word for word in words if "=" not in word and not word.startswith("~")), None)
+    key = next((word for word in words if not word.startswith("~") and _is_key(word)), None)
     if key is None:
         arguments.error("a word is missing: the KEY to explain, such as optimizer.lr")
     words.remove(key)
+    key = key.rstrip("=.")
     from launcher.config.explain import explain
 
     found = explain(composition(flags, words).load(), key)
@@ -35,6 +36,11 @@ def main(argv: list[str]) -> int:
     else:
         print(_text(found))
     return 0
+
+
+def _is_key(word: str) -> bool:
+    """Return whether a word is no override; `optimizer.lr=` without a value is none."""
+    return "=" not in word.removesuffix("=")
 
 
 def _facts(found: Explanation) -> dict[str, Any]:

@@ -83,7 +83,12 @@ def _options(group: str, flags: Namespace) -> dict[str, Any]:
         "group": group,
         "doc": meaning(RunConfig, group),
         "presets": [
-            {"preset": name, "kind": kind(path), "doc": summary(path) or _doc(group, kind(path))}
+            {
+                "preset": name,
+                "kind": kind(path),
+                "doc": summary(path) or _doc(group, kind(path)),
+                "extra": _extra(group, kind(path)),
+            }
             for name, path in found.items()
         ],
         "kinds": [{"kind": name, "doc": _doc(group, name)} for name in registry.kinds(group)],
@@ -96,7 +101,7 @@ def _options_text(facts: Mapping[str, Any]) -> str:
         (
             f"  {group}={each['preset']}",
             "" if each["kind"] == each["preset"] else f"kind {each['kind'] or 'unknown'}",
-            each["doc"],
+            each["doc"] + (f" (needs trainctl[{each['extra']}])" if each["extra"] else ""),
         )
         for each in facts["presets"]
     ]
@@ -177,6 +182,15 @@ def _values(group: str, preset: str, flags: Namespace) -> Any:
 
     composed, _ = compose_leniently([f"{group}={preset}"], flags.config_name, flags.config_dir)
     return composed.mapping.get(group) if composed else None
+
+
+def _extra(group: str, name: str | None) -> str | None:
+    from launcher import registry
+
+    try:
+        return registry.option_class(group, name or "").extra
+    except ConfigError:
+        return None
 
 
 def _doc(group: str, name: str | None) -> str:

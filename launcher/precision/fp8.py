@@ -25,6 +25,8 @@ class Fp8(PrecisionOption):
     devices: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
     kind: Literal["fp8"]
+    extra: ClassVar[str | None] = "fp8"
+
     recipe: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"]
     """One scale per tensor (fastest), per row (more exact), or per row with weight gradients in
     bfloat16 (most exact)."""

@@ -56,7 +56,8 @@ def user_folder(tmp_path: Path) -> Path:
         ("trainctl run optimizer.groups.lay", ["optimizer.groups.layer_decay="]),
         ("trainctl run optimizer=adamw,sg", ["optimizer=adamw,sgd "]),
         ("trainctl check ~optimizer.bet", ["~optimizer.betas="]),
-        ("trainctl config explain optimizer.bet", ["optimizer.betas="]),
+        ("trainctl config explain optimizer.bet", ["optimizer.betas "]),
+        ("trainctl config explain optimizer.lr optimizer.bet", ["optimizer.betas="]),
         ("trainctl run on_nonfinite=", ["on_nonfinite=skip ", "on_nonfinite=stop "]),
         ("trainctl run checkpoint.export=t", ["checkpoint.export=true "]),
         ("trainctl run max_s", ["max_steps="]),
@@ -151,6 +152,19 @@ def test_bash_replaces_only_what_it_will(line: str, replies: list[str]) -> None:
     )
     assert ended.stderr == ""
     assert set(replies) <= set(ended.stdout.split("\n"))
+
+
+@pytest.mark.parametrize("line", ["run data.files=/tm", "run model.path=", "run --config-dir /tm"])
+def test_where_there_is_nothing_the_shell_completes_paths(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty candidate would be one, and keep bash from its own."""
+    assert main(["query", f"trainctl {line}"]) == 0
+    assert capsys.readouterr().out == ""
+    script = SHELL.format(python=sys.executable)
+    words = ["bash", "-c", script, "bash", f"trainctl {line}"]
+    ended = subprocess.run(words, text=True, capture_output=True, check=True)
+    assert ended.stdout == "" or ended.stdout == "\n"
 
 
 def test_hooks_are_valid_shell(capsys: pytest.CaptureFixture[str]) -> None:
