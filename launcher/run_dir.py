@@ -5,7 +5,8 @@ runs/<name>/<id>/
     provenance.json   for every key, which file and line or command-line word set it
     overrides.txt     the overrides as typed, one a line
     decisions.txt     the same with what was decided at launch written out (accumulation=auto)
-    env.json          versions, host, folder and command of the launch
+    env.json          folder, machine, packages, git commit, and start and end of each launch
+    uncommitted.diff  changes of tracked files at the launch, if there were any
     command.sh        the command that started the run
     run.lock          held by the launcher and its ranks as long as they live
     result.json       how the run ended, from the launcher: status, step, scores, or the error
@@ -73,7 +74,7 @@ class RunDir:
 
     @property
     def env(self) -> Path:
-        """The machine and versions of the launch."""
+        """The machine, the code and the launches of the run."""
         return self.path / "env.json"
 
     @property

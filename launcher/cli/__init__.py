@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]
+    _open_standard_streams()
     with suppress(AttributeError):
         # A word of the command line need not be valid UTF-8, and not every terminal knows ×.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # tests replace it
@@ -137,6 +138,18 @@ def _unknown(verb: str, words: Sequence[str]) -> str:
         return f"no verb {verb!r}; write `trainctl {meant}`"
     hint = did_you_mean(closest(verb, VERBS)) or f"; it can be: {', '.join(VERBS)}"
     return f"no verb {verb!r}{hint}"
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null in place of a closed stream: the next file to open would get its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one.
+            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _forget_stdout() -> None:

@@ -29,9 +29,10 @@ def main(argv: list[str]) -> int:
     flags, words = parser.split(argv)
     if not words:
         parser.error("a word is missing: the run's directory")
-    from launcher.launch import resume
+    from launcher.launch import resume, signals_end_launch
 
-    resume(_directory(words[0]), words[1:], flags.allow)
+    with signals_end_launch():
+        resume(_directory(words[0]), words[1:], flags.allow)
     return 0
 
 

@@ -26,12 +26,15 @@ def main(argv: list[str]) -> int:
         arguments.error(
             "-m starts jobs, and --cfg, --info and --hydra-help start none; leave -m out"
         )
+    from launcher.launch import signals_end_launch
+
     if flags.multirun or flags.cfg or flags.info or flags.hydra_help or flags.dry_run:
-        return _run(flags, argv, overrides, None)
+        with signals_end_launch():
+            return _run(flags, argv, overrides, None)
     from launcher.launch._early import EarlyRank
 
     # It imports torch while we compose; whatever happens here, it does not outlive us.
-    with EarlyRank() as early:
+    with signals_end_launch(), EarlyRank() as early:
         return _run(flags, argv, overrides, early)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.contracts.state import TrainState
 
@@ -94,7 +94,8 @@ class RunContext:
         logged_step: Last step whose row is final: that of `start`, or the one before it if the
             evaluation of that step was interrupted and is repeated.
         max_steps: The step at which the run ends if no observer stops it before.
-        summary: The header: what is said once at the start, (label, text) in order.
+        summary: The header: what is printed once at the start, (label, text) in order.
+        config: Values of the resolved config, as in config.json.
         recorder: Makes the observer that writes rows of metrics to sinks.
         saver: Makes the observer that saves the state: after every so many steps (None: not by
             steps), when a rank requests it, and after the last step.
@@ -106,6 +107,7 @@ class RunContext:
     logged_step: int
     max_steps: int
     summary: Sequence[tuple[str, str]]
+    config: Mapping[str, Any]
     recorder: Callable[[Sequence[Sink]], Observer]
     saver: Callable[[int | None], Observer]
 
@@ -138,10 +140,12 @@ class LogContext:
         run_dir: Where files go.
         start_step: Last step whose row is final; a resumed run writes those after it again.
         max_steps: The step at which the run ends.
-        summary: The header: what is said once at the start, (label, text) in order.
+        summary: The header: what is printed once at the start, (label, text) in order.
+        config: Values of the resolved config, as in config.json.
     """
 
     run_dir: RunDir
     start_step: int
     max_steps: int
     summary: Sequence[tuple[str, str]]
+    config: Mapping[str, Any] = field(default_factory=dict)

@@ -436,7 +436,13 @@ class LoggingOption(Option):
     def observers(self, context: RunContext) -> Sequence[Observer]:
         if context.world.rank != 0:
             return ()
-        log = LogContext(context.run_dir, context.logged_step, context.max_steps, context.summary)
+        log = LogContext(
+            context.run_dir,
+            context.logged_step,
+            context.max_steps,
+            context.summary,
+            context.config,
+        )
         return [context.recorder(self.build(log))]
 
 

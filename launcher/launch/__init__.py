@@ -10,6 +10,7 @@ launching: `launcher/launch/<kind>.py` with a `LaunchOption`, and `conf/launch/<
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,3 +82,14 @@ def total_memory() -> int:
     from launcher.launch import _memory
 
     return _memory.total_bytes()
+
+
+def signals_end_launch() -> AbstractContextManager[None]:
+    """End the launch with status 75 on a signal that comes before there are ranks.
+
+    Raises:
+        Preempted: SIGTERM, SIGHUP or SIGUSR1 came.
+    """
+    from launcher.launch import _signals
+
+    return _signals.signals_end_launch()

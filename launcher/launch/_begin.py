@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from launcher import run_dir as run_dirs
 from launcher.config.rules import unsupported
@@ -20,11 +16,10 @@ from launcher.errors import ConfigError, LaunchError, TrainctlError
 from launcher.launch._early import EarlyRank
 from launcher.launch._fit import find_micro_batch_size
 from launcher.launch._lock import locked
+from launcher.launch._machine import facts, launch_recorded
 from launcher.launch._outcome import Result
 from launcher.launch._start import start
 from launcher.run_dir import RunDir, write_atomically
-
-_RECORDED = ("trainctl", "torch", "transformers", "deepspeed", "accelerate", "hydra-core", "numpy")
 
 
 def preflight(config: RunConfig) -> None:
@@ -86,8 +81,9 @@ def run_ranks(
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     command = shlex.join(["trainctl", "resume", str(shown)])
     try:
-        decided = find_micro_batch_size(config, run_dir, lock, quiet=quiet)
-        result = start(decided, run_dir, lock, early, quiet=quiet)
+        with launch_recorded(run_dir):
+            decided = find_micro_batch_size(config, run_dir, lock, quiet=quiet)
+            result = start(decided, run_dir, lock, early, quiet=quiet)
     except ConfigError:
         raise  # it would meet the same config again
     except TrainctlError as error:
@@ -125,27 +121,9 @@ def _write_down(
         write_atomically(run_dir.config, config.to_json())
         write_atomically(run_dir.provenance, json.dumps(provenance, indent=1) + "\n")
         write_atomically(run_dir.overrides, "".join(f"{word}\n" for word in overrides))
-        write_atomically(run_dir.env, json.dumps(_environment(), indent=1) + "\n")
+        write_atomically(run_dir.env, json.dumps(facts(), indent=1) + "\n")
         command = shlex.join(["trainctl", "run", *overrides])
         folder = shlex.quote(str(Path.cwd()))
         write_atomically(run_dir.command, f"#!/bin/sh\ncd {folder} && {command}\n")
     except OSError as error:
         raise LaunchError(f"cannot write to {run_dir.path}: {error.strerror}") from error
-
-
-def _environment() -> dict[str, Any]:
-    versions: dict[str, str | None] = {}
-    for name in _RECORDED:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return {
-        "folder": str(Path.cwd()),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "python": sys.version.split()[0],
-        "executable": sys.executable,
-        "cores": os.cpu_count(),
-        "versions": versions,
-    }

@@ -32,6 +32,7 @@ class Result:
         references: Figures that put the scores in perspective.
         sample: Generated text, if the task has some.
         stopped: Reason why the run ended before its full length; None if it did not.
+        best: The scores of the evaluation with the best objective, and its `step`.
         unread: Settings that rank 0 did not read.
         without_effect: Settings of the user's that no process read, each with who set it.
     """
@@ -41,6 +42,7 @@ class Result:
     references: Mapping[str, float]
     sample: str | None
     stopped: str | None
+    best: Mapping[str, float] = field(default_factory=dict)
     unread: Sequence[str] = ()
     without_effect: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,12 +92,18 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
         process = next((rank for rank in ranks if rank.rank == first.rank), None)
         raise _error(run_dir, first.rank, records.get(first.rank), process, len(ranks))
     values = records[0]
-    names = ("step", "scores", "references", "sample", "stopped", "unread")
+    names = ("step", "scores", "references", "sample", "stopped", "best", "unread")
     return Result(**{name: values[name] for name in names})
 
 
-def write_result(run_dir: RunDir, result: Result | TrainctlError) -> None:
-    """Write RUN_DIR/result.json, from which other programs read how the run ended."""
+def write_result(run_dir: RunDir, result: Result | TrainctlError, seconds: float) -> None:
+    """Write RUN_DIR/result.json, from which other programs read how the run ended.
+
+    Args:
+        run_dir: The run directory.
+        result: What the ranks made, or what ended them.
+        seconds: Duration of this launch.
+    """
     values: dict[str, Any]
     if isinstance(result, TrainctlError):
         stopped = isinstance(result, Preempted | Interrupted)
@@ -109,8 +117,11 @@ def write_result(run_dir: RunDir, result: Result | TrainctlError) -> None:
             "references": dict(result.references),
             "sample": result.sample,
             "stopped": result.stopped,
+            "best": dict(result.best),
+            "export": run_dir.export.name if run_dir.export.exists() else None,
             "without_effect": dict(result.without_effect),
         }
+    values["duration_s"] = round(seconds, 3)
     write_atomically(run_dir.result, to_json(values))
 
 

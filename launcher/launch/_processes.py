@@ -49,6 +49,12 @@ class RankProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def send_group(self, number: int) -> None:
+        """Send a signal to it and to what it started, if it runs."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it because the launcher says so."""
         self.killed = self.killed or self.status is None

@@ -45,6 +45,7 @@ def record_completed(run_dir: RunDir, rank: int, outcome: Outcome) -> None:
             "references": dict(outcome.references),
             "stopped": outcome.state.stopped,
             "sample": outcome.sample,
+            "best": dict(outcome.best),
             "unread": list(outcome.unread),
         },
     )

@@ -1,12 +1,19 @@
-"""Signals of a rank: a handler only takes a note; the loop asks for it between steps."""
+"""Signals of a launcher and of its ranks.
+
+A rank's handler only takes a note; the loop asks for it between steps. The launcher forwards
+signals to its ranks (`_supervisor`); as long as it has none, they end it as they would end a run.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-from launcher.errors import Interrupted
+from launcher.errors import Interrupted, Preempted
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that ask a run to save and end."""
@@ -17,6 +24,29 @@ DUMP = signal.SIGUSR2
 def handled() -> list[signal.Signals]:
     """Return the stopping signals that this process does not ignore, as under nohup."""
     return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+@contextmanager
+def signals_end_launch() -> Iterator[None]:
+    """End a launch with the status of a preempted run while there is no rank to forward to.
+
+    Raises:
+        Preempted: A signal came; SIGINT stays a KeyboardInterrupt.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        name = signal.Signals(number).name
+        raise Preempted(f"{name} received while no rank was running; nothing was lost")
+
+    main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in handled() if number != signal.SIGINT] if main else []
+    before = {number: signal.signal(number, end) for number in ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopFlag:

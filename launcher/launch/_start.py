@@ -6,14 +6,16 @@ import json
 import os
 import pathlib
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import BinaryIO
 
 from launcher.config.effects import without_effect
 from launcher.config.schema import RunConfig
 from launcher.contracts import recorded
-from launcher.errors import TrainctlError
+from launcher.errors import LaunchError, TrainctlError
 from launcher.launch import _outcome
 from launcher.launch._early import EarlyRank
 from launcher.launch._environment import HEARTBEAT_FD, LAUNCHER_PID, STORE_FD, without_rank
@@ -46,17 +48,18 @@ def start(
     Raises:
         TrainctlError: The first failure of a rank.
     """
+    started = time.monotonic()
     try:
         _outcome.clear(run_dir)
         with recorded(config) as reads:
             result = _run(config, run_dir, lock, early, quiet=quiet)
     except TrainctlError as error:
-        _outcome.write_result(run_dir, error)
+        _outcome.write_result(run_dir, error, time.monotonic() - started)
         raise
     unread = [key for key in reads.unread() if key in result.unread]
     unused = without_effect(config, unread, _provenance(run_dir))
     result = replace(result, without_effect=unused)
-    _outcome.write_result(run_dir, result)
+    _outcome.write_result(run_dir, result, time.monotonic() - started)
     return result
 
 
@@ -105,7 +108,6 @@ def _start_ranks(
     descriptors = [*lock, heartbeats.descriptor]
     environments = config.launch.rank_environments()
     folder = _folder(run_dir)
-    run_dir.log(0).parent.mkdir(exist_ok=True)
     with ExitStack() as stack:
         first: dict[str, str] = {}
         if len(environments) > 1:
@@ -129,7 +131,7 @@ def _start_ranks(
             if process is None:
                 # Rank 0 has the console; what the others print is in their logs.
                 to_log = rank > 0 or quiet
-                output = stack.enter_context(run_dir.log(rank).open("ab")) if to_log else None
+                output = stack.enter_context(_open_log(run_dir.log(rank))) if to_log else None
                 process = start_process(
                     command,
                     {**environment, **variables},
@@ -139,6 +141,14 @@ def _start_ranks(
                     output=output,
                 )
             ranks.append(process)
+
+
+def _open_log(path: pathlib.Path) -> BinaryIO:
+    try:
+        path.parent.mkdir(exist_ok=True)
+        return path.open("ab")
+    except OSError as error:
+        raise LaunchError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _provenance(run_dir: RunDir) -> Mapping[str, str]:

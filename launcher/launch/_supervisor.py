@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -41,10 +42,12 @@ class Supervisor:
 
     @contextmanager
     def forwarding(self) -> Iterator[None]:
-        """Pass on what asks us to end; the ranks decide how. No rank is left afterwards."""
+        """Forward signals to the ranks, which decide how they end. No rank is left afterwards."""
         # A thread (of a sweep's launcher) may not set handlers: there the main thread's hold.
         ours = handled() if threading.current_thread() is threading.main_thread() else []
         before = {number: signal.signal(number, self._forward) for number in ours}
+        if ours and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
         try:
             yield
         finally:
@@ -106,6 +109,16 @@ class Supervisor:
                 rank.kill()
             else:
                 rank.send(number)
+
+    def _suspend(self, number: int, frame: FrameType | None) -> None:
+        """Stop on Ctrl-Z, the ranks first: in their own sessions they do not get the terminal's."""
+        del number, frame
+        for rank in self.ranks:
+            rank.send_group(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        # Here after `fg` or `bg`.
+        for rank in self.ranks:
+            rank.send_group(signal.SIGCONT)
 
 
 def _failed(rank: RankProcess) -> bool:

@@ -45,10 +45,10 @@ def main(path: str, run: Callable[[RunDir, StopFlag], Outcome] | None = None) ->
     stop.install()
     run_dir = RunDir(Path(path))
     rank = int(os.environ.get("RANK", "0"))
-    _log_to(run_dir.log(rank))
     from launcher.launch._record import record_completed, record_failed
 
     try:
+        _log_to(run_dir.log(rank))
         outcome = (run or _run)(run_dir, stop)
     except BaseException as error:
         if isinstance(error, TrainctlError):
@@ -138,9 +138,12 @@ def _attributed(run_dir: RunDir, error: BaseException) -> BaseException:
 
 
 def _log_to(path: Path) -> None:
-    """Everything that is logged goes to the rank's own file; sinks add the console."""
-    path.parent.mkdir(exist_ok=True)
-    handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
+    """Write everything that is logged to the rank's own file; sinks add the console."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
+    except OSError as error:
+        raise LaunchError(f"cannot write {path}: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -15,6 +15,7 @@ from launcher.logging._console import console, fall_silent, say, show_warnings
 
 _REDRAW_INTERVAL_S = 0.25
 _BAR_WIDTH = 40
+_EVALUATION_INTERVAL_S = 30.0
 
 
 def display(mode: Literal["auto", "live", "plain"], context: LogContext) -> Sink:
@@ -35,6 +36,17 @@ class PlainLines(Sink):
     def __init__(self, context: LogContext) -> None:
         self._max_steps = context.max_steps
         self._pace = _lines.Pace(context.start_step, context.max_steps)
+        self._evaluation_shown = time.monotonic()
+
+    @override
+    def show_evaluation(self, done: int, total: int) -> None:
+        """Print how far an evaluation has come, twice a minute."""
+        now = time.monotonic()
+        if done == 0:
+            self._evaluation_shown = now
+        elif done < total and now - self._evaluation_shown >= _EVALUATION_INTERVAL_S:
+            self._evaluation_shown = now
+            say(Text(f"evaluating  {_lines.share(done, total)}"))
 
     @override
     def write(self, row: Row) -> None:
@@ -63,39 +75,57 @@ class LiveDisplay(Sink):
 
         self._max_steps = context.max_steps
         self._pace = _lines.Pace(context.start_step, context.max_steps)
-        self._live = Live(self._bar(context.start_step, ""), console=console(), auto_refresh=False)
+        self._bar = self._training_bar(context.start_step, "")
+        self._numbers = Text()
+        self._live = Live(self._bar, console=console(), auto_refresh=False)
         self._drawn = time.monotonic()
         _unless_gone(lambda: self._live.start(refresh=True))
 
     @override
     def write(self, row: Row) -> None:
         """Take the row; draw it if the last drawing is old enough."""
-        picture = self._bar(int(row["step"] or 0), self._pace.eta(row))
-        self._live.update(picture.append("\n").append_text(_assembled(_lines.training(row))))
-        now = time.monotonic()
+        self._bar = self._training_bar(int(row["step"] or 0), self._pace.eta(row))
+        self._numbers = _assembled(_lines.training(row))
+        self._live.update(self._picture())
         if scores := _lines.scores(row):
-            # What is said above the display draws it anew.
-            self._drawn = now
+            # What is printed above the display redraws it.
+            self._drawn = time.monotonic()
             say(_assembled([("", _lines.position(row, self._max_steps)), *scores]))
-        elif now - self._drawn >= _REDRAW_INTERVAL_S:
-            self._drawn = now
-            _unless_gone(self._live.refresh)
+        else:
+            self._draw()
+
+    @override
+    def show_evaluation(self, done: int, total: int) -> None:
+        """Draw the bar of an evaluation below that of the training until the next row."""
+        bar = _bar(done / total).append(f"  evaluating {_lines.share(done, total)}")
+        self._live.update(self._picture().append("\n").append_text(bar))
+        self._draw()
 
     @override
     def close(self) -> None:
         """Draw the last row and leave it standing."""
         _unless_gone(self._live.stop)
 
-    def _bar(self, step: int, eta: str) -> Text:
-        done = step / self._max_steps
-        full = round(done * _BAR_WIDTH)
-        piece = "━" if console().encoding.startswith("utf") else "="
-        bar = Text(no_wrap=True, overflow="ellipsis")
-        bar.append(piece * full, "green").append(piece * (_BAR_WIDTH - full), "bright_black")
-        bar.append(f"  {step:,}/{self._max_steps:,}  {done:.0%}")
-        if eta:
-            bar.append("  ETA ", "dim").append(eta)
-        return bar
+    def _draw(self) -> None:
+        now = time.monotonic()
+        if now - self._drawn >= _REDRAW_INTERVAL_S:
+            self._drawn = now
+            _unless_gone(self._live.refresh)
+
+    def _picture(self) -> Text:
+        picture = self._bar.copy()
+        return picture.append("\n").append_text(self._numbers) if self._numbers else picture
+
+    def _training_bar(self, step: int, eta: str) -> Text:
+        bar = _bar(step / self._max_steps).append(f"  {_lines.share(step, self._max_steps)}")
+        return bar.append("  ETA ", "dim").append(eta) if eta else bar
+
+
+def _bar(done: float) -> Text:
+    full = round(done * _BAR_WIDTH)
+    piece = "━" if console().encoding.startswith("utf") else "="
+    bar = Text(no_wrap=True, overflow="ellipsis")
+    return bar.append(piece * full, "green").append(piece * (_BAR_WIDTH - full), "bright_black")
 
 
 def _say_header(summary: Sequence[tuple[str, str]]) -> None:

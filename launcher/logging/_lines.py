@@ -71,6 +71,11 @@ def joined(parts: Sequence[tuple[str, str]]) -> str:
     return "  ".join(f"{label} {value}" if label else value for label, value in parts)
 
 
+def share(done: int, total: int) -> str:
+    """Return `1,024/16,384  6%`."""
+    return f"{done:,}/{total:,}  {done / total:.0%}"
+
+
 def position(row: Row, max_steps: int) -> str:
     """`step  12/100`, as wide at the first step as at the last."""
     total = str(max_steps)

@@ -36,7 +36,7 @@ class Standard(LoggingOption):
 
         sinks: list[Sink] = [JsonLines(context)]
         if self.tensorboard:
-            from launcher.logging._events import EventFile
+            from launcher.logging._tensorboard import EventFile
 
             sinks.append(EventFile(context))
         if self.console != "none":

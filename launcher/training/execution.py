@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -116,6 +117,11 @@ class Execution:
         """The last validation scores."""
         return self._evaluate.last
 
+    @property
+    def best(self) -> Mapping[str, float]:
+        """The scores with the best objective, and their `step`; empty without an evaluation."""
+        return self._best.scores
+
     def run(self) -> TrainState:
         """Train until the last step, and evaluate it."""
         context = RunContext(
@@ -126,6 +132,7 @@ class Execution:
             logged_step=self._state.step - (self._unfinished is not None),
             max_steps=self._parts.max_steps,
             summary=summary(self._config, self._run_dir, self._world, self._parts, self._state),
+            config=json.loads(self._config.to_json()),
             recorder=self._make_recorder,
             saver=lambda every_steps: Saver(self._store, every_steps, self._save),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from signal import Signals
 
 from launcher.config.schema import RunConfig
@@ -38,6 +38,7 @@ class Outcome:
         scores: The last validation scores; empty where none were made.
         references: Baselines of the scores.
         sample: Text that the model generated, if the task has some.
+        best: The scores of the evaluation with the best objective, and its `step`.
         unread: Settings that this rank did not read.
     """
 
@@ -45,6 +46,7 @@ class Outcome:
     scores: Mapping[str, float]
     references: Mapping[str, float]
     sample: str | None
+    best: Mapping[str, float] = field(default_factory=dict)
     unread: Sequence[str] = ()
 
 
@@ -96,7 +98,7 @@ def run(
         if state.stopped is not None:
             _log.info("stopped after step %d: %s", state.step, state.stopped)
         sample = _export(config, run_dir, parts, state.step)
-        return Outcome(state, execution.scores, parts.references, sample)
+        return Outcome(state, execution.scores, parts.references, sample, execution.best)
 
 
 def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainState:

@@ -12,8 +12,25 @@ from launcher import errors
 from tests.conftest import Console, toy_words
 
 
+def commit_a_file(folder: Path) -> str:
+    """Make the folder a git repository; return its commit."""
+
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+        command = ["git", "-C", str(folder), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    (folder / "train.txt").write_text("as committed\n")
+    git("init", "-q")
+    git("add", "train.txt")
+    git("commit", "-qm", "First")
+    return git("rev-parse", "HEAD")
+
+
 def test_the_run_directory(trainctl_as_installed: Console) -> None:
     trainctl = trainctl_as_installed
+    commit = commit_a_file(trainctl.folder)
+    (trainctl.folder / "train.txt").write_text("changed\n")
     out, _ = trainctl.toy("seed=1")
     run_dir = trainctl.run_dir()
     names = {path.name for path in run_dir.iterdir()}
@@ -22,6 +39,7 @@ def test_the_run_directory(trainctl_as_installed: Console) -> None:
         "provenance.json",
         "overrides.txt",
         "env.json",
+        "uncommitted.diff",
         "command.sh",
         "run.lock",
         "result.json",
@@ -41,10 +59,22 @@ def test_the_run_directory(trainctl_as_installed: Console) -> None:
     scores = {"eval_loss": rows[-1]["eval_loss"]}
     references = {"documents": 5.0}
     outcome = {"step": 12, "scores": scores, "references": references, "sample": "abc"}
-    outcome["stopped"] = None
-    assert result == {"status": "completed", "exit_status": 0, **outcome}
+    best = min((row["eval_loss"], row["step"]) for row in rows if "eval_loss" in row)
+    outcome |= {"stopped": None, "best": {"step": best[1], "eval_loss": best[0]}}
+    assert result == result | outcome | {"status": "completed", "exit_status": 0}
+    assert result["export"] == "export"
+    assert 0 < result["duration_s"] < 300
     rank = json.loads((run_dir / "result" / "rank-0.json").read_text())
-    assert rank == {"rank": 0, "time": rank["time"], **outcome}
+    assert rank == rank | outcome | {"rank": 0}
+    env = json.loads((run_dir / "env.json").read_text())
+    assert env["git"]["commit"] == commit
+    assert (env["git"]["dirty"], env["git"]["changed"]) == (True, ["train.txt"])
+    assert "+changed" in (run_dir / "uncommitted.diff").read_text()
+    assert {"torch", "hydra-core", "numpy"} <= env["packages"].keys()
+    assert env["cpu"]
+    [launch] = env["launches"]
+    assert launch["started"] < launch["ended"]
+    assert launch["duration_s"] >= result["duration_s"]
     assert "sample:\nabc\n" in out
     assert "seed=1" in (run_dir / "overrides.txt").read_text().splitlines()
     assert json.loads((run_dir / "provenance.json").read_text())["seed"].endswith("seed=1")

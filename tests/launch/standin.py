@@ -10,13 +10,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from typing_extensions import override
 
+from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.errors import DataError, NonFinite, Preempted
 from launcher.launch._heartbeat import Heartbeat
@@ -45,6 +48,12 @@ class StandIn(Local):
         return {"PYTHONPATH": str(ROOT)}
 
 
+@cache
+def default_config() -> RunConfig:
+    """Return the config of `trainctl run`."""
+    return load_config([]).config
+
+
 def launch(path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0) -> Result:
     """Run ranks of a scenario under a launcher that is this process."""
     values: dict[str, Any] = {
@@ -55,11 +64,20 @@ def launch(path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0) -
         "timeout_s": timeout_s,
         "scenario": scenario,
     }
-    parts: dict[str, Any] = {"launch": StandIn.model_construct(**values)}
-    config = RunConfig.model_construct(**parts)
+    config = default_config().model_copy(update={"launch": StandIn.model_construct(**values)})
     run_dir = RunDir(path)
     with locked(run_dir) as lock:
         return start(config, run_dir, lock)
+
+
+@contextmanager
+def group(rank: Rank, size: int = 2) -> Iterator[None]:
+    """Join the process group of the ranks; it waits far longer than the launcher."""
+    from launcher.contracts import Layout, World
+    from launcher.launch._group import process_group
+
+    with process_group(World(rank.number, size, rank.number, "cpu", Layout(dp_replicate=size)), 60):
+        yield
 
 
 class Rank:
@@ -151,14 +169,16 @@ def stopped(rank: Rank) -> None:
 
 
 def sleeps(rank: Rank) -> None:
-    """The last rank sleeps in a step; the others wait in something that looks like a collective."""
-    rank.beat("step", 4)
-    if rank.number == int(os.environ.get("WORLD_SIZE", "1")) - 1:
-        rank.await_("never")
-    path = "/site-packages/torch/distributed/distributed_c10d.py"
-    scope: dict[str, Any] = {"time": time}
-    exec(compile("def all_reduce():\n    while True: time.sleep(0.01)", path, "exec"), scope)
-    scope["all_reduce"]()
+    """The last rank sleeps in a step; the others wait for it in a collective."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    with group(rank, size):
+        rank.beat("step", 4)
+        if rank.number == size - 1:
+            rank.await_("never")
+        import torch
+        import torch.distributed as dist
+
+        dist.all_reduce(torch.ones(3))
 
 
 def builds(rank: Rank) -> None:
@@ -193,11 +213,7 @@ def aborts(rank: Rank) -> None:
     import torch
     import torch.distributed as dist
 
-    from launcher.contracts import Layout, World
-    from launcher.launch._group import process_group
-
-    world = World(rank.number, 2, rank.number, "cpu", Layout(dp_replicate=2))
-    with process_group(world, 20):
+    with group(rank):
         dist.all_reduce(torch.ones(3 + 1000 * rank.number))
     rank.train()
 
@@ -206,11 +222,7 @@ def reduces(rank: Rank) -> None:
     import torch
     import torch.distributed as dist
 
-    from launcher.contracts import Layout, World
-    from launcher.launch._group import process_group
-
-    world = World(rank.number, 2, rank.number, "cpu", Layout(dp_replicate=2))
-    with process_group(world, 20):
+    with group(rank):
         one = torch.ones(3)
         dist.all_reduce(one)
         assert one.tolist() == [2.0] * 3
@@ -246,7 +258,12 @@ def run(run_dir: RunDir, stop: StopFlag) -> Any:
         SCENARIOS[scenario](rank)
     scores = {"eval_loss": float("nan")}
     return SimpleNamespace(
-        state=SimpleNamespace(step=3, stopped=None), scores=scores, references={}, sample=None
+        state=SimpleNamespace(step=3, stopped=None),
+        scores=scores,
+        references={},
+        sample=None,
+        best={},
+        unread=[],
     )
 
 

@@ -56,14 +56,19 @@ def importer(path: Path) -> int:
     return int(path.read_text())
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75)],
+)
 def test_it_dies_with_its_launcher(
-    trainctl: Console, torch_that_sleeps: Path, number: signal.Signals
+    trainctl: Console, torch_that_sleeps: Path, number: signal.Signals, status: int
 ) -> None:
     process = trainctl.start("run", *toy_words())
     pid = importer(torch_that_sleeps)
     process.send_signal(number)
-    process.communicate()
+    _, err = process.communicate()
+    assert process.returncode == status, err
+    assert "Traceback" not in err
     deadline = time.monotonic() + 5
     while not gone(pid):
         assert time.monotonic() < deadline

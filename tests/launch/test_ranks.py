@@ -55,12 +55,13 @@ def gone(pid: int) -> bool:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_completed(tmp_path: Path, ranks: int) -> None:
     assert launch(tmp_path, "complete", ranks).step == 3
-    expected = {"step": 3, "scores": {"eval_loss": None}, "references": {}}
+    expected = {"step": 3, "scores": {"eval_loss": None}, "references": {}, "best": {}}
     expected |= {"sample": None, "stopped": None}
-    assert result(tmp_path) == {"status": "completed", "exit_status": 0, **expected}
+    found = result(tmp_path)
+    assert found == found | {"status": "completed", "exit_status": 0, "export": None, **expected}
     for rank in range(ranks):
         recorded = json.loads((tmp_path / f"result/rank-{rank}.json").read_text())
-        assert recorded == {"rank": rank, "time": recorded["time"], **expected}
+        assert recorded == recorded | {"rank": rank, **expected}
 
 
 def test_the_error_of_any_rank_is_the_error_of_the_run(tmp_path: Path) -> None:
@@ -137,17 +138,31 @@ def test_a_stopped_rank_is_a_hang(tmp_path: Path) -> None:
     assert all(gone(pid) for pid in pids(tmp_path, 2))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_a_rank_that_sleeps_is_named(tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_rank_that_others_wait_for_in_a_collective_is_named(tmp_path: Path, ranks: int) -> None:
     with pytest.raises(Hang, match=rf"launch.timeout_s=1 s; rank {ranks - 1} is missing") as caught:
         launch(tmp_path, "sleeps", ranks, timeout_s=1.0)
     assert caught.value.missing == (ranks - 1,)
+    assert caught.value.exit_status == 12
     assert str(caught.value).count("waits in all_reduce (") == ranks - 1
     assert str(caught.value).count("in await_ (") == 1
+    logs = [(tmp_path / f"logs/rank-{rank}.log").read_text() for rank in range(ranks)]
+    assert ["in all_reduce" in log for log in logs] == [True, False][-ranks:]
+    assert "in await_" in logs[-1]
+    assert all(gone(pid) for pid in pids(tmp_path, ranks))
 
 
 def test_whoever_computes_before_the_first_step_does_not_hang(tmp_path: Path) -> None:
     assert launch(tmp_path, "builds", timeout_s=1.0).step == 3
+
+
+def test_logs_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    with pytest.raises(LaunchError, match=r"cannot write .*logs/rank-\d.log: ") as caught:
+        launch(tmp_path, "complete", 1)
+    assert "Traceback" not in str(caught.value)
+    with pytest.raises(LaunchError, match=r"cannot write .*logs/rank-1.log: "):
+        launch(tmp_path, "complete", 2)
 
 
 def test_ranks_reduce(tmp_path: Path) -> None:
@@ -178,6 +193,25 @@ def kill(path: Path, target: str, delay_s: float) -> None:
         time.sleep(0.01)
     with locked(RunDir(path)):
         pass
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_ctrl_z_stops_launcher_and_ranks_and_fg_continues_them(tmp_path: Path) -> None:
+    process = start_launcher(tmp_path, 2)
+    everyone = [process.pid, *pids(tmp_path, 2)]
+    process.send_signal(signal.SIGTSTP)
+    deadline = time.monotonic() + 60
+    while not all(state(pid) == "T" for pid in everyone):
+        assert time.monotonic() < deadline, [state(pid) for pid in everyone]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    assert result(tmp_path)["error"] == "Preempted"
+    assert all(map(gone, everyone))
 
 
 @pytest.mark.parametrize("target", ["launcher", "rank 0", "rank 1"])

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from launcher.contracts import LogContext
+from launcher.logging import _display
+from launcher.logging._display import display
 from launcher.logging.standard import Standard
 
 PROGRAM = """
@@ -211,3 +214,24 @@ def test_the_console_is_written_first_and_closed_last(
     assert "246,240 parameters" in capsys.readouterr().out
     for sink in reversed(sinks):
         sink.close()
+
+
+@pytest.mark.usefixtures("fresh_console")
+@pytest.mark.parametrize("mode", ["live", "plain"])
+def test_an_evaluation_shows_how_far_it_is(
+    context: LogContext,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Literal["live", "plain"],
+) -> None:
+    monkeypatch.setattr(_display, "_REDRAW_INTERVAL_S", 0.0)
+    monkeypatch.setattr(_display, "_EVALUATION_INTERVAL_S", 0.0)
+    sink = display(mode, context)
+    for done in (0, 1024, 2000):
+        sink.show_evaluation(done, 2000)
+    sink.write({"step": 5, "loss": 2.0})
+    sink.close()
+    out = capsys.readouterr().out
+    assert "1,024/2,000  51%" in out
+    assert "evaluating" in out
+    assert "evaluating" not in out[out.index("loss") :]

@@ -39,6 +39,7 @@ def observer(start: TrainState | None = None, **settings: Any) -> Observer:
         logged_step=0,
         max_steps=100,
         summary=[],
+        config={},
         recorder=lambda _: pytest.fail("no recorder is asked for"),
         saver=lambda _: pytest.fail("no saver is asked for"),
     )

@@ -1,17 +1,15 @@
 import dataclasses
-import struct
-import time
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
-from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from launcher.contracts import LogContext
-from launcher.logging import _events
-from launcher.logging._events import EventFile
+from launcher.logging._tensorboard import EventFile
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -85,23 +83,29 @@ def test_files_sort_in_the_order_of_their_making(context: LogContext) -> None:
     assert stamps == [stamps[0], stamps[0] + 1, stamps[0] + 2]
 
 
-@pytest.mark.parametrize("step", [1, 127, 128, 300, 2**21, 2**40])
-def test_events_are_encoded_as_the_reference_encodes_them(
-    step: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(time, "time", lambda: 1234.5)
-    # 130 characters make the length of the message take two bytes.
-    tags = {"train/loss": 2.5, "x" * 130: -1.0}
-    value: Any = summary_pb2.Summary.Value
-    summary = summary_pb2.Summary(value=[value(tag=t, simple_value=v) for t, v in tags.items()])
-    expected = event_pb2.Event(wall_time=1234.5, step=step, summary=summary).SerializeToString()
-    ours = b"".join(_events._field(1, _events._scalar(t, v)) for t, v in tags.items())
-    assert _events._event(step=step, summary=ours) == expected
+def test_the_config_is_shown_as_text_and_as_hyperparameters(context: LogContext) -> None:
+    config = {"seed": 0, "optimizer": {"lr": 1e-3, "betas": [0.9, 0.95], "fused": None}}
+    sink = EventFile(dataclasses.replace(context, config=config))
+    sink.write({"step": 1, "loss": 2.5})
+    sink.close()
+    read = plugin_event_accumulator.EventAccumulator(str(context.run_dir.tensorboard))
+    read.Reload()
+    [shown] = read.Tensors("config/text_summary")
+    text = shown.tensor_proto.string_val[0].decode()
+    assert json.loads("\n".join(line[4:] for line in text.splitlines())) == config
+    content = read.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    found = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert found["optimizer.lr"].number_value == 1e-3
+    assert found["optimizer.betas"].string_value == "[0.9, 0.95]"
+    assert found["optimizer.fused"].string_value == "null"
 
 
-def test_a_record_is_framed_as_the_reference_frames_it() -> None:
-    data = bytes(range(256)) * 3
-    record = _events._record(data)
-    length = struct.pack("<Q", len(data))
-    crcs = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
-    assert record == length + crcs[0] + data + crcs[1]
+def test_the_first_step_does_not_wait_for_tensorboard() -> None:
+    program = (
+        "import sys, torch\n"
+        "import launcher.training.runner, launcher.logging.standard\n"
+        "import launcher.logging._tensorboard\n"
+        "print('tensorboard' in sys.modules or 'google.protobuf' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "False\n"
