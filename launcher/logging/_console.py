@@ -14,25 +14,28 @@ from typing_extensions import override
 
 _STYLES = {"INFO": "dim", "WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
 _CHOICES = ("trainctl.optimizer", "trainctl.precision")
-"""Loggers that tell what was chosen for the user: which library or kernel steps."""
+"""Loggers of what was chosen for the user: which library or kernel steps."""
 
 
-class SteadfastConsole(Console):
+class RunConsole(Console):
     """A console whose reader may go away; it ends no run and leaves the cursor alone."""
 
-    insist = False
-    """Draw as on a terminal although standard output does not look like one."""
+    _forced = False
+
+    def force_terminal(self) -> None:
+        """Draw as on a terminal although standard output does not look like one."""
+        self._forced = self.is_interactive = True
 
     @property
     @override
     def is_terminal(self) -> bool:
-        """Whether escape sequences are understood."""
-        return self.insist or super().is_terminal
+        """True if escape sequences are understood."""
+        return self._forced or super().is_terminal
 
     @override
     def on_broken_pipe(self) -> None:
-        """Fall silent where rich would end the process: `trainctl run | head` must train on."""
-        fall_silent()
+        """Print nothing more where rich would exit: `trainctl run | head` must train on."""
+        silence()
 
     @override
     def show_cursor(self, show: bool = True) -> bool:
@@ -42,12 +45,12 @@ class SteadfastConsole(Console):
 
 
 @functools.cache
-def console() -> SteadfastConsole:
-    """The console on standard output. Colours as the terminal and NO_COLOR have it."""
+def console() -> RunConsole:
+    """Return the console on standard output, coloured as the terminal and NO_COLOR say."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot draw a character gets a question mark, not the run a traceback.
         sys.stdout.reconfigure(errors="replace")
-    return SteadfastConsole(highlight=False)
+    return RunConsole(highlight=False)
 
 
 def say(line: Text) -> None:
@@ -61,11 +64,11 @@ def say(line: Text) -> None:
             terminal.file.write(f"{line.plain}\n")
             terminal.file.flush()
     except OSError:
-        fall_silent()
+        silence()
 
 
-def fall_silent() -> None:
-    """Send what is still to be printed nowhere, because whoever read it is gone."""
+def silence() -> None:
+    """Send what is still to be printed to /dev/null, because its reader is gone."""
     console().quiet = True
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, not a path of ours
         os.dup2(nowhere.fileno(), sys.__stdout__.fileno() if sys.__stdout__ else 1)

@@ -1,4 +1,4 @@
-"""The console's two ways of showing a run."""
+"""A run on the console: plain lines, or a live display."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from launcher.contracts import LogContext, Row, Sink
 from launcher.logging import _lines
-from launcher.logging._console import console, fall_silent, say, show_warnings
+from launcher.logging._console import console, say, show_warnings, silence
 
 _REDRAW_INTERVAL_S = 0.25
 _BAR_WIDTH = 40
@@ -19,13 +19,13 @@ _EVALUATION_INTERVAL_S = 30.0
 
 
 def display(mode: Literal["auto", "live", "plain"], context: LogContext) -> Sink:
-    """The sink of a mode; it has said the header when this returns."""
+    """Print the header and return the sink of a mode."""
     terminal = console()
     show_warnings()
     if mode == "live":
-        terminal.insist = True
+        terminal.force_terminal()
     live = mode == "live" or (mode == "auto" and terminal.file.isatty())
-    _say_header(context.summary)
+    _print_header(context.summary)
     # Nothing can be redrawn on a dumb terminal, whoever asks.
     return LiveDisplay(context) if live and not terminal.is_dumb_terminal else PlainLines(context)
 
@@ -61,7 +61,7 @@ class PlainLines(Sink):
 
     @override
     def close(self) -> None:
-        """Every line is out already."""
+        """Do nothing: every line is printed already."""
 
 
 class LiveDisplay(Sink):
@@ -103,7 +103,7 @@ class LiveDisplay(Sink):
 
     @override
     def close(self) -> None:
-        """Draw the last row and leave it standing."""
+        """Draw the last row, which stays on the screen."""
         _unless_gone(self._live.stop)
 
     def _draw(self) -> None:
@@ -128,14 +128,14 @@ def _bar(done: float) -> Text:
     return bar.append(piece * full, "green").append(piece * (_BAR_WIDTH - full), "bright_black")
 
 
-def _say_header(summary: Sequence[tuple[str, str]]) -> None:
+def _print_header(summary: Sequence[tuple[str, str]]) -> None:
     width = max((len(label) for label, _ in summary), default=0)
     for label, text in summary:
         say(Text.assemble((f"{label:<{width}}", "bold"), "  ", text))
 
 
 def _assembled(parts: Sequence[tuple[str, str]]) -> Text:
-    """What `_lines.joined` gives, with labels less bright than values."""
+    """Return `_lines.joined` with labels less bright than values."""
     line = Text()
     for place, (label, value) in enumerate(parts):
         line.append("  " if place else "")
@@ -150,4 +150,4 @@ def _unless_gone(draw: Callable[[], None]) -> None:
     try:
         draw()
     except OSError:
-        fall_silent()
+        silence()

@@ -26,6 +26,7 @@ from launcher.errors import Diverged, NonFinite
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.batches import Windows
+from launcher.training.best import BestScores
 from launcher.training.closing import close_all
 from launcher.training.evaluation import Evaluator
 from launcher.training.finite import SkipLimit, check_weights, param_names
@@ -105,9 +106,11 @@ class Execution:
             evaluating=lambda: self._evaluate.seconds,
         )
         self._progress = Progress(state)
+        self._best = BestScores(config.objective, config.objective_mode, state.observers)
         self._observers: list[Observer] = [
             self._progress,
             self._rows,
+            self._best,
             SkipLimit(config.max_consecutive_skips, state),
         ]
         self._recorders: list[Recorder] = []

@@ -17,6 +17,6 @@ def test_a_closed_stream_is_no_error(closed: list[int]) -> None:
         [sys.executable, "-P", "-m", "launcher", "version"],
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: [os.close(number) for number in closed],
+        preexec_fn=lambda: os.closerange(closed[0], closed[-1] + 1),
     ).returncode
     assert status == 0
