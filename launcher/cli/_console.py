@@ -24,6 +24,12 @@ def dim(text: str) -> str:
     return _styled(text, "2")
 
 
+def announce(text: str) -> None:
+    """Say on a terminal what is being done, before seconds pass without output."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"trainctl: {text}", file=sys.stderr, flush=True)
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of plain text with aligned columns.
 
@@ -51,7 +57,9 @@ def _columns() -> int:
 def _wrapped(text: str, width: int) -> list[str]:
     import textwrap
 
-    return textwrap.wrap(text, width) or [""]
+    # A long word, such as a path or a command, stays whole: it is there to be copied.
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return lines or [""]
 
 
 def print_json(value: object) -> None:

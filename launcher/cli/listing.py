@@ -39,7 +39,10 @@ def main(argv: list[str]) -> int:
     if not group:
         facts = _groups(flags)
     elif group not in GROUPS:
+        of = [each for each in GROUPS if group in presets(each, flags.config_dir)]
         hint = did_you_mean(closest(group, GROUPS)) or f"; it can be: {', '.join(GROUPS)}"
+        if of:
+            hint = f"; write {' or '.join(f'`trainctl list {each}.{group}`' for each in of)}"
         arguments.error(f"no group {group!r}{hint}")
     elif not sign:
         facts = _options(group, flags)

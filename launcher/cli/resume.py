@@ -1,10 +1,11 @@
-"""`trainctl resume`: go on from the newest good checkpoint of a run."""
+"""`trainctl resume`: continue a run from its newest good checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from launcher.cli._arguments import Arguments
+from launcher.cli._console import announce
 from launcher.errors import LaunchError
 
 
@@ -13,8 +14,8 @@ def main(argv: list[str]) -> int:
     parser = Arguments(
         "resume",
         "RUN [key=value]",
-        "Go on from the newest good checkpoint of a run, bit for bit. Settings may change; those "
-        "that change what is computed must be named with --allow.",
+        "Continue a run, bit for bit, from its newest good checkpoint. Settings may change; those "
+        "that affect the result require --allow KEY.",
         "trainctl resume runs/default/20260101-120000-a1b2c3",
         "trainctl resume RUN max_steps=2000 optimizer.lr=1e-4",
         "trainctl resume RUN scheduler.warmup_steps=0 --allow scheduler",
@@ -28,20 +29,39 @@ def main(argv: list[str]) -> int:
     )
     flags, words = parser.split(argv)
     if not words:
-        parser.error("a word is missing: the run's directory")
+        newest = _newest_below(Path("runs"))
+        hint = f"; the newest is {newest}" if newest else ""
+        parser.error(f"a word is missing: the run's directory{hint}")
     from launcher.launch import resume, signals_end_launch
 
+    path = _directory(words[0])
+    announce(f"resuming {_short(path)}: its ranks start in a few seconds")
     with signals_end_launch():
-        resume(_directory(words[0]), words[1:], flags.allow)
+        resume(path, words[1:], flags.allow)
     return 0
 
 
 def _directory(word: str) -> Path:
-    path = Path(word).absolute()
-    if not path.is_dir():
-        raise LaunchError(f"no run directory {path}; a run is in run_root/<name>/<id>")
-    if not (path / "config.json").is_file():
-        runs = sorted(p.parent for p in path.glob("*/config.json"))
-        hint = f"; did you mean {runs[-1]}?" if runs else ""
-        raise LaunchError(f"{path} is no run directory: it has no config.json{hint}")
-    return path
+    path = Path(word).expanduser().absolute()
+    if (path / "config.json").is_file():
+        return path
+    if run := next((each for each in path.parents if (each / "config.json").is_file()), None):
+        raise LaunchError(f"{word} is in a run directory; write `trainctl resume {_short(run)}`")
+    newest = _newest_below(path) or _newest_below(Path("runs", word)) or _newest_below(Path("runs"))
+    hint = f"; did you mean {_short(newest)}?" if newest else ""
+    what = "is no run directory: it has no config.json" if path.is_dir() else "does not exist"
+    raise LaunchError(f"{path} {what}; a run is in run_root/<name>/<id>{hint}")
+
+
+def _newest_below(folder: Path) -> Path | None:
+    """The run directory in a folder that was last changed."""
+    runs = [
+        config.parent for depth in ("*", "*/*") for config in folder.glob(f"{depth}/config.json")
+    ]
+    return max(runs, key=lambda run: run.stat().st_mtime_ns, default=None)
+
+
+def _short(path: Path) -> str:
+    absolute = path.absolute()
+    here = Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)

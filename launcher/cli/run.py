@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli._arguments import Arguments, add_composition_flags
+from launcher.cli._console import announce
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -64,6 +65,9 @@ def _run(
         return run_multirun(_launch, [word for word in argv if word not in ours], admit=admit)
     job = load_config(overrides, flags.config_name, flags.config_dir)
     if admit([job]):
+        from launcher.config import derive
+
+        announce(f"starting {job.config.name}: {derive.length(job.config)}, in a few seconds")
         _launch(job, overrides, early)
     return 0
 

@@ -96,10 +96,8 @@ def _hidden(option: str) -> bool:
 def _no_option(group: str, value: str, loader: Loader) -> str:
     options = loader.options(group)
     name = value.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
-    found = [name] if name in options else closest(value, options)
-    hint = did_you_mean(found)
-    if not found and (other := instead_of_option(group, name)) in options:
-        hint = f"; write {group}={other}"
+    meant = name if name in options else instead_of_option(group, name)
+    hint = did_you_mean([meant] if meant in options else closest(value, options))
     return f"there is no option {value!r}{hint or '; it can be: ' + ', '.join(options)}"
 
 

@@ -51,7 +51,8 @@ def _meant(words: Sequence[str], before: Sequence[str], loader: Loader) -> tuple
     word = words[0]
     plain = word.translate(_PLAIN)
     dashed = word.startswith(tuple(_DASHES))
-    if dashed or any(quote in word for quote in _QUOTES):
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", word)
+    if set(unquoted) & {*_DASHES, *_QUOTES}:
         flag = f"--{plain.lstrip('-')}" if dashed and word[2:] else plain
         return 1, f"has a typographic dash or quote; write {shlex.quote(flag)}"
     if taken := _split_by_spaces(words):

@@ -105,7 +105,8 @@ class Composed:
         given = self.mapping.get("max_epochs") is not None and not is_packaged(epochs)
         if not given or self.mapping.get("max_steps") is None or not is_packaged(steps):
             return self
-        lifted = Origin("max_steps", *epochs.split(": ", 1))
+        where, _, text = epochs.partition(": ")
+        lifted = Origin("max_steps", where, text)
         return Composed({**self.mapping, "max_steps": None}, (*self.origins, lifted))
 
     def provenance(self) -> dict[str, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from launcher.config.fields import other_kinds_with, settings_at
+from launcher.config.fields import field_at, other_kinds_with, settings_at
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
 from launcher.registry import kinds
@@ -79,7 +80,9 @@ def _explained(
         return location, _missing(location), ()
     if kind == "json_invalid":
         return (), f"holds text that cannot be stored: {details['msg']}", ()
-    return location, _wrong(details), ()
+    field = field_at(root, mapping, ".".join(map(str, location)))
+    nullable = field is not None and type(None) in get_args(field.annotation)
+    return location, _wrong(details, location, nullable=nullable), ()
 
 
 def _real(location: Location, mapping: Any) -> Location:
@@ -135,7 +138,7 @@ def _missing(location: Location) -> str:
     return f"has no value; write it in the YAML file or add +{key}=VALUE"
 
 
-def _wrong(details: ErrorDetails) -> str:
+def _wrong(details: ErrorDetails, location: Location, *, nullable: bool) -> str:
     message = details["msg"]
     value = details["input"]
     if message.startswith("Value error, "):
@@ -144,10 +147,37 @@ def _wrong(details: ErrorDetails) -> str:
         message = f"must {message.removeprefix('Input should ')}"
     else:
         message = message[:1].lower() + message[1:]
-    hint = ""
-    if details["type"] == "int_type" and isinstance(value, float) and value.is_integer():
-        hint = f"; write {value:.0f}"
-    return f"{message}, but is {_shown(value)}{hint}"
+    meant = _meant(value, details["type"], location, nullable=nullable)
+    return f"{message}, but is {_shown(value)}{meant and f'; write {meant}'}"
+
+
+def _meant(value: Any, wrong: str, location: Location, *, nullable: bool) -> str:
+    """Return what to write for a value that other tools take; "" where nothing is known."""
+    if wrong == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
+    if wrong.startswith("greater_than") and nullable and value in (0, -1):
+        return "null for none"
+    text = str(value).strip().lower()
+    if wrong in {"bool_type", "bool_parsing"}:
+        words = {"true": ("yes", "on", "1", "true"), "false": ("no", "off", "0", "false")}
+        return next((word for word, others in words.items() if text in others), "")
+    if text in {"none", "nil", "off", "-"} and nullable:
+        return "null"
+    group = str(location[0])
+    if group in GROUPS and text in kinds(group):
+        return f"{group}={text}"
+    is_text = isinstance(value, str) and wrong in {"int_type", "float_type"}
+    return _number(text) if is_text else ""
+
+
+def _number(text: str) -> str:
+    """Return a number that has a unit or a decimal comma as YAML has it; "" if it is none."""
+    match = re.fullmatch(r"(-?\d*[.,]?\d+(?:e-?\d+)?)\s*([kmbg%]?)", text.strip("=\"' "))
+    if match is None:
+        return ""
+    number = match[1].replace(",", ".")
+    factor = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "%": 0.01}.get(match[2])
+    return number if factor is None else f"{float(number) * factor:.10g}"
 
 
 def _shown(value: Any) -> str:

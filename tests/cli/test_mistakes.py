@@ -1,0 +1,139 @@
+"""Everyday mistakes on the command line, each answered with what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from launcher.config.load import load_config
+from launcher.errors import ConfigError
+
+# What is typed among the words of `run`, and a part of the answer.
+WORDS: dict[str, str] = {
+    # Settings of Transformers' Trainer
+    "learning_rate=1e-3": "write optimizer.lr=1e-3",
+    "per_device_train_batch_size=8": "write accumulation.micro_batch_size=8",
+    "gradient_accumulation_steps=4": "write accumulation=steps accumulation.steps=4",
+    "num_train_epochs=3": "write max_epochs=3",
+    "fp16=true": "write precision=fp16",
+    "bf16=True": "write precision=bf16",
+    "lr_scheduler_type=cosine": "write scheduler=cosine",
+    "adam_beta2=0.95": "write 'optimizer.betas=[0.9,0.95]'",
+    "output_dir=out": "write run_root=out",
+    "logging_steps=5": "write log_every_steps=5",
+    "save_steps=5": "write checkpoint.every_steps=5",
+    "save_total_limit=3": "write checkpoint.keep=3",
+    "eval_strategy=steps": "eval_every_steps=N",
+    "report_to=none": "write logging=quiet",
+    "resume_from_checkpoint=x": "trainctl resume RUN_DIR",
+    "warmup_ratio=0.03": "scheduler.warmup_steps=3%",
+    "model_name_or_path=gpt2": "write model=hf model.path=gpt2",
+    "train_file=a.txt": "write data=text data.files=a.txt",
+    "push_to_hub=true": "leave it out",
+    # Lightning, Accelerate, DeepSpeed, torchrun
+    "trainer.max_epochs=3": "did you mean 'max_epochs'?",
+    "trainer.devices=2": "write launch.processes=2",
+    "accumulate_grad_batches=2": "write accumulation=steps accumulation.steps=2",
+    "gradient_clip_val=1": "write max_grad_norm=1",
+    "mixed_precision=bf16": "write precision=bf16",
+    "num_processes=4": "write launch.processes=4",
+    "train_micro_batch_size_per_gpu=4": "write accumulation.micro_batch_size=4",
+    "nproc_per_node=2": "write launch.processes=2",
+    "optimizer.type=AdamW": "write optimizer=AdamW",
+    # Options
+    "optimizer=AdamW": "did you mean 'adamw'?",
+    "optimizer=adamw_torch_fused": "did you mean 'adamw'?",
+    "optimizer=conf/optimizer/adamw.yaml": "did you mean 'adamw'?",
+    "optimizer=1e-3": "a setting of it is written optimizer.NAME=VALUE",
+    "scheduler=linear_with_warmup": "did you mean 'linear'?",
+    "precision=float16": "did you mean 'fp16'?",
+    "parallelism=DDP": "did you mean 'ddp'?",
+    # Keys
+    "lr=1e-3": "did you mean 'optimizer.lr'?",
+    "max-steps=5": "did you mean 'max_steps'?",
+    "Seed=1": "did you mean 'seed'?",
+    "optimizer.learning_rate=1e-3": "write optimizer.lr=1e-3",
+    "optimizer.adamw.lr=1e-3": "did you mean 'optimizer.lr'?",
+    "config.optimizer.lr=1e-3": "did you mean 'optimizer.lr'?",
+    "accumulation.steps=2": "accumulation=steps has it",
+    "task.max_seq_length=64": "write task.seq_len=64",
+    "+name=x": "leave out the +",
+    "+optimizer=sgd": "write optimizer=sgd",
+    "~max_grad_norm": "write max_grad_norm=null",
+    # Values
+    "optimizer.eps=“1e-8”": "write 'optimizer.eps=",
+    "optimizer.lr=1e−3": "write optimizer.lr=1e-3",
+    "max_steps=10k": "write 10000",
+    "eval_every_steps=1e4": "write 10000",
+    "data.validation_fraction=5%": "write 0.05",
+    "max_epochs=-1": "write null for none",
+    "max_grad_value=None": "write null",
+    "checkpoint.export=yes": "write true",
+    "optimizer.weight_decay=sgd": "write optimizer=sgd",
+    "seed=1,2": "run one job for each with -m",
+    # Words that the shell has split, or that have no `=`
+    "optimizer.betas=[0.9, 0.95]": "write 'optimizer.betas=[0.9, 0.95]'",
+    "optimizer.lr = 1e-3": "write optimizer.lr=1e-3",
+    "log_every_steps= 5": "write log_every_steps=5",
+    "optimizer: adamw": "write optimizer=adamw",
+    "optimizer adamw": "write optimizer=adamw",
+    "optimizer:adamw": "write optimizer=adamw",
+    "optimizer/adamw": "write optimizer=adamw",
+    "adamw": "write optimizer=adamw",
+    "quick": "write recipe=quick",
+    "fp16": "write precision=fp16",
+    "name=my run": "write 'name=my run'",
+    "my/exp.yaml": "write --config-dir my --config-name exp",
+    "–multirun": "write --multirun",
+}
+# Whole command lines, which end before a config is composed or a run begins.
+LINES: dict[str, str] = {
+    "train": "write `trainctl run`",
+    "explain optimizer.lr": "write `trainctl config explain`",
+    "optimizer=sgd": "trainctl run optimizer=sgd",
+    "check --optimizer adafactor": "write optimizer=adafactor",
+    "check --lr 1e-3": "write optimizer.lr=1e-3",
+    "check --learning-rate=1e-3": "write optimizer.lr=1e-3",
+    "check --num_processes 4": "write launch.processes=4",
+    "check --weight_decay=0.1": "write optimizer.weight_decay=0.1",
+    "check --max_steps 5": "write max_steps=5",
+    "check --config exp.yaml": "--config-name NAME",
+    "check -cn quick": "write recipe=quick",
+    "run --resume runs/x": "trainctl resume RUN_DIR",
+    "resume default": "does not exist; a run is in run_root/<name>/<id>",
+    "resume": "a word is missing: the run's directory",
+    "list adamw": "write `trainctl list optimizer.adamw`",
+}
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, str]:
+    """The message to each of `WORDS`, all typed at once with a good word between them."""
+    typed = [part for words in WORDS for part in ("seed=0", *words.split(" "))]
+    with pytest.raises(ConfigError) as caught:
+        load_config(typed)
+    return {
+        problem.origin.removeprefix("command line: "): problem.message
+        for problem in caught.value.problems
+    }
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_words_are_answered(words: str, answers: dict[str, str]) -> None:
+    found = answers.get(words) or answers.get(words.rsplit(" ", maxsplit=1)[-1], "")
+    assert WORDS[words] in found, found
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_lines_are_answered(
+    line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split(" ")) in {2, 3}
+    assert LINES[line] in capsys.readouterr().err
+
+
+def test_there_are_more_than_sixty() -> None:
+    assert len(WORDS) + len(LINES) > 60
