@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What an observer learns after each step; tensors are on the device until one reads them.
+    """Report of one step; its tensors stay on the device until an observer reads them.
 
     Attributes:
         state: The run after the step.
@@ -70,7 +70,7 @@ class Observer(ABC):
 
     @abstractmethod
     def __call__(self, report: StepReport) -> Stop | None:
-        """Take note of a step; return a `Stop` to end the run after it."""
+        """Process the report of a step; return a `Stop` to end the run after it."""
 
     def memory(self) -> Mapping[str, float]:
         """Numbers that a resumed run needs, named `<observer>.<name>`; most need none.
@@ -85,7 +85,7 @@ class Observer(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """What an option may use to make its observers.
+    """Parts of a run that an option may use to make its observers.
 
     Attributes:
         run_dir: Where files go.
@@ -118,7 +118,7 @@ step alone; with them `step`, `lr`, `grad_norm`, …; None is a number that ther
 
 
 class Sink(ABC):
-    """Where rows go."""
+    """Destination of rows, such as a file or the console."""
 
     @abstractmethod
     def write(self, row: Row) -> None:
@@ -134,7 +134,7 @@ class Sink(ABC):
 
 @dataclass(frozen=True, slots=True)
 class LogContext:
-    """What a sink may want to know.
+    """Facts about the run that a sink may use.
 
     Attributes:
         run_dir: Where files go.

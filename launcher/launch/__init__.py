@@ -1,4 +1,4 @@
-"""Starting the ranks of a run, watching them, and what a rank does first.
+"""Starts the ranks of a run and watches them.
 
 `_start` runs in the launching process: it starts the program that the launch option names, once for
 each rank. `_supervisor` forwards signals and ends the ranks when one has failed, `_watch` finds the
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def preflight(config: RunConfig) -> None:
-    """Let every option look at files, folders and devices before anything starts.
+    """Let every option check files, folders and devices before anything starts.
 
     Raises:
-        TrainctlError: What the first option found; the others' findings are its notes.
+        TrainctlError: The first problem; the others are its notes.
     """
     from launcher.launch import _begin
 
@@ -40,7 +40,7 @@ def begin(
     *,
     quiet: bool = False,
 ) -> tuple[RunDir, Result]:
-    """Make a run directory, write the run down in it, and run it to its end.
+    """Make a run directory, write the config into it, and run it to its end.
 
     Args:
         config: The resolved config.
@@ -60,7 +60,7 @@ def begin(
 def resume(
     path: Path, overrides: Sequence[str], allow: Sequence[str], *, quiet: bool = False
 ) -> Result:
-    """Run an existing run directory on to its end.
+    """Resume an existing run and run it to its end.
 
     Args:
         path: The run directory.

@@ -1,4 +1,4 @@
-"""A new run: its directory, what is written down about it, and its start."""
+"""Starts a new run: makes its directory, writes its config, runs the ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from launcher.run_dir import RunDir, write_atomically
 
 
 def preflight(config: RunConfig) -> None:
-    """Look at the world before anything starts; see `launcher.launch.preflight`."""
+    """Check files and devices before anything starts; see `launcher.launch.preflight`."""
     found: list[TrainctlError] = []
     possible = [list(unsupported(config, device)) for device in config.launch.possible_devices()]
     if all(possible):
@@ -63,9 +63,9 @@ def run_ranks(
     *,
     quiet: bool = False,
 ) -> Result:
-    """Run the ranks to their end, and say what came of it.
+    """Run the ranks to their end, and print the result.
 
-    The last thing said, well or badly, is the command that goes on.
+    The last line, after success or failure, is the resume command.
 
     Args:
         config: What config.json holds.

@@ -26,7 +26,7 @@ _MESSAGE_BYTES = 1 << 20
 
 
 class EarlyRank:
-    """The launcher's side: starts the process; kills it unless it was taken."""
+    """The launcher's side: starts the process, and kills it unless it becomes rank 0."""
 
     def __init__(self) -> None:
         # -P: a launcher/ or a random.py in the user's folder must not be taken for ours or
@@ -94,7 +94,7 @@ class EarlyRank:
         self.close()
 
     def close(self) -> None:
-        """Kill it, unless it was taken."""
+        """Kill the process unless it became rank 0."""
         self._socket.close()
         if self._process is not None:
             self._process.kill()
@@ -136,7 +136,7 @@ def _import() -> None:
 
 
 class _OutputHeld:
-    """Keeps what imports print until it is known that there is a run to print for."""
+    """Holds back what imports print until it is known that the run starts."""
 
     def __enter__(self) -> Self:
         self._held = os.memfd_create("output") if hasattr(os, "memfd_create") else -1
@@ -158,7 +158,7 @@ class _OutputHeld:
             os.close(before)
 
     def release(self) -> None:
-        """Print it, as errors: what imports say is never a result."""
+        """Print it to stderr: what imports print is never a result."""
         if self._held >= 0:
             os.lseek(self._held, 0, os.SEEK_SET)
             while text := os.read(self._held, 1 << 16):

@@ -1,4 +1,4 @@
-"""How far each rank has come, in memory that the ranks and their launcher share.
+"""Progress of each rank, in memory that the ranks and their launcher share.
 
 A rank counts up after each optimizer step, evaluated micro-batch and save: three stores, no system
 call. The launcher compares counts by its own clock.
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from launcher.launch._environment import HEARTBEAT_FD
 
 PHASES = ("build", "step", "evaluate", "save", "end")
-"""What a rank may be doing; a rank that has not beaten yet builds."""
+"""Phases of a rank; one that has not reported yet is in the first."""
 _BYTES = 64  # a cache line of its own for each rank
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a rank wrote last.
+    """Last entry of a rank.
 
     Attributes:
         count: Number of times it wrote.
@@ -34,7 +34,7 @@ class Beat:
 
 
 class Heartbeat:
-    """One rank's place in the shared memory; without a launcher that listens it goes nowhere."""
+    """One rank's part of the shared memory; private memory if no launcher reads it."""
 
     def __init__(self, rank: int) -> None:
         descriptor = os.environ.get(HEARTBEAT_FD)
@@ -49,7 +49,7 @@ class Heartbeat:
         """Report progress.
 
         Args:
-            phase: What the rank does from now on: one of `PHASES`.
+            phase: Phase that begins: one of `PHASES`.
             step: Optimizer steps done.
         """
         words = self._words
@@ -58,7 +58,7 @@ class Heartbeat:
 
 
 class Heartbeats:
-    """All ranks' places in the shared memory, as the launcher reads them."""
+    """The launcher's view of all ranks' parts of the shared memory."""
 
     def __init__(self, ranks: int) -> None:
         # Without a name in any file system: nothing is left behind, whoever dies first.
@@ -78,6 +78,6 @@ class Heartbeats:
         return Beat(count, step, PHASES[phase])
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Unmap the memory."""
         self._shared.close()
         os.close(self.descriptor)

@@ -1,4 +1,4 @@
-"""How the ranks of a run ended, and what that says of the run."""
+"""The outcome of a run, from how its ranks ended."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _COLLECTIVE = re.compile(r'File "[^"]*torch/(distributed|autograd|nn/parallel)/'
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended that reached its last step.
+    """Result of a run that reached its last step.
 
     Attributes:
         step: Optimizer steps done.
         scores: The last validation scores.
-        references: Figures that put the scores in perspective.
+        references: Baselines of the scores.
         sample: Generated text, if the task has some.
         stopped: Reason why the run ended before its full length; None if it did not.
         best: The scores of the evaluation with the best objective, and its `step`.
@@ -49,7 +49,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Failure:
-    """One rank's failure; the least of all is what is reported."""
+    """One rank's failure; the smallest one is reported."""
 
     severity: int  # 0: its own; 1: asked to end; 2: it lost another rank; 3: ended by the launcher
     time: float
@@ -66,7 +66,7 @@ def clear(run_dir: RunDir) -> None:
 
 
 def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
-    """Return what the run made, or raise what ended it.
+    """Return the result of the run, or raise the error that ended it.
 
     Args:
         run_dir: The run directory.
@@ -137,7 +137,7 @@ def log_tail(log: Path, start: int = 0) -> str:
 
 
 def in_collective(stack: str) -> bool:
-    """Whether a Python stack has a frame that calls or waits for other ranks."""
+    """Return True if a Python stack has a frame that calls or waits for other ranks."""
     return _COLLECTIVE.search(stack) is not None
 
 

@@ -73,6 +73,6 @@ class StopFlag:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGINT and self._received is signal.SIGINT:
-            # No clean-up: whoever presses twice wants out, and what is published stays whole.
+            # No clean-up: the user wants to leave now, and published checkpoints stay intact.
             os._exit(Interrupted.exit_status)
         self._received = self._received or signal.Signals(number)

@@ -1,4 +1,4 @@
-"""What the launching process does with a run directory: start the ranks, wait, report."""
+"""Starts the ranks of a run directory, waits for them and writes the result."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _open_log(path: pathlib.Path) -> BinaryIO:
 
 
 def _provenance(run_dir: RunDir) -> Mapping[str, str]:
-    """Who set each key, as far as the run directory says."""
+    """Return the origin of each key, as far as the run directory has it."""
     try:
         origins: dict[str, str] = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -161,7 +161,7 @@ def _provenance(run_dir: RunDir) -> Mapping[str, str]:
 
 
 def _folder(run_dir: RunDir) -> str | None:
-    """The folder of the first launch: relative paths in the config mean what they meant then."""
+    """Return the folder of the first launch, to which the config's relative paths belong."""
     try:
         folder = json.loads(run_dir.env.read_text(encoding="utf-8"))["folder"]
     except (OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""Watches over the ranks of a run until the last of them has ended."""
+"""Supervises the ranks of a run until the last of them has ended."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Supervisor:
     @contextmanager
     def forwarding(self) -> Iterator[None]:
         """Forward signals to the ranks, which decide how they end. No rank is left afterwards."""
-        # A thread (of a sweep's launcher) may not set handlers: there the main thread's hold.
+        # A thread, as of a sweep's launcher, may not set handlers; the main thread's stay.
         ours = handled() if threading.current_thread() is threading.main_thread() else []
         before = {number: signal.signal(number, self._forward) for number in ours}
         if ours and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
@@ -105,7 +105,7 @@ class Supervisor:
         self._left = self._left or again
         for rank in self.ranks:
             if again:
-                # Whoever presses twice wants out, and a stopped rank heeds nothing else.
+                # The user wants to leave now, and a stopped rank reacts to nothing else.
                 rank.kill()
             else:
                 rank.send(number)
@@ -122,5 +122,5 @@ class Supervisor:
 
 
 def _failed(rank: RankProcess) -> bool:
-    """Whether a rank ended in a way that leaves the others waiting."""
+    """Return True if a rank ended in a way that leaves the others waiting."""
     return rank.status not in {None, 0, 75, 130}

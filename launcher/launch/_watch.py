@@ -1,4 +1,4 @@
-"""Finds ranks that make no progress, and says which rank the others wait for."""
+"""Detects ranks that make no progress, and the rank that the others wait for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from launcher.run_dir import RunDir
 # rank that computes makes progress, and one that waits for it is not alone.
 _UNBOUNDED = {"build", "save", "end"}
 _BUSY = 0.02
-"""Share of a core that tells work from the ticking of idle threads."""
+"""Share of a core above which a rank computes: idle threads take less."""
 _DUMP_S = 2.0
 _STOPPED = {"T", "t"}
 _WORKING = {"R", "D"}
@@ -83,7 +83,7 @@ class Watch:
         return bounded
 
     def report(self, run_dir: RunDir, ranks: Sequence[RankProcess]) -> Hang:
-        """Let every rank write its stacks to its log, and return what is to be said."""
+        """Let every rank write its stacks to its log, and return the error to raise."""
         places = [_Place(rank, self.heartbeats, run_dir) for rank in ranks]
         for place in places:
             place.ask()
@@ -101,7 +101,7 @@ class Watch:
 
 
 class _Place:
-    """Where a rank is: step, phase, state and innermost frame."""
+    """Position of a rank: step, phase, state and innermost frame."""
 
     def __init__(self, rank: RankProcess, heartbeats: Heartbeats, run_dir: RunDir) -> None:
         self.rank = rank
@@ -137,12 +137,12 @@ class _Place:
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for others."""
+        """True if the rank waits for others."""
         return in_collective(self._stack)
 
     @property
     def silent(self) -> bool:
-        """Whether it cannot say where it is."""
+        """True if the rank cannot report its position."""
         return self.stopped or self.rank.status is not None or not self._stack
 
     @override
@@ -163,7 +163,7 @@ class _Place:
 
 
 def _missing(places: Sequence[_Place]) -> list[_Place]:
-    """The ranks that the others wait for, by the surest sign that there is."""
+    """Return the ranks that the others wait for, by the strongest sign that there is."""
     least = min(place.beat.step for place in places)
     signs = (
         [place for place in places if place.silent],

@@ -1,4 +1,4 @@
-"""What every rank executes: `python -m launcher.launch._worker RUN_DIR`.
+"""The program of every rank: `python -m launcher.launch._worker RUN_DIR`.
 
 Without a run directory it waits for one (see `_early`).
 
@@ -124,7 +124,7 @@ def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
 
 
 def _attributed(run_dir: RunDir, error: BaseException) -> BaseException:
-    """The error; if it is about settings, with who set each key, as far as the run says."""
+    """Return the error; a ConfigError gets the origin of each key from provenance.json."""
     if not isinstance(error, ConfigError):
         return error
     try:
@@ -157,7 +157,7 @@ def _log_to(path: Path) -> None:
 
 
 def _die_with_launcher() -> None:
-    """A launcher, or an agent, that is killed must not leave ranks that train on as orphans."""
+    """Make this rank die with its launcher: it must not train on as an orphan."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -25,7 +25,7 @@ _DRIVERS = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "dxg", "kfd")
 
 
 def _present(driver: str) -> bool:
-    """Whether a device file of a driver exists."""
+    """Return True if a device file of a driver exists."""
     return any(Path("/dev").glob(driver))
 
 
@@ -43,7 +43,7 @@ class Local(LaunchOption):
 
     @override
     def possible_devices(self) -> Sequence[str]:
-        """As asked for; the CPU alone where Linux has no accelerator."""
+        """Return the configured kind; the CPU alone where Linux has no accelerator."""
         if self.device == "auto" and sys.platform == "linux" and not any(map(_present, _DRIVERS)):
             return ("cpu",)
         return super().possible_devices()
@@ -87,7 +87,7 @@ class Local(LaunchOption):
 
 
 def _interface() -> Mapping[str, str]:
-    """The network interface for gloo: on one machine no host name needs to be looked up."""
+    """Return the variable with gloo's network interface, which saves a host name look-up."""
     names = {name for _, name in socket.if_nameindex()}
     loopback = next((name for name in ("lo", "lo0") if name in names), None)
     if "GLOO_SOCKET_IFNAME" in os.environ or loopback is None:

@@ -1,4 +1,4 @@
-"""A file that only grows, by whole records, each on disk when the call returns."""
+"""Appends whole records to a file, unbuffered."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class AppendFile:
             raise unwritable(self._path, error) from error
 
     def close(self) -> None:
-        """Give the file back; may be called twice."""
+        """Close the file; may be called twice."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 def unwritable(path: Path, error: OSError) -> LaunchError:
-    """What to tell of a log file that the system refuses to write."""
+    """Return the error for a log file that the system refuses to write."""
     return LaunchError(
         f"cannot write {path}: {error.strerror}; free some space, or choose another run_root=DIR"
     )

@@ -13,7 +13,7 @@ from launcher.logging._append import AppendFile, unwritable
 
 
 class JsonLines(Sink):
-    """One JSON object per row and line; numbers in full, `null` for a number that there is not.
+    """One JSON object per row and line; numbers in full, `null` for a missing number.
 
     Raises:
         LaunchError: The file cannot be written.
@@ -31,12 +31,12 @@ class JsonLines(Sink):
 
     @override
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._file.close()
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Take out what a killed predecessor wrote after a step, and a last line without an end.
+    """Remove the rows that a killed predecessor wrote after a step, and an unfinished last line.
 
     The other lines stay byte for byte; a crash leaves the old file or the new one.
 
@@ -63,7 +63,7 @@ def _stays(line: bytes, step: int) -> bool:
     try:
         row = json.loads(line)
     except ValueError:
-        # A whole line that is not ours: not ours to delete.
+        # A whole line that trainctl did not write is not its to delete.
         return True
     logged = row.get("step") if isinstance(row, dict) else None
     return not isinstance(logged, int) or logged <= step

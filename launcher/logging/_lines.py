@@ -1,4 +1,4 @@
-"""A row in words, for people."""
+"""Rows as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _WINDOW_ROWS = 20
 
 
 class Pace:
-    """How long the run will take, from how long its last rows took: evaluation and saving included.
+    """Remaining time of the run, from its last rows; evaluations and saves are included.
 
     Args:
         start_step: The step that the run starts from.
@@ -23,7 +23,7 @@ class Pace:
         self._seen: deque[tuple[float, float]] = deque([(start_step, 0.0)], maxlen=_WINDOW_ROWS)
 
     def eta(self, row: Row) -> str:
-        """Time that is left after a row, as `clock` has it; "" when it cannot be told."""
+        """Return the time left after a row, formatted by `clock`; "" if it is unknown."""
         step, elapsed = row.get("step"), row.get("elapsed_s")
         if step is None or elapsed is None:
             return ""
@@ -35,7 +35,7 @@ class Pace:
 
 
 def clock(seconds: float) -> str:
-    """A duration: `0:42`, `1:02:03`, `2 d 3:04:05`."""
+    """Return a duration as `0:42`, `1:02:03` or `2 d 3:04:05`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -45,7 +45,7 @@ def clock(seconds: float) -> str:
 
 
 def training(row: Row) -> list[tuple[str, str]]:
-    """What a row says of the training step, (label, value); a value may bring its unit instead."""
+    """Return the training numbers of a row, (label, value); the label is empty before a unit."""
     parts = [
         ("loss", _number(row.get("loss"), ".4f")),
         ("lr", _number(row.get("lr"), ".2e")),
@@ -62,12 +62,12 @@ def training(row: Row) -> list[tuple[str, str]]:
 
 
 def scores(row: Row) -> list[tuple[str, str]]:
-    """What a row says of the held-out data, (label, value); empty when there was no evaluation."""
+    """Return the validation scores of a row, (label, value)."""
     return [(key, _number(value, ".4f")) for key, value in row.items() if key.startswith("eval_")]
 
 
 def joined(parts: Sequence[tuple[str, str]]) -> str:
-    """Parts on one line, each label before its value."""
+    """Join parts to one line, each label before its value."""
     return "  ".join(f"{label} {value}" if label else value for label, value in parts)
 
 
@@ -77,7 +77,7 @@ def share(done: int, total: int) -> str:
 
 
 def position(row: Row, max_steps: int) -> str:
-    """`step  12/100`, as wide at the first step as at the last."""
+    """Return `step  12/100`, equally wide at every step."""
     total = str(max_steps)
     return f"step {row['step']:>{len(total)}}/{total}"
 

@@ -1,4 +1,4 @@
-"""The sinks that every run wants: metrics.jsonl, TensorBoard's event files, the console."""
+"""Logging to metrics.jsonl, TensorBoard and the console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""End of a run that no longer improves."""
+"""Ends a run that no longer improves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EarlyStopping(ObserverOption):
     """End the run normally when a validation score has stopped improving.
 
     The scores are the same on all ranks, so that all of them stop after the same step. A score that
-    is not finite is no improvement. A resumed run goes on counting where the checkpoint was.
+    is not finite is no improvement. A resumed run continues to count where the checkpoint was.
     """
 
     read_on_event: ClassVar[frozenset[str]] = frozenset({"mode", "min_delta"})
@@ -28,7 +28,7 @@ class EarlyStopping(ObserverOption):
     metric: str
     """Validation score to watch, as metrics.jsonl names it: `eval_loss`."""
     mode: Literal["min", "max"]
-    """Whether a lower or a higher score is better."""
+    """`min` if a lower score is better, `max` if a higher one is."""
     patience: int = Field(ge=1, le=10**12)
     """Evaluations in a row without an improvement after which the run ends."""
     min_delta: float = Field(ge=0, le=1e9)

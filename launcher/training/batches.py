@@ -1,7 +1,7 @@
-"""Which samples each optimizer step learns from: a pure function of seed and position.
+"""Samples of each optimizer step: a pure function of seed and position.
 
 The run reads one endless stream: epoch after epoch, each a permutation of all samples drawn from
-(seed, epoch). A window is the next stretch of that stream, cut into ranks and micro-batches. So the
+(seed, epoch). A window is the next part of that stream, cut into ranks and micro-batches. So the
 position in the data is one number, the samples seen so far; no epoch loses its tail; and every cut
 of the same global batch, on any number of ranks, sees the same samples.
 """
@@ -76,16 +76,16 @@ class Windows(Iterator[Window]):
         )
 
     def _stream(self, start: int, end: int) -> list[int]:
-        """The stretch of the stream from `start` up to `end`, which may cross epochs."""
+        """Return the samples of the stream from `start` up to `end`, which may cross epochs."""
         indices: list[int] = []
         length = len(self._samples)
         while start < end:
             epoch, offset = divmod(start, length)
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, permutation(self._seed, epoch, length)
-            piece: list[int] = self._order[offset : offset + end - start].tolist()
-            indices += piece
-            start += len(piece)
+            part: list[int] = self._order[offset : offset + end - start].tolist()
+            indices += part
+            start += len(part)
         return indices
 
 
@@ -110,7 +110,7 @@ def deal(
 
 
 def permutation(seed: int, epoch: int, length: int) -> Tensor:
-    """The order of one epoch. Shape (length,), int64.
+    """Return the order of one epoch. Shape (length,), int64.
 
     The generator is private and its seed mixes seed and epoch, so that neither dropout nor the
     epochs before move it.

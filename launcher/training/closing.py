@@ -1,4 +1,4 @@
-"""Closing of everything that a run holds, whatever fails on the way."""
+"""Closes everything that a run holds, whatever fails on the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of every random generator of this process, as tensors.
+"""State of every random generator of this process, as tensors.
 
 Python's and NumPy's states are stored as JSON text in uint8 tensors: nothing in a checkpoint is a
 pickle.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def capture() -> dict[str, Tensor]:
-    """Every generator's state by name. uint8, shape (n,), on the CPU."""
+    """Return every generator's state by name. uint8, shape (n,), on the CPU."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     states = {
@@ -32,7 +32,7 @@ def capture() -> dict[str, Tensor]:
 
 
 def restore(states: Mapping[str, Tensor]) -> None:
-    """Put the generators back to where `capture` saw them.
+    """Restore the generators to what `capture` returned.
 
     A device's generator is left out where there is no device of its kind: a run may move to another
     machine.
@@ -49,7 +49,7 @@ def restore(states: Mapping[str, Tensor]) -> None:
 
 
 def _devices() -> list[str]:
-    """Kinds of device whose generator, that of the current device, this process may draw from."""
+    """Return the kinds of device whose generators this process may use."""
     # A run on the CPU must not take memory of a GPU by asking for its state.
     cuda = ["cuda"] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     return cuda + (["mps"] if torch.backends.mps.is_available() else [])

@@ -1,4 +1,4 @@
-"""Builds a run from its config, in order, and executes it: what every rank does."""
+"""Builds a run from its config and executes it, on every rank."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SMALLER_PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended that reached its last step.
+    """Result of a run that reached its last step.
 
     Attributes:
         state: The last state.
@@ -102,7 +102,7 @@ def run(
 
 
 def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainState:
-    """The state to go on from; engine and generators are put where they were."""
+    """Restore engine and generators from the newest checkpoint; return the state to start from."""
     # Asked first: the state for a load has memory for the optimizer's state, a first start does not
     # need it before its first step.
     if not store.has_any():

@@ -1,4 +1,4 @@
-"""A run's model without a run: for the Python API."""
+"""Loads the model of a run, for the Python API."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def ctrl_c_twice(rank: Rank) -> None:
 
 
 def aborts(rank: Rank) -> None:
-    """What gloo does when the other side sends a tensor of another size."""
+    """The ranks reduce tensors of different sizes: gloo aborts."""
     import torch
     import torch.distributed as dist
 

@@ -45,7 +45,7 @@ def pids(path: Path, ranks: int) -> list[int]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; one that only waits for its parent has."""
+    """Return True if a process has ended, also if its parent has not waited for it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):

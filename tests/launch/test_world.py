@@ -1,4 +1,4 @@
-"""Which device the ranks of a machine use."""
+"""The device that the ranks of a machine use."""
 
 from __future__ import annotations
 

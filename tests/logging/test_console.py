@@ -1,4 +1,4 @@
-"""What a person sees: each mode in a process of its own, on a pipe or on a pseudo-terminal."""
+"""Console output of each mode in a process of its own, on a pipe or a pseudo-terminal."""
 
 import os
 import pty
@@ -80,7 +80,7 @@ def on_terminal(folder: Path, mode: str, *words: str, **variables: str) -> str:
 
 
 def screen(sent: str) -> list[str]:
-    """What stands on the screen in the end, by playing the escape sequences of the display."""
+    """Return the final screen, by playing the escape sequences of the display."""
     lines: list[str] = [""]
     row = column = 0
     for token in re.findall(r"\x1b\[[\d;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", sent):
