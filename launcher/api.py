@@ -92,7 +92,7 @@ class Run:
         """
         from launcher.config.schema import RunConfig
 
-        return RunConfig.from_json(self._dir.config.read_text(encoding="utf-8"))
+        return RunConfig.read(self._dir.config)
 
     @property
     def result(self) -> Result:

@@ -54,10 +54,7 @@ def side(
     path = Path(text)
     file = path / "config.json" if path.is_dir() else path
     if text and file.suffix == ".json" and file.is_file():
-        try:
-            return RunConfig.from_json(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError([Problem("", f"cannot be read: {error}", str(file))]) from error
+        return RunConfig.read(file)
     try:
         words = shlex.split(text)
     except ValueError as error:

@@ -118,7 +118,7 @@ def _unknown(
 
 
 def _without_kind(location: Location, values: Any) -> tuple[Location, str, Sequence[str]]:
-    group = str(location[0])
+    group = str(location[0]) if location else ""
     for meant in ("kind", "defaults"):
         for key in values:
             if meant in closest(str(key), [meant]) and key != meant:
@@ -163,7 +163,7 @@ def _meant(value: Any, wrong: str, location: Location, *, nullable: bool) -> str
         return next((word for word, others in words.items() if text in others), "")
     if text in {"none", "nil", "off", "-"} and nullable:
         return "null"
-    group = str(location[0])
+    group = str(location[0]) if location else ""
     if group in GROUPS and text in kinds(group):
         return f"{group}={text}"
     is_text = isinstance(value, str) and wrong in {"int_type", "float_type"}

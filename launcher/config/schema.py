@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -179,6 +180,19 @@ class RunConfig(Settings):
             yield group, getattr(self, group)
 
     @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the config in a file.
+
+        Raises:
+            ConfigError: The file cannot be read, is not UTF-8, or is no config of this version.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([Problem("", f"cannot be read: {error}", str(path))]) from error
+        return cls.from_json(text)
+
+    @classmethod
     def from_json(cls, text: str) -> Self:
         """The config that `to_json` wrote.
 
@@ -187,7 +201,7 @@ class RunConfig(Settings):
         """
         try:
             mapping = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError([Problem("", f"the config is not JSON: {error}")]) from error
         return cls.from_mapping(mapping)
 

@@ -154,16 +154,16 @@ def _open_log(path: pathlib.Path) -> BinaryIO:
 def _provenance(run_dir: RunDir) -> Mapping[str, str]:
     """Return the origin of each key, as far as the run directory has it."""
     try:
-        origins: dict[str, str] = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        origins = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return origins
+    return origins if isinstance(origins, dict) else {}
 
 
 def _folder(run_dir: RunDir) -> str | None:
     """Return the folder of the first launch, to which the config's relative paths belong."""
     try:
         folder = json.loads(run_dir.env.read_text(encoding="utf-8"))["folder"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return folder if pathlib.Path(folder).is_dir() else None

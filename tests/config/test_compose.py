@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,25 @@ def test_composing_inside_another_hydra_application(tmp_path: Path) -> None:
         outer = GlobalHydra.instance().hydra
         assert isinstance(compose([]), Composed)
         assert GlobalHydra.instance().hydra is outer
+
+
+def test_a_primary_config_without_the_packaged_one_is_one_problem(user_dir: Path) -> None:
+    (user_dir / "exp.yaml").write_text("max_steps: 5\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config([], "exp", [user_dir])
+    [problem] = caught.value.problems
+    assert "begin it with `defaults: [config, _self_]`" in problem.message
+    assert problem.origin.endswith("exp.yaml")
+
+
+def test_the_documented_ways_to_keep_an_experiment(user_dir: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    recipe, primary = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (user_dir / "recipe").mkdir()
+    (user_dir / "recipe" / "small.yaml").write_text(recipe)
+    (user_dir / "small.yaml").write_text(primary)
+    for words, name in ((["recipe=small"], "config"), ([], "small")):
+        config = load_config(words, name, [user_dir]).config
+        assert (config.optimizer.kind, config.max_steps, config.optimizer.lr) == ("sgd", 200, 0.1)
+        changed = load_config([*words, "max_steps=300"], name, [user_dir]).config
+        assert changed.max_steps == 300

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +123,12 @@ def test_text_that_is_no_json() -> None:
 def test_options_are_frozen(packaged: LoadedConfig) -> None:
     with pytest.raises(ValueError, match="frozen"):
         packaged.config.seed = 1  # type: ignore[misc] # the point of the test
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"[" * 100_000, b"[1]", b"null"])
+def test_a_file_that_is_no_config_is_a_problem(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError):
+        RunConfig.read(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunConfig.read(tmp_path)
