@@ -1,8 +1,4 @@
-"""A curve as a picture file.
-
-SVG is text, written here. PNG is drawn by Pillow, which TensorBoard brings anyway: an encoder of
-our own would be short, but labels need a font.
-"""
+"""A curve as an SVG file."""
 
 from __future__ import annotations
 
@@ -17,13 +13,18 @@ _WIDTH, _HEIGHT = 960, 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 90, 30, 50, 60
 _INK, _GRID, _LINE = "#1f2933", "#d9dee3", "#2563b0"
 _FONT = 15
-# Pixels of the PNG per unit of the drawing: what a dense screen shows sharply.
-_DENSITY = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of text; `anchor` is the place of (x, y) in it, in Pillow's two letters."""
+    """A piece of text.
+
+    Attributes:
+        x: Place of its anchor.
+        y: Likewise, downwards.
+        anchor: Place of (x, y) in the text: left, middle or right, then top, middle or bottom.
+        text: The text itself.
+    """
 
     x: float
     y: float
@@ -33,7 +34,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What both formats show, in units of the SVG, y downwards.
+    """Contents of the picture, in units of the SVG, y downwards.
 
     Attributes:
         grid: Straight lines behind the curve, as (x1, y1, x2, y2).
@@ -70,26 +71,6 @@ def svg(values: Sequence[float], num_steps: int, title: str, path: Path) -> None
         "</svg>",
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def png(values: Sequence[float], num_steps: int, title: str, path: Path) -> None:
-    """Write the curve as PNG; the values are at equal distances from step 0 on."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    drawing = _draw(values, num_steps, title)
-    # Pillow's lines are jagged: drawn twice as large, then made smaller, they are smooth.
-    scale = 2 * _DENSITY
-    image = Image.new("RGB", (_WIDTH * scale, _HEIGHT * scale), "white")
-    pen = ImageDraw.Draw(image)
-    for line in drawing.grid:
-        pen.line([scale * value for value in line], fill=_GRID, width=scale)
-    curve = [(x * scale, y * scale) for x, y in drawing.curve]
-    pen.line(curve, fill=_LINE, width=2 * scale, joint="curve")
-    font = ImageFont.load_default(_FONT * scale)
-    for text in drawing.texts:
-        pen.text((text.x * scale, text.y * scale), text.text, _INK, font, anchor=text.anchor)
-    size = (_WIDTH * _DENSITY, _HEIGHT * _DENSITY)
-    image.resize(size, Image.Resampling.BOX).save(path, format="PNG", optimize=True)
 
 
 def _draw(values: Sequence[float], num_steps: int, title: str) -> Drawing:

@@ -38,10 +38,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError(loaded.composed.attributed(error.problems)) from error
     title = f"scheduler={config.scheduler.kind}, {horizon.max_steps:,} steps"
     own = schedule.lr(0, {}) is None
-    if own and (flags.png or flags.svg):
+    if own and flags.svg:
         raise UsageError("the optimizer sets its own learning rate: there is no curve to draw")
-    if flags.png or flags.svg:
-        _write_pictures(flags, schedule, horizon.max_steps, title)
+    if flags.svg:
+        _write_picture(flags.svg, schedule, horizon.max_steps, title)
     if flags.json:
         steps = range(horizon.max_steps) if flags.at is None else flags.at
         rates = {"lr": [schedule.lr(step, {}) for step in steps]}
@@ -70,7 +70,6 @@ def _arguments() -> Arguments:
     arguments.add_argument(
         "--at", type=_steps, metavar="STEP,…", help="tell the rates of these steps, the first is 0"
     )
-    arguments.add_argument("--png", type=_png, metavar="FILE", help="draw the curve into FILE")
     arguments.add_argument("--svg", type=_svg, metavar="FILE", help="draw the curve into FILE")
     arguments.add_argument(
         "--num-samples",
@@ -94,16 +93,10 @@ def _steps(text: str) -> list[int]:
     return steps
 
 
-def _png(text: str) -> Path:
-    if text.lower().endswith(".svg"):
-        raise argparse.ArgumentTypeError(f"{text} is no name for a PNG; did you mean --svg {text}?")
-    return Path(text)
-
-
 def _svg(text: str) -> Path:
     if text.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(
-            f"{text} is no name for an SVG; did you mean --png {text}?"
+            f"{text} is no name for an SVG; write --svg {text[:-4]}.svg"
         )
     return Path(text)
 
@@ -132,19 +125,15 @@ def _sampled(schedule: Schedule, max_steps: int) -> dict[int, float]:
     return {step: rate for step, rate in rates.items() if rate is not None}
 
 
-def _write_pictures(
-    flags: argparse.Namespace, schedule: Schedule, max_steps: int, title: str
-) -> None:
+def _write_picture(path: Path, schedule: Schedule, max_steps: int, title: str) -> None:
     from launcher.cli import _picture
 
     values = list(_sampled(schedule, max_steps).values())
-    for path, draw in ((flags.png, _picture.png), (flags.svg, _picture.svg)):
-        if path is not None:
-            try:
-                draw(values, max_steps, title, path)
-            except OSError as error:
-                raise TrainctlError(f"cannot write {path}: {error.strerror}") from error
-            print(f"wrote {path}", file=sys.stderr)
+    try:
+        _picture.svg(values, max_steps, title, path)
+    except OSError as error:
+        raise TrainctlError(f"cannot write {path}: {error.strerror}") from error
+    print(f"wrote {path}", file=sys.stderr)
 
 
 def _print_chosen(schedule: Schedule, steps: Sequence[int]) -> None:

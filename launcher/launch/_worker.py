@@ -78,7 +78,8 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     try:
         config = RunConfig.from_json(run_dir.config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise LaunchError(f"cannot read {run_dir.config}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise LaunchError(f"cannot read {run_dir.config}: {reason}") from error
     with recorded(config) as reads:
         outcome = _run_config(config, run_dir, stop)
     return replace(outcome, unread=reads.unread())
