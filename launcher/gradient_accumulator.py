@@ -1,4 +1,7 @@
-"""Gradient accumulation for loops of one's own, weighted by targets as trainctl's engines do it.
+"""Gradient accumulation for custom training loops, weighted by targets as in trainctl's engines.
+
+The engines themselves divide each loss before its backward pass, because they know the window's
+number of targets in advance; a custom loop often learns it with the last micro-batch.
 
 >>> accumulator = GradientAccumulator(module.parameters())
 >>> for number, (inputs, labels) in enumerate(micro_batches, start=1):
@@ -23,14 +26,13 @@ Gradients = Sequence[Tensor | None]
 
 
 class GradientAccumulator:
-    """Sums gradients over micro-batches; their mean is over all targets, however these are spread.
+    """Sum gradients over micro-batches, then divide once by the number of all targets.
 
     A mean of means would give a target in a short micro-batch more weight than one in a long one.
-    Here losses are sums over their targets, and the division comes once, at the end: any cut of a
-    batch gives the gradient of the whole.
+    With sums, any division of a batch into micro-batches gives the gradient of the whole batch.
 
-    The sums are kept in each parameter's `.grad`, so that they take no memory beside it, and what
-    hooks into `backward` (DDP, gradient checkpointing) works as ever. Nothing waits for the device.
+    The sums are each parameter's `.grad`: they need no extra memory, and hooks of `backward` (DDP,
+    gradient checkpointing) work as usual. Nothing waits for the device.
 
     Source: the interface (add, gradients, step, reset) is that of transformers' TensorFlow
     GradientAccumulator, which leaves the division to the caller.
@@ -50,16 +52,16 @@ class GradientAccumulator:
 
     @property
     def num_added(self) -> int:
-        """How many times something was added since the last reset."""
+        """Number of `add` calls since the last reset."""
         return self._num_added
 
     @property
     def num_targets(self) -> float | Tensor:
-        """Targets since the last reset; a tensor of shape () where counts came as tensors."""
+        """Number of targets since the last reset; a tensor of shape () if counts are tensors."""
         return self._num_targets
 
     def add(self, given: Tensor | Gradients, num_targets: float | Tensor) -> None:
-        """Take in one micro-batch.
+        """Add one micro-batch.
 
         Args:
             given: The sum of the losses of its targets, shape (), on which `backward` is called; or
@@ -86,14 +88,14 @@ class GradientAccumulator:
 
     @property
     def gradients(self) -> list[Tensor | None]:
-        """Mean gradient over all targets so far, one for each parameter; None where none came.
+        """Mean gradient over all targets so far, per parameter; None for one without gradient.
 
         Copies until `finish` was called, then the parameters' own `.grad`.
 
         Raises:
             ValueError: Nothing was added.
         """
-        self._demand_something()
+        self._check_not_empty()
         grads = [param.grad for param in self._params]
         if self._finished:
             return grads
@@ -101,7 +103,7 @@ class GradientAccumulator:
         return [None if grad is None else grad / divisor for grad in grads]
 
     def finish(self, num_targets: float | Tensor | None = None) -> None:
-        """Divide in place: each `.grad` becomes the mean that clipping and the optimizer expect.
+        """Divide in place, so that each `.grad` is the mean for clipping and the optimizer.
 
         Args:
             num_targets: What to divide by instead of the targets added here; for sums that have
@@ -110,7 +112,7 @@ class GradientAccumulator:
         Raises:
             ValueError: Nothing was added, or this has been called already.
         """
-        self._demand_something()
+        self._check_not_empty()
         if self._finished:
             raise ValueError("the gradients are divided already; call reset() first")
         divisor = self._divisor(self._num_targets if num_targets is None else num_targets)
@@ -118,7 +120,7 @@ class GradientAccumulator:
         self._finished = True
 
     def reset(self) -> None:
-        """Forget all gradients and counts; may be called at any time."""
+        """Clear all gradients and counts, at any time."""
         for param in self._params:
             param.grad = None
         self._num_targets = 0
@@ -151,13 +153,13 @@ class GradientAccumulator:
         if sums:
             torch._foreach_add_(sums, added)
 
-    def _demand_something(self) -> None:
+    def _check_not_empty(self) -> None:
         if self._num_added == 0:
             raise ValueError("nothing was added: there are no gradients yet")
 
     @staticmethod
     def _divisor(num_targets: float | Tensor) -> float | Tensor:
-        """The targets; 1 where there are none, as masked targets alone have no gradient."""
+        """Return the number of targets; 1 for none, where all gradients are 0."""
         if isinstance(num_targets, Tensor):
             return num_targets.where(num_targets != 0, 1)
         return num_targets or 1

@@ -1,14 +1,14 @@
-"""How many samples make one optimizer step, and in how many pieces they pass through a device.
+"""Samples per optimizer step, and their division into micro-batches.
 
-Every kind states the batch its own way and works out the one equation (`BatchPlan`):
+Every kind defines the global batch in its own way and solves one equation (`BatchPlan`):
 
     samples_per_step = micro_batch_size × micro_batches × ranks
 
-`plan` is pure arithmetic: it needs no torch, no data and no device, so `trainctl check` knows the
-batch before anything starts. Numbers that contradict each other are a ValueError that gives the
-nearest that do not.
+`plan` is pure arithmetic without torch, data or device, so that `trainctl check` knows the batch
+before anything starts. Contradicting numbers are a ValueError that names the nearest valid ones.
 
-For a training loop of one's own there is `launcher.gradient_accumulator`.
+For a custom training loop, use `launcher.gradient_accumulator`: the engines do not need it, because
+they know a window's number of targets before its first backward pass.
 
 To add a kind: one module with one public `AccumulationOption`, and conf/accumulation/<kind>.yaml.
 """

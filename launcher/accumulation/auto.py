@@ -1,4 +1,4 @@
-"""The micro-batch is found at launch; the global batch is given."""
+"""The largest micro-batch that fits, searched at launch; the global batch is given."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.accumulation._given import GivenMicroBatch
+from launcher.accumulation._fixed import FixedMicroBatch
 from launcher.accumulation.samples import Samples
 from launcher.accumulation.tokens import Tokens
 from launcher.contracts import AccumulationOption, BatchPlan, ConfigView, MicroBatchSearch
 
 
 @dataclass(frozen=True, slots=True)
-class UpperBound(BatchPlan):
-    """The plan with the largest micro-batch that the launch may find."""
+class LargestPlan(BatchPlan):
+    """The plan with the largest micro-batch of the search."""
 
     @override
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class Auto(AccumulationOption):
     """
 
     kind: Literal["auto"]
-    """Find the micro-batch."""
+    """Search the largest micro-batch."""
     samples_per_step: int | None = Field(gt=0, le=10**9)
     """Global batch: samples in one optimizer step over all ranks; null where tokens_per_step gives
     it."""
@@ -46,10 +46,11 @@ class Auto(AccumulationOption):
     max_micro_batch_size: int | None = Field(gt=0, le=10**9)
     """Samples that may pass through one device at once; null for a rank's whole share."""
     memory_limit_gib: float | None = Field(gt=0, le=1e6)
-    """Memory that each rank may take, in GiB: of its CUDA device, as torch's allocator counts it;
-    on the CPU, its resident memory. Null: what is free when the run starts."""
+    """Memory that each rank may use, in GiB: of its CUDA device, as torch's allocator counts it; on
+    the CPU, its resident memory. Null: the memory that is free when the run starts, within the
+    limits of control groups."""
     memory_margin: float = Field(ge=0, lt=1)
-    """Share of that memory that the finder leaves free: it fragments over a long run."""
+    """Share of that memory to leave free: memory fragments over a long run."""
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -71,13 +72,13 @@ class Auto(AccumulationOption):
 
     @override
     def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
-        """The equation with the largest candidate: batch and schedule are those of all others."""
+        """Return the plan of the largest candidate; all candidates have the same global batch."""
         largest = self.candidates(seq_len=seq_len, ranks=ranks)[-1]
         share = self._share(seq_len, ranks)
-        return UpperBound(largest, share // largest, ranks, seq_len)
+        return LargestPlan(largest, share // largest, ranks, seq_len)
 
     def candidates(self, *, seq_len: int, ranks: int) -> Sequence[int]:
-        """The micro-batches that may be found, the smallest first: always 1.
+        """Return the candidates, the smallest (1) first.
 
         Raises:
             ValueError: The ranks cannot share the global batch evenly.
@@ -87,11 +88,11 @@ class Auto(AccumulationOption):
         return [size for size in range(1, most + 1) if share % size == 0]
 
     def at_most(self, micro_batch_size: int) -> Self:
-        """This option with another upper bound."""
+        """Return this option with another upper bound."""
         return self.model_copy(update={"max_micro_batch_size": micro_batch_size})
 
-    def decided(self, micro_batch_size: int) -> GivenMicroBatch:
-        """The option of the run that follows: nothing in it is left to be found."""
+    def decided(self, micro_batch_size: int) -> FixedMicroBatch:
+        """Return the option of the run, with a fixed micro-batch."""
         if self.samples_per_step is not None:
             return Samples(
                 kind="samples",
@@ -104,6 +105,6 @@ class Auto(AccumulationOption):
         )
 
     def _share(self, seq_len: int, ranks: int) -> int:
-        """Samples of one optimizer step on each rank."""
+        """Return the samples of one optimizer step on each rank."""
         plan = self.decided(1).plan(seq_len=seq_len, ranks=ranks)
         return plan.micro_batches

@@ -5,12 +5,11 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.accumulation._given import GivenMicroBatch
-from launcher.accumulation._target import plan_for
+from launcher.accumulation._fixed import FixedMicroBatch, plan_for
 from launcher.contracts import BatchPlan
 
 
-class Samples(GivenMicroBatch):
+class Samples(FixedMicroBatch):
     """A fixed global batch in samples, whatever the number of ranks."""
 
     kind: Literal["samples"]

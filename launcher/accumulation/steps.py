@@ -5,11 +5,11 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.accumulation._given import GivenMicroBatch
+from launcher.accumulation._fixed import FixedMicroBatch
 from launcher.contracts import BatchPlan
 
 
-class Steps(GivenMicroBatch):
+class Steps(FixedMicroBatch):
     """A fixed number of micro-batches per step on every rank; more ranks make a larger batch."""
 
     kind: Literal["steps"]

@@ -5,12 +5,11 @@ from typing import Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.accumulation._given import GivenMicroBatch
-from launcher.accumulation._target import plan_for
+from launcher.accumulation._fixed import FixedMicroBatch, plan_for
 from launcher.contracts import BatchPlan
 
 
-class Tokens(GivenMicroBatch):
+class Tokens(FixedMicroBatch):
     """A fixed global batch in tokens, whatever the number of ranks and the length of a sample."""
 
     kind: Literal["tokens"]

@@ -52,9 +52,9 @@ class World:
 
 
 class Request(Flag):
-    """What one rank asks all ranks to do after a step.
+    """Request of one rank to all ranks, for the end of a step.
 
-    A rank never acts on its own clock or signal: engines add the requests of all ranks in the small
+    A rank never acts on its own clock or signal: engines add up all ranks' requests in the
     collective that each step needs anyway, and all ranks act on the union in the same step.
     """
 
@@ -72,11 +72,10 @@ class Request(Flag):
 
 @dataclass(frozen=True, slots=True)
 class Clipping:
-    """How gradients are limited before the step, after unscaling. None switches a limit off.
+    """Limits of the gradients, applied after unscaling and before the step; None for no limit.
 
-    The order: each parameter's norm, then the norm of all that this leaves, then each element. So
-    one parameter that explodes is brought down before it can shrink all others; and as each limit
-    only shrinks, all of them hold in the end.
+    Order: each parameter's norm, the norm of all, each element. So one exploding parameter is
+    clipped before it can shrink all others; as each limit only shrinks, all hold in the end.
 
     Attributes:
         max_norm: Limit of the 2-norm over all gradients.
@@ -96,7 +95,7 @@ def _no_losses(outputs: Any) -> Mapping[str, Tensor]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineParts:
-    """What an engine is made from."""
+    """Everything that an engine is built from."""
 
     module: nn.Module
     task: Task
@@ -114,7 +113,7 @@ class EngineParts:
 
 @dataclass(frozen=True, slots=True)
 class UpdateStats:
-    """What one update did.
+    """Result of one update.
 
     Attributes:
         grad_norm: 2-norm of all gradients before clipping. Shape (), float32, on the device.
@@ -141,7 +140,7 @@ entries."""
 
 
 def param_of(entry: str, params: Collection[str]) -> str | None:
-    """The parameter that an optimizer entry of an engine's state is about.
+    """Return the parameter of an optimizer entry of an engine's state.
 
     Args:
         entry: `optimizer.<parameter>.<key>`; both parts may hold dots. None for any other name.

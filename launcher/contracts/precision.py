@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 
 
 class LossScale(Protocol):
-    """A factor on the loss that keeps small gradients from vanishing in a narrow format."""
+    """A factor on the loss that keeps small gradients from underflow."""
 
     value: float
     """The factor now: a power of two, so that scaling and unscaling round nothing."""
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss to call `backward` on."""
+        """Return the loss to call `backward` on."""
 
     def unscale(self, grads: Sequence[Tensor]) -> None:
         """Divide gradients by the factor, in place."""
 
     def update(self, *, overflowed: bool) -> None:
-        """Move the factor after an update, applied or, because a gradient overflowed, skipped.
+        """Adapt the factor after an update, which an overflow made the engine skip.
 
         Raises:
-            NonFinite: The gradients overflow however small the factor is.
+            NonFinite: Gradients overflow at the smallest factor.
         """
 
 
 class Precision(ABC):
     """Number formats on one kind of device.
 
-    What an engine does with it: `prepare` the module before it is moved, wrapped or sharded; let
-    `build_optimizer` build the optimizer; run forward passes in `autocast()`, those of an
-    evaluation in `evaluation(module)`; save `state()` with its own as `precision.<key>`.
+    An engine calls `prepare` before the module is moved, wrapped or sharded, builds the optimizer
+    with `build_optimizer`, runs forward passes in `autocast()`, those of an evaluation in
+    `evaluation(module)`, and saves `state()` with its own as `precision.<key>`.
     """
 
     loss_scale: LossScale | None = None
-    """None where gradients have range enough."""
+    """None for formats with the range of float32."""
 
     @property
     @abstractmethod
@@ -52,34 +52,34 @@ class Precision(ABC):
 
     @abstractmethod
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which forward passes run."""
+        """Return the context of forward passes."""
 
     def prepare(self, module: nn.Module) -> None:
-        """Give the module its formats, in place.
+        """Convert the module's parameters, in place.
 
-        Buffers keep theirs: rounded positions or running statistics would gain nothing and lose
-        much.
+        Buffers keep their format: rounding positions or running statistics costs accuracy and
+        saves almost no memory.
         """
         for param in module.parameters():
             if param.is_floating_point():
                 param.data = param.data.to(self.param_dtype)
 
     def evaluation(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """The context in which forward passes of an evaluation run, without gradients."""
+        """Return the context of an evaluation's forward passes, without gradients."""
         del module
         return self.autocast()
 
     def build_optimizer(
         self, option: OptimizerOption, target: OptimizerTarget
     ) -> torch.optim.Optimizer:
-        """The optimizer over the module's parameters, stepping them as the format demands."""
+        """Build the optimizer over the module's parameters, adapted to their format."""
         return option.build(target)
 
     def state(self) -> Mapping[str, Tensor]:
-        """What a resumed run needs to go on bit for bit; tensors on the CPU, by name."""
+        """Return the state for an exact resume; tensors on the CPU, by name."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave. A name that is missing or unknown is a KeyError."""
+        """Load what `state` returned; a missing or unknown name is a KeyError."""
         if state:
             raise KeyError(*state)

@@ -27,7 +27,7 @@ class Horizon:
 
 
 class ScheduleError(ValueError):
-    """A setting of a schedule that does not fit the run or the optimizer.
+    """A setting of a schedule that contradicts the run or the optimizer.
 
     Attributes:
         field: Dotted path of the setting below `scheduler`.
@@ -45,15 +45,15 @@ class ScheduleError(ValueError):
 
 
 class Schedule(ABC):
-    """The learning rate as a function of the step; what it must remember is an explicit value."""
+    """The learning rate as a function of the step and of an explicit memory."""
 
     @abstractmethod
     def lr(self, step: int, memory: Mapping[str, float]) -> float | None:
-        """The learning rate of a step, the first of which is 0; None: the optimizer's own."""
+        """Return the learning rate of a step, from 0 on; None: the optimizer sets its own."""
 
     def observe(
         self, memory: Mapping[str, float], scores: Mapping[str, float], step: int
     ) -> Mapping[str, float]:
-        """The memory after the evaluation that followed `step` steps; most remember nothing."""
+        """Return the memory after the evaluation that followed `step` steps."""
         del scores, step
         return memory

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 class MicroBatchSearch(Protocol):
-    """What the launcher tries before a run whose micro-batch size is not given."""
+    """Search for a micro-batch size, which the launcher does before the run."""
 
     @property
     def memory_limit_gib(self) -> float | None:
-        """Memory that each rank may take, in GiB; None: what is free when the run starts."""
+        """Memory that each rank may use, in GiB; None: what is free when the run starts."""
 
     @property
     def memory_margin(self) -> float:

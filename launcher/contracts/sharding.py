@@ -30,7 +30,7 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """What to index the whole tensor with."""
+        """Index of the part in the whole tensor."""
         return tuple(
             slice(start, start + size) for start, size in zip(self.offsets, self.sizes, strict=True)
         )
@@ -38,7 +38,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Which part of a whole tensor a local tensor holds.
+    """Description of the part of a whole tensor that a local tensor holds.
 
     The local tensor, flattened, is the concatenation of the flattened boxes in order. DTensor
     layouts give one box; a flat range that starts in the middle of a row gives several.
@@ -123,7 +123,7 @@ class LocalShard:
 
     Attributes:
         tensor: The elements of `shard.boxes`, in order; any shape.
-        shard: What they are.
+        shard: Their description.
     """
 
     tensor: Tensor
@@ -131,7 +131,7 @@ class LocalShard:
 
 
 class Sharding(Protocol):
-    """How the tensors that an optimizer holds relate to the whole ones."""
+    """Relation of an optimizer's tensors to the whole ones."""
 
     @property
     def rank(self) -> int:
@@ -142,7 +142,7 @@ class Sharding(Protocol):
         """Number of ranks that share the tensors; 1 where every tensor is whole."""
 
     def shard_of(self, param: Tensor) -> Shard:
-        """Return what a parameter of the optimizer holds."""
+        """Return the description of a parameter of the optimizer."""
 
     def add_up(self, sums: Mapping[str, Tensor]) -> None:
         """Add the sums of all ranks that share the tensors, in place, in one collective.

@@ -1,9 +1,8 @@
-"""Engines: everything distributed, and everything about devices, lives here and nowhere else.
+"""Engines: everything about devices and collectives.
 
-An option names the mesh of ranks (`layout`); its `build` gives the `Engine` of
-`launcher.contracts`. An engine shards and moves the module first and builds the optimizer
-afterwards, from the parameters that the module then has. No other package may ask which engine
-runs.
+An option defines the mesh of ranks (`layout`) and builds an `Engine` of `launcher.contracts`. An
+engine first shards and moves the module, then builds the optimizer from the resulting parameters.
+No other package may depend on the kind of engine.
 
 To add one: `launcher/parallelism/<kind>.py` with a `ParallelismOption`, and
 `conf/parallelism/<kind>.yaml`; `tests/contract/test_engines.py` then compares it with `single`. An

@@ -23,9 +23,9 @@ def clip_(
 
     Args:
         params: Parameters; those without gradient are left out.
-        limits: What is limited.
+        limits: The limits.
         norm: 2-norm of all gradients as they are. Shape ().
-        sharding: What the gradients are shards of; norms are those of whole tensors.
+        sharding: Description of the gradients as shards; norms are those of whole tensors.
     """
     if limits.max_norm_per_parameter is not None:
         if sharding.ranks > 1:
@@ -46,7 +46,7 @@ def gradient_norm(params: Sequence[nn.Parameter], sharding: Sharding = UNSHARDED
     Args:
         params: Parameters; those without gradient count as zeros. With a sharding, equally many in
             the same order on every rank.
-        sharding: What the gradients are shards of.
+        sharding: Description of the gradients as shards.
 
     Returns:
         Shape (), float32 or wider.
@@ -66,9 +66,9 @@ def clip_each_norm_(grads: Sequence[Tensor], max_norm: float) -> None:
 
     Source: Keras' `clipnorm`, with the denominator of torch's clip_grad_norm_.
     """
-    for alike in _by_kind(grads):
-        factors = (max_norm / (torch.stack(_norms(alike)) + _EPS)).clamp_(max=1.0)
-        torch._foreach_mul_(alike, list(factors.unbind()))
+    for same_kind in _by_kind(grads):
+        factors = (max_norm / (torch.stack(_norms(same_kind)) + _EPS)).clamp_(max=1.0)
+        torch._foreach_mul_(same_kind, list(factors.unbind()))
 
 
 def total_norm(grads: Sequence[Tensor]) -> Tensor:
@@ -82,7 +82,9 @@ def total_norm(grads: Sequence[Tensor]) -> Tensor:
 
     Source: torch.nn.utils.get_total_norm, which computes in the gradients' own format.
     """
-    norms = [norm.to(grads[0].device) for alike in _by_kind(grads) for norm in _norms(alike)]
+    norms = [
+        norm.to(grads[0].device) for same_kind in _by_kind(grads) for norm in _norms(same_kind)
+    ]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
@@ -96,7 +98,7 @@ def _whole_norms(params: Sequence[nn.Parameter], sharding: Sharding) -> Tensor:
         len(params), dtype=torch.promote_types(params[0].dtype, torch.float32)
     ).to(params[0].device)
     for place, param in enumerate(params):
-        # What another rank counts is zero here: a plain sum over ranks counts every element once.
+        # Zero for what another rank counts, so that the sum over ranks counts each element once.
         if param.grad is not None and param.grad.numel() and sharding.shard_of(param).counted:
             [norm] = _norms([param.grad])
             squares[place] = norm.square()
@@ -113,15 +115,15 @@ def _clip_each_whole_norm_(
             param.grad.mul_(factor)
 
 
-def _norms(alike: list[Tensor]) -> list[Tensor]:
+def _norms(same_kind: list[Tensor]) -> list[Tensor]:
     # At least in float32: a bfloat16 norm has hardly a digit left.
-    dtype = torch.promote_types(alike[0].dtype, torch.float32)
+    dtype = torch.promote_types(same_kind[0].dtype, torch.float32)
     norms_of = torch._foreach_norm  # noqa: SLF001 - what clip_grad_norm_ itself calls
-    return list(norms_of(alike, 2, dtype=dtype))
+    return list(norms_of(same_kind, 2, dtype=dtype))
 
 
 def _by_kind(grads: Sequence[Tensor]) -> Iterable[list[Tensor]]:
-    """The gradients by device and format."""
+    """Group gradients by device and format."""
     found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for grad in grads:
         found.setdefault((grad.device, grad.dtype), []).append(grad)

@@ -1,4 +1,4 @@
-"""Optimizer state by parameter name, tensors only: any engine can load what another saved."""
+"""Optimizer state by parameter name, as tensors, so that any engine loads another's."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def load_optimizer(
 def _places(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Where state stands: the dictionary, the key in it, and the name of the entry."""
+    """Yield each state entry as its dictionary, its key and its name."""
     for group in optimizer.param_groups:
         for param in group["params"]:
             state = optimizer.state.get(param, {})
@@ -110,7 +110,7 @@ def _flatten(name: str, value: Any) -> dict[str, Tensor]:
 
 
 def _refill(name: str, live: Any, state: Mapping[str, Tensor]) -> Any:
-    """The saved value in the live one's form: tensors in place, numbers as they were."""
+    """Return the saved value in the form of the live one; tensors are filled in place."""
     if live is None:
         return None
     if isinstance(live, Tensor):
@@ -147,8 +147,8 @@ def _materialise(optimizer: torch.optim.Optimizer, stateless: set[Tensor]) -> No
 
 
 def _forget(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
-    """Take the state of some parameters away, as if they had never been stepped."""
+    """Remove the state of some parameters, as if they had never been stepped."""
     if not [param for param in params if optimizer.state.pop(param, None)]:
         return
-    # As torch's own load_state_dict ends: some optimizers keep more than what stands in `state`.
+    # As torch's load_state_dict does: some optimizers keep more than `state`.
     optimizer.__setstate__({"state": optimizer.state, "param_groups": optimizer.param_groups})

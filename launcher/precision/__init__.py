@@ -1,11 +1,10 @@
-"""Which number formats parameters, computation and reductions use.
+"""Number formats of parameters, computation and reductions.
 
-What lives here: the formats, what they ask of a device, and what makes them safe: loss scaling, and
-the rounding of weights that are kept in sixteen bits. What may not: anything that depends on how
-many ranks there are (parallelism), or on what is computed (task, model).
+This package holds the formats, their device requirements, loss scaling, and the rounding of weights
+in sixteen bits. It knows nothing of ranks (parallelism) or of what is computed (task, model).
 
-A format reaches the engine as a `contracts.Precision`; how an engine uses it is written there.
+An engine uses a format through `contracts.Precision`, which documents how.
 
-Adding a format: a module `launcher/precision/<kind>.py` with one PrecisionOption, whose `build`
+To add a format: a module `launcher/precision/<kind>.py` with one PrecisionOption, whose `build`
 refuses a device that cannot do it before anything else happens, and `conf/precision/<kind>.yaml`.
 """

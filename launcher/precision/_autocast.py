@@ -1,4 +1,4 @@
-"""The live formats with float32 parameters: plain, or with a forward pass cast by operation."""
+"""Formats with float32 parameters: float32 throughout, or autocast."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.contracts import Precision
-from launcher.precision._full_eval import FullEval, dtype_of, lowered
+from launcher.precision._full_eval import FullEval, dtype_of, rounded_parameters
 from launcher.precision._loss_scale import DynamicLossScale
 
 
-class Whole(Precision):
+class Float32(Precision):
     """Float32 throughout.
 
     Args:
@@ -40,16 +40,16 @@ class Whole(Precision):
     def evaluation(self, module: nn.Module) -> AbstractContextManager[Any]:
         if self._full_eval is None:
             return self.autocast()
-        return lowered(module, self._device_type, dtype_of(self._full_eval))
+        return rounded_parameters(module, self._device_type, dtype_of(self._full_eval))
 
 
-class Autocast(Whole):
+class Autocast(Float32):
     """Float32 parameters; torch's autocast chooses the format of each operation.
 
     Args:
         device_type: `cpu`, `cuda` or `mps`.
         full_eval: Format of evaluations, where it is another.
-        dtype: Format of the operations that bear it (matrix products); the others stay in float32.
+        dtype: Format of operations that tolerate it (matrix products); others stay in float32.
     """
 
     def __init__(self, device_type: str, full_eval: FullEval | None, dtype: torch.dtype) -> None:
@@ -62,7 +62,7 @@ class Autocast(Whole):
 
 
 class ScaledAutocast(Autocast):
-    """Autocast to float16, whose small range the loss scale moves to where the gradients are."""
+    """Autocast to float16, with a loss scale that keeps gradients within its small range."""
 
     def __init__(
         self, device_type: str, full_eval: FullEval | None, loss_scale: DynamicLossScale

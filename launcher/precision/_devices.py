@@ -1,4 +1,4 @@
-"""What a format may ask of the device that a rank found."""
+"""Device requirements of number formats."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def require_cuda(kind: str, device_type: str, capability: tuple[int, int], inste
     """Refuse devices that lack a format.
 
     Args:
-        kind: The format, as the config calls it.
-        device_type: What the rank computes on, or `meta`.
+        kind: Name of the format in the config.
+        device_type: Kind of the rank's device, or `meta`.
         capability: Least compute capability of the CUDA device, (major, minor).
-        instead: What to write into the config on another device.
+        instead: Name of a format for other devices.
 
     Raises:
         LaunchError: The device is not CUDA's, or too old.
@@ -39,7 +39,7 @@ def require_cuda(kind: str, device_type: str, capability: tuple[int, int], inste
 
 
 def warn_if_emulated(format_: Literal["bf16", "fp16"], device_type: str) -> None:
-    """Say so if the device computes in a format by way of another, several times slower."""
+    """Warn if the device emulates a format, which is several times slower."""
     import torch
 
     if device_type == "cuda" and format_ == "bf16":

@@ -11,16 +11,16 @@ from launcher.errors import NonFinite
 
 
 class DynamicLossScale:
-    """Doubled after a while without overflow, halved at each: see `contracts.LossScale`.
+    """Loss scale that doubles after `growth_interval` updates and halves at each overflow.
 
-    It differs from torch's GradScaler in three ways: its state is tensors, so that nothing is
-    pickled; there is a floor, below which the gradients are not too large but wrong; and whether an
-    update is skipped is decided by the engine, once, for all ranks.
+    Differences to torch's GradScaler: the state is tensors, so that nothing is pickled; below a
+    minimum the run ends, because the gradients are then wrong, not too large; and the engine
+    decides once for all ranks whether an update is skipped.
 
     Args:
         init_scale: First value; a power of two.
         growth_interval: Updates without overflow before the value is doubled.
-        min_scale: The least value; a power of two.
+        min_scale: Smallest value; a power of two.
 
     Source: Micikevicius et al. 2018, arXiv:1710.03740, §3.2; torch.amp.GradScaler.
     """
@@ -32,7 +32,7 @@ class DynamicLossScale:
         self._good_updates = 0
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss times the factor. Shape (), as given."""
+        """Return the loss times the factor."""
         return loss * self.value
 
     def unscale(self, grads: Sequence[Tensor]) -> None:
@@ -44,7 +44,7 @@ class DynamicLossScale:
         """Halve, or count towards doubling.
 
         Raises:
-            NonFinite: The factor is at its floor and the gradients overflow still.
+            NonFinite: Gradients overflow at the smallest factor.
         """
         if not overflowed:
             self._good_updates += 1
@@ -63,14 +63,14 @@ class DynamicLossScale:
         self.value = max(self.value / 2, self._min_scale)
 
     def state(self) -> Mapping[str, Tensor]:
-        """Factor and count as tensors of shape (), float64 and int64, on the CPU."""
+        """Return factor and count as tensors of shape (), float64 and int64, on the CPU."""
         return {
             "loss_scale": torch.tensor(self.value, dtype=torch.float64),
             "good_updates": torch.tensor(self._good_updates),
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave; a name that is missing or unknown is a KeyError."""
+        """Load what `state` returned; a missing or unknown name is a KeyError."""
         if odd := state.keys() ^ self.state().keys():
             raise KeyError(*sorted(odd))
         self.value = float(state["loss_scale"])

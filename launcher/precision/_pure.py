@@ -1,4 +1,4 @@
-"""Weights in bfloat16, and an optimizer that sees them in float32, some at a time."""
+"""Steps bfloat16 weights through temporary float32 copies, in chunks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.contracts import OptimizerOption, OptimizerTarget, Precision, Shard, Sharding
+from launcher.precision._full_eval import replaced_parameters
 from launcher.precision._rounding import Rounding, resize
-from launcher.precision._stand_in import stand_ins
 
 _BYTES_PER_ELEMENT = 8
 """A float32 weight and a float32 gradient."""
 
 
-class Pure(Precision):
-    """Bfloat16 throughout, but for the arithmetic of the optimizer.
+class PureBf16(Precision):
+    """Bfloat16 throughout, except in the optimizer's arithmetic.
 
     Args:
-        rounding: How a stepped weight becomes bfloat16 again.
-        chunk_bytes: Float32 copies that may exist at once.
+        rounding: Rounding of stepped weights to bfloat16.
+        chunk_bytes: Largest size of float32 copies at one time.
     """
 
     def __init__(self, rounding: Rounding, *, chunk_bytes: int) -> None:
@@ -45,9 +45,9 @@ class Pure(Precision):
     def build_optimizer(
         self, option: OptimizerOption, target: OptimizerTarget
     ) -> torch.optim.Optimizer:
-        with stand_ins(target.module, _wide_like) as copies:
+        with replaced_parameters(target.module, _float32_like) as copies:
             weights: dict[Tensor, Tensor] = {copy: param for param, copy in copies.items()}
-            inner = option.build(replace(target, sharding=_OfCopies(target.sharding, weights)))
+            inner = option.build(replace(target, sharding=_CopySharding(target.sharding, weights)))
         sizes = None
         if target.is_sharded:
             sizes = {copy: math.prod(target.shape_of(param)) for copy, param in weights.items()}
@@ -64,8 +64,8 @@ class Pure(Precision):
         self._rounding.load_state(state)
 
 
-def _wide_like(param: nn.Parameter) -> nn.Parameter:
-    """The float32 copy of a bfloat16 parameter, without memory; another parameter as it is."""
+def _float32_like(param: nn.Parameter) -> nn.Parameter:
+    """Return a float32 parameter without memory for a bfloat16 one; others unchanged."""
     if param.dtype != torch.bfloat16:
         return param
     wide = torch.empty_like(
@@ -76,8 +76,8 @@ def _wide_like(param: nn.Parameter) -> nn.Parameter:
     return copy
 
 
-class _OfCopies:
-    """The sharding of some weights, asked for their float32 copies."""
+class _CopySharding:
+    """The sharding of weights, for their float32 copies."""
 
     def __init__(self, sharding: Sharding, weights: Mapping[Tensor, Tensor]) -> None:
         self._sharding = sharding
@@ -95,20 +95,19 @@ class _OfCopies:
 class Float32Steps(torch.optim.Optimizer):
     """An optimizer over bfloat16 weights that steps float32 copies of them.
 
-    Seen from outside it is an optimizer over the weights: groups and state are theirs, and what the
-    rounding keeps of a weight is one more entry of its state. The inner optimizer knows only the
-    copies, which are the same tensors for the whole run, but have memory and gradients only while
-    they are stepped. Its moments are therefore float32.
+    To others it is an optimizer over the weights: groups and state are theirs, and the remainder
+    that the rounding keeps is one more entry of a weight's state. The inner optimizer sees only the
+    copies: the same tensors for the whole run, with memory and gradients only while they are
+    stepped. So its moments are float32.
 
     Args:
         inner: Any optimizer over the copies that leaves parameters without gradient alone.
-        weights: The weight that each copy stands for.
-        rounding: How a stepped weight becomes bfloat16 again.
-        chunk_bytes: Float32 weights and gradients that may exist at once. An optimizer whose groups
-            have a memory (`group_state`) looks at all its parameters together and gets them at
-            once.
-        sizes: Elements of the whole tensor of each copy, where the weights are shards: every step
-            of the inner optimizer may be collective, so that all ranks need the same chunks.
+        weights: The weight of each copy.
+        rounding: Rounding of stepped weights to bfloat16.
+        chunk_bytes: Largest size of float32 weights and gradients at one time. An optimizer whose
+            groups have state (`group_state`) needs all its parameters in one step.
+        sizes: Elements of the full tensor of each copy, if the weights are shards: a step of the
+            inner optimizer may be collective, so all ranks need the same chunks.
     """
 
     def __init__(
@@ -135,7 +134,7 @@ class Float32Steps(torch.optim.Optimizer):
         super().__init__(groups, inner.defaults)
         for copy, entry in inner.state.items():
             self.state[weights[copy]] = entry
-        # A weight has either no state or all of it, or a resumed run could not tell what to expect.
+        # A weight has no state or all of it: a load must know which entries to expect.
         with (
             torch.no_grad(),
             self._widened([[c for c in cs if c in inner.state] for cs in self._copies]),
@@ -143,7 +142,7 @@ class Float32Steps(torch.optim.Optimizer):
             pass
 
     def __getattr__(self, name: str) -> Any:
-        """What else the inner optimizer offers (`group_state`)."""
+        """Return other attributes of the inner optimizer (`group_state`)."""
         return getattr(self.__dict__["_inner"], name)
 
     @overload
@@ -156,7 +155,7 @@ class Float32Steps(torch.optim.Optimizer):
         """Step every weight that has a gradient.
 
         Raises:
-            ValueError: There is a closure; it would see the weights as they were.
+            ValueError: There is a closure, which would see unstepped weights.
         """
         if closure is not None:
             raise ValueError("bf16_pure steps copies of the weights, on which no closure can run")
@@ -168,7 +167,7 @@ class Float32Steps(torch.optim.Optimizer):
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Have the inner optimizer put its weights for evaluation in place, if it has such."""
+        """Switch to the inner optimizer's weights for evaluation, if it has any."""
         if hasattr(self._inner, "eval") and not self._trained:
             for group in self.param_groups:
                 for weight in group["params"]:
@@ -179,7 +178,7 @@ class Float32Steps(torch.optim.Optimizer):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put the weights that are trained back, bit for bit."""
+        """Restore the trained weights, bit for bit."""
         if hasattr(self._inner, "train"):
             with self._widened(self._copies):
                 self._inner.train()
@@ -193,7 +192,7 @@ class Float32Steps(torch.optim.Optimizer):
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over state that was put in place from outside, the inner optimizer too."""
+        """Use state that was set from outside, in the inner optimizer too."""
         super().__setstate__(state)
         for copy, weight in self._weights.items():
             if weight not in self.state:
@@ -202,7 +201,7 @@ class Float32Steps(torch.optim.Optimizer):
         inner.__setstate__({"state": inner.state, "param_groups": inner.param_groups})
 
     def _chunks(self) -> Iterator[list[list[Tensor]]]:
-        """The copies whose weights have gradients, by group, in parts that fit into memory."""
+        """Yield the copies whose weights have gradients, by group, in chunks."""
         chunk: list[list[Tensor]] = [[] for _ in self._copies]
         elements = 0
         limit = self._chunk_elements
@@ -223,7 +222,7 @@ class Float32Steps(torch.optim.Optimizer):
 
     @contextmanager
     def _widened(self, chunk: Sequence[Sequence[Tensor]]) -> Iterator[None]:
-        """Give some copies memory and values, and the inner optimizer nothing but them."""
+        """Allocate and fill some copies, the only parameters of the inner optimizer meanwhile."""
         inner_groups = self._inner.param_groups
         for group, inner_group, copies in zip(self.param_groups, inner_groups, chunk, strict=True):
             inner_group.update({**group, "params": copies})
@@ -231,8 +230,8 @@ class Float32Steps(torch.optim.Optimizer):
         try:
             yield
         finally:
-            for copy, beside in kept.items():
-                self._narrow(copy, beside)
+            for copy, remainder in kept.items():
+                self._narrow(copy, remainder)
             for group, inner_group, copies in zip(
                 self.param_groups, inner_groups, self._copies, strict=True
             ):
@@ -240,11 +239,11 @@ class Float32Steps(torch.optim.Optimizer):
                 group.update({**inner_group, "params": group["params"]})
 
     def _widen(self, copy: Tensor) -> dict[str, Tensor]:
-        """Returns what the rounding keeps of the weight."""
+        """Fill a copy; return what the rounding keeps of its weight."""
         weight = self._weights[copy]
         kept = self._kept(weight)
         entry = {key: value for key, value in self.state.get(weight, {}).items() if key not in kept}
-        # An optimizer takes an entry that is there, though empty, for one that it has filled.
+        # An optimizer does not initialise an entry that exists, even an empty one.
         if entry:
             self._inner.state[copy] = entry
         if copy is not weight:

@@ -1,7 +1,7 @@
-"""Bfloat16 weights as float32 for the length of a step, and back without losing the step.
+"""Conversion of bfloat16 weights to float32 for a step, and back without losing the update.
 
-A bfloat16 is the upper half of a float32. What a step changes below that half is either kept beside
-the weight or rounded by chance.
+A bfloat16 is the upper half of a float32. The lower half after a step is either kept next to the
+weight (compensated) or rounded up with a probability (stochastic).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _SEED = 0x5EED
 
 
 class Rounding(ABC):
-    """A way to go to float32 and back."""
+    """Conversion to float32 and back."""
 
     state_keys: tuple[str, ...] = ()
-    """Names under which a weight's optimizer state holds what this keeps beside the weight."""
+    """Keys of a weight's optimizer state that this rounding adds."""
 
     @abstractmethod
     def widen(self, weight: Tensor, wide: Tensor, kept: Mapping[str, Tensor]) -> None:
@@ -32,17 +32,17 @@ class Rounding(ABC):
 
     @abstractmethod
     def narrow(self, wide: Tensor, weight: Tensor, kept: dict[str, Tensor]) -> None:
-        """Write a float32 value to a bfloat16 weight, and what is kept to `kept`; uses it up."""
+        """Write a float32 value, which it overwrites, to a bfloat16 weight and to `kept`."""
 
-    def begin_step(self) -> None:  # noqa: B027 - most ways have nothing to do
-        """A new step begins."""
+    def begin_step(self) -> None:  # noqa: B027 - optional
+        """Prepare a new step."""
 
     def state(self) -> Mapping[str, Tensor]:
-        """What a resumed run needs, beside what is kept with the weights."""
+        """Return the state that is not kept per weight, for a resume."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` gave; a name that is missing or unknown is a KeyError."""
+        """Load what `state` returned; a missing or unknown name is a KeyError."""
         if odd := state.keys() ^ self.state().keys():
             raise KeyError(*sorted(odd))
 
@@ -65,8 +65,8 @@ class Compensated(Rounding):
 
     @override
     def narrow(self, wide: Tensor, weight: Tensor, kept: dict[str, Tensor]) -> None:
-        # Adding half a bit makes the upper half the nearest bfloat16; the lower half then holds the
-        # remainder plus that half, which `widen` takes off again.
+        # With half a bit added, the upper half is the nearest bfloat16, and the lower half the
+        # remainder plus that half bit, which `widen` subtracts.
         _plain_nans(wide).add_(_HALF)
         halves = _halves(wide)
         if "low_bits" not in kept:
@@ -104,7 +104,7 @@ class Stochastic(Rounding):
     def narrow(self, wide: Tensor, weight: Tensor, kept: dict[str, Tensor]) -> None:
         del kept
         bits = _plain_nans(wide)
-        # Much faster than torch.randint: each 64-bit draw makes two numbers, of 16 bits each.
+        # Much faster than torch.randint: each 64-bit draw gives two 16-bit numbers.
         draws = torch.empty((bits.numel() + 1) // 2, dtype=torch.int64, device=bits.device)
         draws.random_(-(2**63), None, generator=self._generator(bits.device))
         noise = draws.view(torch.int32)[: bits.numel()]
@@ -128,19 +128,19 @@ class Stochastic(Rounding):
 
 
 def resize(tensor: Tensor, elements: int) -> None:
-    """Give a contiguous tensor memory for all its elements, or for none."""
+    """Allocate memory for a contiguous tensor's elements, or free it."""
     local = _local(tensor.detach())
     local.untyped_storage().resize_(elements and local.numel() * local.element_size())
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, any other as it is."""
+    """Return this rank's part of a sharded tensor; other tensors unchanged."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 
 
 def _bits(wide: Tensor) -> Tensor:
-    """A contiguous float32 as integers, flat, sharing memory."""
+    """View a contiguous float32 as flat integers."""
     return _local(wide).view(-1).view(torch.int32)
 
 
@@ -153,7 +153,7 @@ def _plain_nans(wide: Tensor) -> Tensor:
 
 
 def _halves(wide: Tensor) -> Tensor:
-    """A contiguous float32 as half words, flat, sharing memory; the lower half comes first."""
+    """View a contiguous float32 as flat half words, the lower half first."""
     return _local(wide).view(-1).view(torch.int16)
 
 

@@ -1,4 +1,4 @@
-"""Everything in bfloat16, weights included; their updates are not lost in rounding."""
+"""Bfloat16 throughout, weights included, with updates that survive rounding."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Bf16Pure(PrecisionOption):
 
     kind: Literal["bf16_pure"]
     rounding: Literal["kahan", "stochastic"]
-    """`kahan` keeps what rounding took from each weight, two bytes, and gives it back at the next
-    step: no update is lost, as with float32 master weights. `stochastic` keeps nothing and rounds
-    up or down by chance, so that updates are right on average."""
+    """`kahan` stores the rounding remainder of each weight, two bytes, and adds it at the next
+    step: no update is lost, as with float32 master weights. `stochastic` stores nothing and rounds
+    up or down at random, so that updates are right on average."""
     chunk_mib: int = Field(gt=0, le=2**20)
     """Float32 copies of weights and gradients that exist at once during a step, in MiB. Optimizers
     that look at all parameters together take them all at once."""
@@ -37,14 +37,14 @@ class Bf16Pure(PrecisionOption):
     def state_bytes(self, elements: int) -> Mapping[str, int]:
         if self.rounding != "kahan":
             return {}
-        return {"what rounding took (Kahan)": elements * _BYTES}
+        return {"rounding remainders (Kahan)": elements * _BYTES}
 
     @override
     def build(self, device_type: str) -> Precision:
         from launcher.precision._devices import warn_if_emulated
-        from launcher.precision._pure import Pure
+        from launcher.precision._pure import PureBf16
         from launcher.precision._rounding import Compensated, Stochastic
 
         warn_if_emulated("bf16", device_type)
         rounding = Compensated() if self.rounding == "kahan" else Stochastic()
-        return Pure(rounding, chunk_bytes=self.chunk_mib * 2**20)
+        return PureBf16(rounding, chunk_bytes=self.chunk_mib * 2**20)

@@ -19,8 +19,8 @@ class Fp32(FullEvalOption):
 
     @override
     def build(self, device_type: str) -> Precision:
-        from launcher.precision._autocast import Whole
+        from launcher.precision._autocast import Float32
         from launcher.precision._devices import set_tf32
 
         set_tf32(allowed=False)
-        return Whole(device_type, self.full_eval)
+        return Float32(device_type, self.full_eval)

@@ -27,9 +27,9 @@ class Tf32(FullEvalOption):
 
     @override
     def build(self, device_type: str) -> Precision:
-        from launcher.precision._autocast import Whole
+        from launcher.precision._autocast import Float32
         from launcher.precision._devices import require_cuda, set_tf32
 
         require_cuda(self.kind, device_type, (8, 0), "fp32")
         set_tf32(allowed=True)
-        return Whole(device_type, self.full_eval)
+        return Float32(device_type, self.full_eval)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from launcher.accumulation._given import GivenMicroBatch
+from launcher.accumulation._fixed import FixedMicroBatch
 from launcher.accumulation.samples import Samples
 from launcher.accumulation.steps import Steps
 from launcher.accumulation.tokens import Tokens
@@ -40,7 +40,7 @@ def test_the_presets_suit_the_default_job(path: Path) -> None:
     ],
 )
 def test_the_equation_holds(
-    option: GivenMicroBatch, seq_len: int, ranks: int, micro_batches: int
+    option: FixedMicroBatch, seq_len: int, ranks: int, micro_batches: int
 ) -> None:
     plan = option.plan(seq_len=seq_len, ranks=ranks)
     assert plan == BatchPlan(option.micro_batch_size, micro_batches, ranks, seq_len)

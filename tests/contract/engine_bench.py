@@ -42,7 +42,7 @@ from launcher.contracts import (
 )
 from launcher.errors import Interrupted, NonFinite, Preempted
 from launcher.parallelism import _ddp_engine  # noqa: F401 - imported before ranks are forked
-from launcher.precision._autocast import Whole
+from launcher.precision._autocast import Float32
 from launcher.training import rng
 from launcher.training.batches import Windows
 from launcher.training.evaluation import Evaluator
@@ -244,7 +244,7 @@ class CountedLoss(Metrics):
         }
 
 
-class WholeIn(Whole):
+class InOneFormat(Float32):
     """One number format throughout; in float64 a wrong sum is not mistaken for rounding."""
 
     def __init__(self, device_type: str, dtype: torch.dtype) -> None:
@@ -258,13 +258,13 @@ class WholeIn(Whole):
 
 
 class InFormat(PrecisionOption):
-    """The option of `WholeIn`."""
+    """The option of `InOneFormat`."""
 
     float64: bool
 
     @override
     def build(self, device_type: str) -> Precision:
-        return WholeIn(device_type, torch.float64 if self.float64 else torch.float32)
+        return InOneFormat(device_type, torch.float64 if self.float64 else torch.float32)
 
 
 class Descending(Schedule):

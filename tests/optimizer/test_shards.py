@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from launcher.contracts import OptimizerOption, OptimizerTarget, Precision, is_sharded_state
-from launcher.precision._pure import Pure
+from launcher.precision._pure import PureBf16
 from launcher.precision._rounding import Compensated
 from tests.distributed import RankError, run_on_ranks
 from tests.optimizer.shards import (
@@ -249,7 +249,7 @@ def walk_in_bfloat16(option: OptimizerOption, precision: Precision) -> tuple[flo
 
 
 def test_float32_copies_of_shards_are_chunked_alike_on_all_ranks(build_option: Build) -> None:
-    precision = Pure(Compensated(), chunk_bytes=8 * 64)
+    precision = PureBf16(Compensated(), chunk_bytes=8 * 64)
     for worst, collectives in run_on_ranks(
         walk_in_bfloat16, build_option("adafactor"), precision, ranks=3
     ):

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from launcher.contracts import Clipping, OptimizerOption, Precision, PrecisionOption
-from launcher.precision._autocast import Whole
+from launcher.precision._autocast import Float32
 from tests.parallelism.test_single import Toy, engine, optimizer_option, ragged, window
 
 SAMPLES, STEPS = 16, 12
@@ -24,7 +24,7 @@ CLIPPINGS = {
 OPTIMIZERS = {"sgd": optimizer_option("sgd"), "adamw": optimizer_option("adamw")}
 
 
-class Double(Whole):
+class Double(Float32):
     """Float64 throughout: no config offers it, but it tells a wrong sum from a rounded one."""
 
     @property

@@ -12,7 +12,7 @@ from typing_extensions import override
 from launcher.config import load
 from launcher.contracts import OptimizerOption, OptimizerTarget, Precision, PrecisionOption
 from launcher.errors import ConfigError
-from launcher.precision._pure import Pure
+from launcher.precision._pure import PureBf16
 from launcher.precision._rounding import Compensated
 
 Build = Callable[..., PrecisionOption]
@@ -71,7 +71,7 @@ def test_kahan_follows_float32_master_weights_bit_for_bit(preset: str, chunk_byt
     option = optimizer_option(preset)
     master, module = network(torch.float32), network(torch.bfloat16)
     reference = built(option, master)
-    optimizer = built(option, module, Pure(Compensated(), chunk_bytes=chunk_bytes))
+    optimizer = built(option, module, PureBf16(Compensated(), chunk_bytes=chunk_bytes))
     # RAdam moves nothing before its sixth step.
     for step in range(8):
         # Some optimizers draw projections from the global generator.
@@ -100,7 +100,7 @@ def stepping(
         return make(target.module.parameters(), **options)
 
     option = cast("OptimizerOption", SimpleNamespace(build=build))
-    precision = precision or Pure(Compensated(), chunk_bytes=2**20)
+    precision = precision or PureBf16(Compensated(), chunk_bytes=2**20)
     return precision.build_optimizer(option, OptimizerTarget(module, "cpu"))
 
 
@@ -168,7 +168,7 @@ def test_float32_copies_exist_a_chunk_at_a_time() -> None:
         copies = list(params)
         return Watched([{"params": copies[:3]}, {"params": copies[3:]}], lr=lr)
 
-    optimizer = stepping(make, module, Pure(Compensated(), chunk_bytes=2 * 1024 * 8), lr=0.1)
+    optimizer = stepping(make, module, PureBf16(Compensated(), chunk_bytes=2 * 1024 * 8), lr=0.1)
     give_gradients(module, 0)
     optimizer.step()
     assert seen == [[1024, 1024]] * 4
@@ -200,7 +200,7 @@ def test_state_made_at_construction_is_float32() -> None:
 def test_an_optimizer_with_other_weights_for_evaluation_gets_its_own_back() -> None:
     option = optimizer_option("schedule_free_adamw")
     module = network(torch.bfloat16)
-    optimizer: Any = built(option, module, Pure(Compensated(), chunk_bytes=2**20))
+    optimizer: Any = built(option, module, PureBf16(Compensated(), chunk_bytes=2**20))
     for step in range(3):
         give_gradients(module, step)
         optimizer.step()

@@ -1,6 +1,16 @@
-"""From a wanted global batch to the number of micro-batches that makes it."""
+"""Kinds whose micro-batch size is given, and the plan for a given global batch."""
 
-from launcher.contracts import BatchPlan
+from pydantic import Field
+
+from launcher.contracts import AccumulationOption, BatchPlan
+
+
+class FixedMicroBatch(AccumulationOption):
+    """A micro-batch size that the user sets, not a search."""
+
+    micro_batch_size: int = Field(gt=0, le=10**9)
+    """Samples that pass through one device at once; fewer where a rank's share of the global batch
+    is smaller."""
 
 
 def plan_for(
@@ -40,7 +50,7 @@ def plan_for(
 
 
 def _fitting_sizes(target: int, divisor: int, wanted: int) -> list[int]:
-    """The sizes nearest to the wanted one, below and above, with which the target works."""
+    """Return the nearest sizes below and above the wanted one that divide the target."""
     if target % divisor:
         return []
     per_rank = target // divisor
