@@ -60,7 +60,7 @@ def build(
         config: The resolved config.
         world: This process's place among the ranks.
         requests: What this rank asks of all ranks, asked once per step.
-        references: File of the task's baselines, which only rank 0 reads or computes; None for
+        references: File of the task's baselines, which only rank 0 computes; None for
             none: a trial shows no scores.
 
     Raises:
@@ -86,8 +86,8 @@ def build(
     horizon = derive.horizon(config, len(train_samples))
     schedule = derive.schedule(config, horizon)
     baselines: Mapping[str, float] = {}
-    if references is not None and world.rank == 0:
-        baselines = references_of(task, splits.validation, references)
+    if references is not None:
+        baselines = references_of(task, splits.validation, references, rank=world.rank)
     module = build_module(config.model, task.head, config.seed)
     engine = config.parallelism.build(
         EngineParts(

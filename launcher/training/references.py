@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.contracts import Records, Task
 from launcher.run_dir import write_atomically
 
+_POLL_S = 0.05
 
-def references_of(task: Task, records: Records, path: Path) -> Mapping[str, float]:
-    """Return the task's baselines on held-out records; from a file if it has those of the records.
+
+def references_of(
+    task: Task, records: Records, path: Path, *, rank: int = 0
+) -> Mapping[str, float]:
+    """Return the task's baselines on held-out records, from a file if it has them.
+
+    The other ranks wait for rank 0 here: in the collective that follows they would give up after
+    `launch.timeout_s`, but a task may compute for longer.
 
     Args:
-        task: Computes them, which may take seconds.
+        task: Computes them.
         records: The held-out records.
-        path: Where they are kept for resumed runs.
+        path: File that keeps them for resumed runs.
+        rank: This rank.
     """
-    if path.exists():
+    while (kept := _read(path, records)) is None:
+        if rank == 0:
+            found = dict(task.references(records))
+            values = {"fingerprint": records.fingerprint, "references": found}
+            write_atomically(path, json.dumps(values, indent=1) + "\n")
+            return found
+        time.sleep(_POLL_S)
+    return kept
+
+
+def _read(path: Path, records: Records) -> Mapping[str, float] | None:
+    """Return what the file has for the records; None if it is missing, damaged or of others."""
+    try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["fingerprint"] == records.fingerprint:
-            kept: Mapping[str, float] = stored["references"]
-            return kept
-    found = task.references(records)
-    values = {"fingerprint": records.fingerprint, "references": dict(found)}
-    write_atomically(path, json.dumps(values, indent=1) + "\n")
-    return found
+        fits = stored["fingerprint"] == records.fingerprint
+        return dict(stored["references"]) if fits else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

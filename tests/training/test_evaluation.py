@@ -22,9 +22,11 @@ from launcher.contracts import (
     MicroBatch,
     Request,
     Samples,
+    StepReport,
     TrainState,
     World,
 )
+from launcher.errors import Preempted
 from launcher.training.evaluation import Evaluator
 from launcher.training.saving import report_of
 from tests.distributed import run_on_ranks
@@ -98,9 +100,19 @@ class Indexed(LogitsTask):
 
 
 def evaluated(
-    config: RunConfig, rank: int, ranks: int, count: int, max_samples: int | None
+    config: RunConfig,
+    rank: int,
+    ranks: int,
+    count: int,
+    max_samples: int | None,
+    signal_after: int | None = None,
 ) -> tuple[list[int], Mapping[str, float], int]:
-    """The order of the samples, the metrics, and the number of forward passes of one rank."""
+    """Return the order of the samples, the metrics, and the forward passes of one rank.
+
+    The metrics are empty if a signal came to this rank after so many passes, or to another one.
+    """
+    saved: list[StepReport] = []
+    came = {True: Request.STOP_SIGTERM, False: Request.NONE}
     torch.manual_seed(0)
     task, passes = Indexed(), []
     module = nn.Sequential(nn.Embedding(11, 8), nn.Dropout(0.5), nn.Linear(8, 11))
@@ -129,11 +141,17 @@ def evaluated(
         max_samples=max_samples,
         final_max_samples=None,
         beat=lambda phase, step: None,
-        requests=lambda: Request.NONE,
-        save=lambda report: pytest.fail("not the last step"),
-        interrupted=lambda report: pytest.fail("no signal"),
+        requests=lambda: came[signal_after is not None and len(passes) >= signal_after],
+        save=saved.append,
+        interrupted=saved.append,
     )
-    found = evaluate(report_of(TrainState(step=1), {}, last=False))
+    report = report_of(TrainState(step=1), {}, last=False)
+    found: Mapping[str, float] = {}
+    try:
+        found = evaluate(report)
+        assert not saved
+    except Preempted:
+        assert saved == [report, report]
     engine.close()
     return task.started[-1].order, found, len(passes)
 
@@ -141,6 +159,12 @@ def evaluated(
 def on_rank(config: str, ranks: int, count: int, max_samples: int | None) -> Any:
     rank = torch.distributed.get_rank()
     return evaluated(RunConfig.from_json(config), rank, ranks, count, max_samples)
+
+
+def on_rank_with_signal(config: str, count: int) -> Any:
+    rank = torch.distributed.get_rank()
+    after = 3 if rank == 1 else None
+    return evaluated(RunConfig.from_json(config), rank, 2, count, None, after)
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +188,10 @@ def test_every_sample_is_evaluated_once_on_any_number_of_ranks(
             assert each_order == order
             assert each_metrics == metrics  # bit for bit
         assert len({passes for *_, passes in found}) == 1
+
+
+def test_a_signal_to_one_rank_ends_the_evaluation_on_all(configs: list[RunConfig]) -> None:
+    found = run_on_ranks(on_rank_with_signal, configs[1].to_json(), 300, ranks=2)
+    [(_, first, first_passes), (_, second, second_passes)] = found
+    assert first == second == {}
+    assert 3 <= first_passes == second_passes < 50
