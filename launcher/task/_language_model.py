@@ -60,13 +60,13 @@ class LanguageModel(Task):
         self._layout = PackedSamples if packing else UnpackedSamples
         self._generation = generation
         self._bos_id = _bos_id(tokenizer, add_bos_token)
-        self._warned_lossy = False
+        self._is_lossy = False
 
     @override
     def samples(self, records: Records) -> Samples:
         stream = read_tokens(records, self._tokenizer, bos_id=self._bos_id)
-        if stream.lossy and not self._warned_lossy:
-            self._warned_lossy = True
+        if stream.lossy and not self._is_lossy:
+            self._is_lossy = True
             _log.warning(
                 "the tokenizer loses text (%s), so a model of its tokens has less to predict than "
                 "the bytes hold: eval_bits_per_byte is left out",
@@ -98,7 +98,8 @@ class LanguageModel(Task):
 
     @override
     def references(self, records: Records) -> Mapping[str, float]:
-        return byte_references(records)
+        # Without bits per byte there is nothing to compare with them.
+        return {} if self._is_lossy else byte_references(records)
 
     @override
     def sample(self, module: nn.Module) -> str | None:

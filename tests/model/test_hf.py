@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    BambaConfig,
+    BambaForCausalLM,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
@@ -28,6 +30,7 @@ from launcher.config import load
 from launcher.contracts import Head, ModelLimits
 from launcher.errors import ConfigError, DataError
 from launcher.model import build_module, cast_parameters
+from launcher.model._auxiliary_losses import auxiliary_losses
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.model.hf import HuggingFace
 
@@ -203,6 +206,28 @@ def test_the_router_loss_is_weighted_as_transformers_does(tmp_path: Path) -> Non
         plain = module(ids, labels=ids, output_router_logits=False).loss
         torch.testing.assert_close(plain + sum(found.values()), theirs)
         assert not asked or found["router_aux_loss"] > 0.1
+
+
+def test_the_z_loss_is_weighted_as_transformers_does() -> None:
+    config = BambaConfig(
+        vocab_size=384,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        attn_layer_indices=[0],
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        z_loss_coefficient=0.1,
+    )
+    module: Any = BambaForCausalLM(config).eval()
+    ids = torch.randint(0, 384, (2, 9))
+    outputs = module(ids, labels=ids)
+    [(name, z_loss)] = auxiliary_losses(module, outputs).items()
+    assert name == "z_loss"
+    module.z_loss_coefficient = 0.0
+    torch.testing.assert_close(module(ids, labels=ids).loss + z_loss, outputs.loss)
 
 
 @pytest.mark.parametrize(

@@ -271,10 +271,12 @@ def test_bits_per_byte_are_left_out_where_the_tokenizer_loses_text(
 ) -> None:
     live = task(LowerCasing(), seq_len=5)
     kept = live.samples(records("all lower case"))
+    assert live.references(records("all lower case"))
     assert "eval_bits_per_byte" in live.metrics(kept).names
     with caplog.at_level(logging.WARNING):
         lost = [live.samples(records("Not lower case")) for _ in range(2)]
     assert list(live.metrics(lost[0]).names) == ["eval_loss", "eval_perplexity"]
+    assert live.references(records("Not lower case")) == {}
     [message] = caplog.messages
     assert "0.txt: 'Not lower case' became 'not lower case'" in message
 
