@@ -55,15 +55,18 @@ class HuggingFace(ModelOption):
             values = read_config(self._folder)
         except DataError:
             return  # preflight reports it
-        saved = values.get("architectures") or [""]
-        # Other encoders are found when the model is built: see check_module.
-        encoder = saved[0].endswith("ForMaskedLM") and not values.get("is_decoder")
-        if config.task.head == "causal_lm" and encoder:
+        name, *_ = values.get("architectures") or [""]
+        what = ""
+        # Others are found when the model is built: see _heads and check_module.
+        if name.endswith("ForMaskedLM") and not values.get("is_decoder"):
+            what = f"an encoder ({name}), in which every token attends to those after it"
+        elif values.get("is_encoder_decoder"):
+            what = f"an encoder and a decoder ({name or values.get('model_type')})"
+        if what and config.task.head == "causal_lm":
             yield Problem(
                 "model.path",
-                f"holds an encoder ({saved[0]}), in which every token attends to those after it, "
-                f"but task={config.task.kind} predicts the next token; choose another task or "
-                "model",
+                f"holds {what}, but task={config.task.kind} predicts the next token with a decoder "
+                "alone; choose another task or model",
             )
 
     @property

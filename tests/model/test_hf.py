@@ -22,11 +22,13 @@ from transformers import (
     MixtralForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
     XLNetConfig,
     XLNetLMHeadModel,
 )
 
-from launcher.config import load
+from launcher.config.load import load_config
 from launcher.contracts import Head, ModelLimits
 from launcher.errors import ConfigError, DataError
 from launcher.model import build_module, cast_parameters
@@ -174,6 +176,11 @@ def test_an_encoder_with_is_decoder_sees_earlier_tokens_only(tmp_path: Path, nam
     assert not torch.equal(before[:, 5:], after[:, 5:])
 
 
+def small_t5() -> Any:
+    config = T5Config(vocab_size=384, d_model=16, d_ff=32, num_layers=1, num_heads=2, d_kv=8)
+    return T5ForConditionalGeneration(config)
+
+
 def small_mixtral(**changes: Any) -> Any:
     sizes = {"vocab_size": 384, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 4}
@@ -273,12 +280,21 @@ def test_a_format_that_cannot_hold_the_weights_is_not_taken(
     assert "bias does not fit into float16: exported as trained" in caplog.text
 
 
-def test_an_encoder_for_a_causal_task_is_a_problem_of_the_config(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertForMaskedLM(BertConfig(vocab_size=384, **sizes)).save_pretrained(tmp_path)
-    words = ["model=hf", f"model.path={tmp_path}", "model.tokenizer=byt5"]
-    with pytest.raises(ConfigError, match=r"model.path: holds an encoder \(BertForMaskedLM\)"):
-        load.load_config(words)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: encoders()["bert"], r"model.path: holds an encoder \(BertForMaskedLM\)"),
+        (small_t5, r"model.path: holds an encoder and a decoder \(T5ForConditionalGeneration\)"),
+    ],
+)
+def test_an_encoder_for_a_causal_task_is_a_problem_of_the_config(
+    tmp_path: Path, make: Callable[[], Any], message: str
+) -> None:
+    make().save_pretrained(tmp_path)
+    words = ["model=hf", f"model.path={tmp_path}", "model.tokenizer=byt5", "optimizer.lr=1e-4"]
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(words)
+    assert len(str(caught.value)) < 600
 
 
 def test_a_head_that_the_architecture_lacks_is_an_error(folder: Path) -> None:
