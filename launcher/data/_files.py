@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from io import BufferedReader
 
+# Some editors write it in front of a text; as a character it would be learned.
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**20
 _LARGEST = 4 * 2**20
@@ -55,6 +56,7 @@ class FilePart:
         Raises:
             DataError: The file is not what it was when the run started.
         """
+        # Other text than the fingerprint was made from must not be trained on silently.
         try:
             with self.path.open("rb") as file:
                 file.seek(self.start)
@@ -122,6 +124,7 @@ def split_part(part: FilePart, fraction: float) -> tuple[FilePart, FilePart]:
     """
     with _mapped(part.path) as content:
         cut = part.start + min(max(1, round(len(part) * (1 - fraction))), len(part))
+        # From one byte before the cut: a line may begin exactly there.
         after = content.find(b"\n", cut - 1, part.end) + 1
         before = content.rfind(b"\n", part.start, cut) + 1
         start = after if 0 < after < part.end else before or _next_character(content, cut, part.end)
@@ -140,6 +143,7 @@ def limit_size(part: FilePart, largest: int = _LARGEST) -> Iterator[FilePart]:
             end = min(start + largest, part.end)
             if end < part.end:
                 newline = content.rfind(b"\n", start, end) + 1
+                # A line above the limit is cut within the line.
                 end = newline or _next_character(content, end, part.end)
             yield replace(part, start=start, end=end, line=line)
             line += _count_lines(content, start, end)
@@ -154,6 +158,7 @@ def is_held_out(name: str, fraction: float) -> bool:
             the current folder nor the other files matter.
         fraction: Share of all names that are held out, in [0, 1].
     """
+    # Names need not be UTF-8, and similar names must spread evenly.
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
@@ -164,6 +169,7 @@ def _find_bad_byte(path: Path, file: BufferedReader, start: int) -> BadFile | No
     offset = start
     while True:
         chunk = file.read(_CHUNK)
+        # The beginning of a character that the chunk before cut in two.
         pending = decoder.getstate()[0]
         try:
             decoder.decode(chunk, final=not chunk)

@@ -10,6 +10,7 @@ from shlex import quote
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
+    # Of the default level: its first three letters may begin a text.
     b"BZh91AY&SY": "bzip2",
     b"\xfd7zXZ\x00": "xz",
     b"PK\x03\x04": "ZIP",
@@ -74,6 +75,7 @@ def other_format(path: Path, head: bytes, *, structured: bool) -> tuple[str, str
 def _is_json_lines(head: bytes) -> bool:
     if not head.startswith(b"{"):
         return False
+    # One line alone may be a JSON document, such as a settings file in a corpus of code.
     lines = head.splitlines()[:_SNIFFED_LINES]
     return len(lines) == _SNIFFED_LINES and all(_json_object(line) for line in lines)
 

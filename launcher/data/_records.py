@@ -21,6 +21,7 @@ class TextRecords(Records):
     columns = ("text",)
 
     def __init__(self, parts: Iterable[FilePart]) -> None:
+        # The parts of a file are read again for each use: the page cache keeps what fits.
         self._parts = [piece for part in parts for piece in limit_size(part)]
         hashed = xxhash.xxh3_128()
         for part in self._parts:

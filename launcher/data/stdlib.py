@@ -59,6 +59,7 @@ def _root() -> Path:
 def _names(root: Path) -> Iterator[str]:
     """Paths of the source files below the root, with `/`."""
     for folder, folders, files in os.walk(root):
+        # In place, so that os.walk does not enter them.
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
         for name in files:
             if name.endswith(".py") and not name.startswith(_SKIPPED_PREFIXES):

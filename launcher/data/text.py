@@ -76,6 +76,7 @@ class TextFiles(DataOption):
         if self.validation_files is None:
             return train, []
         validation = _matches(self.validation_files, "data.validation_files")
+        # The same file may be matched through a link.
         held_out = {path.resolve() for path in validation}
         train = [path for path in train if path.resolve() not in held_out]
         if not train:
@@ -88,6 +89,7 @@ class TextFiles(DataOption):
             return BadFile(path, "not readable", f"{path}: cannot be read: permission denied")
         if path.stat().st_size == 0:
             return BadFile(path, "empty", f"{path}: is empty")
+        # Reading all files would make `trainctl check` as slow as the run.
         if format_of_name(path) is None:
             return None
         with path.open("rb") as file:
@@ -153,12 +155,14 @@ def _stop_at(bad: Sequence[BadFile]) -> None:
 
 def _split(parts: Sequence[FilePart], fraction: float) -> DataSplits:
     """Hold out whole files, or the end of each if no fair share of the text is in whole files."""
+    # Names below the common folder do not depend on where the corpus lies.
     top = os.path.commonpath([part.path.absolute().parent for part in parts])
     splits: dict[bool, list[FilePart]] = {True: [], False: []}
     for part in parts:
         name = part.path.absolute().relative_to(top).as_posix()
         splits[is_held_out(name, fraction)].append(part)
     held_out, total = (sum(map(len, some)) for some in (splits[True], parts))
+    # One huge file among the held-out ones would leave little to train on.
     if 0 < held_out <= total / 2:
         return DataSplits(train=TextRecords(splits[False]), validation=TextRecords(splits[True]))
     halves = [split_part(part, fraction) for part in parts]

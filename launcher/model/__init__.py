@@ -48,6 +48,7 @@ def cast_parameters(module: nn.Module, dtype: DType) -> None:
     """
     import torch
 
+    # Buffers stay: router biases and running means lose too much in 16 bits.
     wanted: torch.dtype = getattr(torch, dtype)
     for name, parameter in module.named_parameters():
         largest = parameter.detach().abs().nan_to_num(posinf=0).max() if parameter.numel() else 0

@@ -22,6 +22,7 @@ def sees_later_tokens(module: nn.Module) -> bool:
     """
     model: Any = module
     vocab_size = model.config.get_text_config().vocab_size
+    # Different tokens: equal ones would hide attention to the wrong position.
     ids = torch.arange(2, 2 + _LENGTH).unsqueeze(0) % vocab_size
     changed = ids.clone()
     changed[0, -1] = 1

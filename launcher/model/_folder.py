@@ -90,6 +90,7 @@ def read_limits(folder: Path) -> ModelLimits:
     if not isinstance(vocab_size, int):
         raise _wrong(path, "vocab_size", vocab_size, "a whole number")
     found = next((config[key] for key in _POSITION_KEYS if config.get(key)), None)
+    # Some configs have -1 for "not bounded".
     positions = found if _is_int(found, 2**62) else None
     return ModelLimits(vocab_size=vocab_size, max_positions=positions)
 
@@ -165,6 +166,7 @@ def read_json(path: Path, need: str) -> dict[str, Any]:
         DataError: There is none.
     """
     try:
+        # Before it is opened: opening a pipe waits for a writer forever.
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path}: must be a file, but is a {_kind(found.st_mode)}")
@@ -194,6 +196,7 @@ def _check_folder(folder: Path, key: str) -> None:
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "there is no such folder"
             raise DataError(f"{key}: {folder}: {what} (nothing is ever downloaded)")
+        # transformers opens more files than are checked here.
         for path in sorted(folder.iterdir()):
             if path.suffix not in _READ_SUFFIXES:
                 continue

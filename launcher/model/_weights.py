@@ -36,6 +36,7 @@ def weights_dtype(folder: Path) -> DType | None:
         DataError: There are no weights, or a file is damaged.
     """
     elements: Counter[str] = Counter()
+    # By elements: norms and routers often have another format than the matrices.
     for path in _files(folder):
         for tensor in _header(path).values():
             elements[tensor["dtype"]] += math.prod(tensor["shape"])
@@ -68,6 +69,7 @@ def _shards(folder: Path) -> list[Path]:
     if not isinstance(entries, dict) or not entries:
         raise DataError(f"{path}: weight_map must name the file of each weight, but is missing")
     for weight, name in entries.items():
+        # An index may come from anywhere: it must not name files outside its folder.
         if not isinstance(name, str) or Path(name).name != name:
             raise DataError(f"{path}: the file of {weight} must be a name, but is {name!r:.60}")
         if not (folder / name).is_file():

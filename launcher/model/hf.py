@@ -164,6 +164,7 @@ class HuggingFace(ModelOption):
         module, report = auto_class(config, head).from_pretrained(
             self._folder,
             config=config,
+            # The precision option decides on the format of training.
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,

@@ -23,6 +23,7 @@ class Llama(ModelOption):
     code is transformers'.
     """
 
+    # transformers has no masked and no sequence-to-sequence Llama.
     heads = (
         "causal_lm",
         "sequence_classification",
@@ -118,6 +119,7 @@ class Llama(ModelOption):
             bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id,
         )
+        # Nothing to load: the weights are drawn after the module is built.
         del device
         return build_on_meta(config, head)
 

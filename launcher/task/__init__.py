@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from launcher.task._language_model import LanguageModel, LanguageModelMetrics
     from launcher.task._token_samples import NO_TARGET
 else:
-
+    # On first use: option classes load without torch.
     def __getattr__(name: str) -> object:
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

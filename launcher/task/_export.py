@@ -27,6 +27,7 @@ def export(module: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
     # Saving makes accelerate import deepspeed, which warns of every machine without a GPU.
     logging.getLogger("DeepSpeed").addFilter(_is_news)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Next to the target: a rename is atomic only within one file system.
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
@@ -53,6 +54,7 @@ def _share(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
+    # Before the rename: after a power cut the new name must not hold empty files.
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -62,6 +64,7 @@ def _sync(folder: Path) -> None:
 
 
 def _replace(folder: Path, draft: Path) -> None:
+    # A folder cannot be renamed over another that holds files.
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(old)

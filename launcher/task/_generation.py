@@ -47,7 +47,9 @@ def generate(
     ids: list[int] = tokenizer.encode(settings.prompt).tolist()
     ids = ids or [tokenizer.eos_id] if bos_id is None else [bos_id, *ids]
     limit = getattr(model.config, "max_position_embeddings", None) or len(ids) + settings.num_tokens
+    # At least one token must fit behind the prompt.
     ids = ids[-limit + 1 :]
+    # All of them, also the neutral ones: the rest comes from the generation_config of the model.
     sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
     config = GenerationConfig(
         max_new_tokens=min(settings.num_tokens, limit - len(ids)),
@@ -82,6 +84,7 @@ class _KnownTokens(LogitsProcessor):  # type: ignore[misc] # transformers is not
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         known = scores.clone()
+        # Embeddings are often padded to a round number of rows.
         known[:, self._tokenizer.vocab_size :] = -torch.inf
         end = torch.full_like(scores, -torch.inf)
         end[:, self._tokenizer.eos_id] = 0

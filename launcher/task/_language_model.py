@@ -76,6 +76,7 @@ class LanguageModel(Task):
 
     @override
     def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+        # Keys and values are kept for generation only.
         return {"input_ids": inputs["input_ids"], "use_cache": False}
 
     @override

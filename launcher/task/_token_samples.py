@@ -31,6 +31,7 @@ class TokenSamples(Samples, ABC):
 
     def __init__(self, stream: TokenStream, layout: str, num_targets: int, num_bytes: int) -> None:
         self.bytes_per_target = 0.0 if stream.lossy else num_bytes / num_targets
+        # The layout too: the same tokens in other samples are other data.
         hashed = xxhash.xxh3_128(stream.tokens.data)
         hashed.update(f"{stream.tokens.dtype} {layout}".encode())
         hashed.update(stream.starts.data)
@@ -71,11 +72,13 @@ class PackedSamples(TokenSamples):
                 f"task.seq_len={seq_len}: give more text, a smaller task.seq_len, or "
                 "task.packing=false"
             )
+        # One number in memory for all samples.
         self.lengths = np.broadcast_to(np.int64(seq_len), self._len)
         end = self._len * seq_len
         ragged = stream.tokens[end + 1 :]
         num_bytes = stream.num_bytes - stream.tokenizer.num_bytes(ragged)
         super().__init__(stream, f"blocks {seq_len}", end, num_bytes)
+        # Views of the stream: nothing is copied before a batch is built.
         windows = np.lib.stride_tricks.sliding_window_view(stream.tokens, seq_len + 1)
         self._blocks = windows[:end:seq_len]
 

@@ -73,6 +73,7 @@ def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -
         tokenizer: Encodes them, and has the end token.
         bos_id: The token in front of each record; None for none.
     """
+    # 16 bits hold most vocabularies in half the memory.
     dtype: type[np.integer[Any]] = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     before = [] if bos_id is None else [bos_id]
     tokens = _Tokens(dtype)
@@ -97,6 +98,7 @@ def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -
         ends.append(tokens.length)
         tokens.append([tokenizer.eos_id])
         num_bytes += _utf8_length(text)
+        # By time, so that small data sets stay quiet.
         if time.monotonic() - shown > _PROGRESS_S:
             shown = time.monotonic()
             _log.info(
@@ -152,6 +154,7 @@ class _RoundTrip:
     def check(self, text: str, ids: npt.NDArray[np.int32], name: str) -> None:
         if self.lossy is not None or self._left <= 0:
             return
+        # Decoding all of a long record would take as long as encoding it.
         if len(text) > _CHECKED_RECORD:
             text = text[:_CHECKED_RECORD]
             ids = self._tokenizer.encode(text)
