@@ -77,7 +77,7 @@ def test_the_split_is_the_same_from_any_folder(here: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_where_no_whole_file_can_be_held_out_the_end_of_each_is(here: Path, count: int) -> None:
+def test_the_end_of_each_file_is_held_out_if_no_whole_file_can_be(here: Path, count: int) -> None:
     content = "".join(f"line {n}\n" for n in range(1, 101))
     for i in range(count):
         write(here / f"{i}.txt", content)
@@ -165,7 +165,7 @@ BAD_BYTES = [
 
 
 @pytest.mark.parametrize(("content", "message"), BAD_BYTES)
-def test_what_is_no_text_is_named_with_its_place(here: Path, content: bytes, message: str) -> None:
+def test_the_first_byte_that_is_not_text_is_named(here: Path, content: bytes, message: str) -> None:
     write(here / "a.txt", content)
     write(here / "b.txt", "fine\n")
     with pytest.raises(DataError, match=message):
@@ -173,7 +173,7 @@ def test_what_is_no_text_is_named_with_its_place(here: Path, content: bytes, mes
 
 
 @pytest.mark.parametrize(("content", "message"), BAD_BYTES)
-def test_skipping_leaves_it_out_and_says_so(
+def test_skipped_files_are_counted_in_a_warning(
     here: Path, content: bytes, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(here / "a.txt", content)

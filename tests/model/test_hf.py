@@ -16,8 +16,6 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     RobertaConfig,
@@ -35,6 +33,7 @@ from launcher.model import build_module, cast_parameters
 from launcher.model._auxiliary_losses import auxiliary_losses
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.model.hf import HuggingFace
+from tests.networks import small_llama
 
 CAUSAL_LM = Head("causal_lm")
 EMBEDDING = "model.embed_tokens.weight"
@@ -43,20 +42,6 @@ EMBEDDING = "model.embed_tokens.weight"
 def hf(folder: Path, **changes: Any) -> HuggingFace:
     values = {"kind": "hf", "path": str(folder), "init": "pretrained", "tokenizer": None}
     return HuggingFace.model_validate_json(json.dumps({**values, **changes}))
-
-
-def small_llama() -> Any:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=384,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=50,
-        )
-    )
 
 
 def small_gpt2() -> Any:
@@ -91,15 +76,7 @@ def test_pretrained_weights_are_loaded_in_float32(tmp_path: Path, make: Callable
 
 
 def test_embeddings_saved_tied_are_loaded_tied(tmp_path: Path) -> None:
-    config = LlamaConfig(
-        vocab_size=384,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    small_llama(tie_word_embeddings=True).save_pretrained(tmp_path)
     loaded: Any = hf(tmp_path, tokenizer="byt5").build(CAUSAL_LM, "cpu")
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 

@@ -35,7 +35,7 @@ def test_bytes_are_numbered_as_byt5_does(text: str) -> None:
     assert ByteTokenizer().decode(ids.tolist()) == text
 
 
-def test_the_figures_are_byt5s() -> None:
+def test_the_sizes_are_those_of_byt5() -> None:
     from transformers import ByT5Tokenizer
 
     ours, theirs = ByteTokenizer(), ByT5Tokenizer()

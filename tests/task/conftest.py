@@ -40,23 +40,19 @@ def letters() -> Letters:
     return Letters()
 
 
-@pytest.fixture
-def small_llama() -> Any:
+@pytest.fixture(name="small_llama")
+def decoder() -> Any:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.networks import small_llama
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=128,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-            initializer_range=0.5,
-            bos_token_id=None,
-            eos_token_id=0,
-        )
+    return small_llama(
+        vocab_size=128,
+        num_hidden_layers=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        bos_token_id=None,
+        eos_token_id=0,
     )

@@ -37,7 +37,7 @@ def test_nothing_outside_is_touched(
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
-def test_an_earlier_export_is_replaced_whole(
+def test_an_earlier_export_is_replaced_atomically(
     letters: Tokenizer, small_llama: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "deep" / "export"

@@ -71,20 +71,18 @@ def test_nothing_outside_is_touched(letters: Tokenizer, small_llama: Any, traini
     assert all(p.grad is None for p in small_llama.parameters())
 
 
-def test_an_empty_prompt_is_the_beginning_of_a_document(
-    letters: Tokenizer, small_llama: Any
-) -> None:
+def test_an_empty_prompt_starts_a_new_text(letters: Tokenizer, small_llama: Any) -> None:
     text = generate(small_llama, letters, settings("", 1), bos_id=None)
     expected = int(small_llama(torch.tensor([[letters.eos_id]])).logits[0, -1].argmax())
     assert text == letters.decode([expected])
 
 
-def test_the_end_of_the_document_ends_it(letters: Tokenizer, small_llama: Any) -> None:
+def test_the_end_token_ends_the_text(letters: Tokenizer, small_llama: Any) -> None:
     small_llama.lm_head.weight.data.zero_()  # all alike: the first id, which is the end, is taken
     assert generate(small_llama, letters, settings("abc", 50), bos_id=None) == "abc"
 
 
-def test_rows_that_the_tokenizer_does_not_know_are_never_drawn(
+def test_ids_that_the_tokenizer_lacks_are_never_generated(
     letters: Tokenizer, small_llama: Any
 ) -> None:
     letters.vocab_size = 100
@@ -93,7 +91,7 @@ def test_rows_that_the_tokenizer_does_not_know_are_never_drawn(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_weights_that_overflowed_say_nothing_more(
+def test_non_finite_logits_end_the_text(
     letters: Tokenizer, small_llama: Any, temperature: float
 ) -> None:
     small_llama.lm_head.weight.data.fill_(torch.nan)

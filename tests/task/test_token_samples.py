@@ -53,7 +53,7 @@ def stream_of(texts: Sequence[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 16, 100])
-def test_packing_loses_no_token_but_the_ragged_end(letters: Tokenizer, seq_len: int) -> None:
+def test_packed_samples_lose_only_the_incomplete_block(letters: Tokenizer, seq_len: int) -> None:
     texts = texts_of(20)
     stream = stream_of(texts)
     samples = packed(letters, texts, seq_len)
@@ -62,7 +62,7 @@ def test_packing_loses_no_token_but_the_ragged_end(letters: Tokenizer, seq_len: 
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 16, 100])
-def test_pieces_lose_no_token_at_all(letters: Tokenizer, seq_len: int) -> None:
+def test_unpacked_samples_lose_no_token(letters: Tokenizer, seq_len: int) -> None:
     texts = texts_of(20)
     samples = unpacked(letters, texts, seq_len)
     assert len(samples) == sum(-(-(len(text) + 1) // seq_len) for text in texts)
@@ -70,7 +70,7 @@ def test_pieces_lose_no_token_at_all(letters: Tokenizer, seq_len: int) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_label_is_the_input_one_place_on(letters: Tokenizer, layout: Layout) -> None:
+def test_labels_are_the_inputs_shifted_by_one(letters: Tokenizer, layout: Layout) -> None:
     samples = layout(read_tokens(records(*texts_of(9)), letters, bos_id=None), 8)
     inputs = samples.micro_batch(range(len(samples)), 0).inputs
     ids, labels = inputs["input_ids"], inputs["labels"]
@@ -94,7 +94,7 @@ def test_counts_are_known_without_building(letters: Tokenizer, layout: Layout) -
         assert batch.indices == indices
 
 
-def test_a_piece_is_as_long_as_the_longest_beside_it(letters: Tokenizer) -> None:
+def test_rows_are_padded_to_the_longest_sample(letters: Tokenizer) -> None:
     samples = unpacked(letters, ["abcdefg", "xy"], 5)
     batch = samples.micro_batch([1, 2], 0)
     assert batch.inputs["input_ids"].tolist() == [list(b"efg"), [0, *b"xy"]]
@@ -105,7 +105,7 @@ def test_a_piece_is_as_long_as_the_longest_beside_it(letters: Tokenizer) -> None
     assert ragged.num_targets == 8
 
 
-def test_records_do_not_mix_in_unpacked(letters: Tokenizer) -> None:
+def test_records_do_not_mix_in_unpacked_samples(letters: Tokenizer) -> None:
     samples = unpacked(letters, ["aaaa", "bb", "ccccc"], 4)
     for index in range(len(samples)):
         letters_seen = set(samples.micro_batch([index], 0).inputs["input_ids"].flatten().tolist())
@@ -113,7 +113,9 @@ def test_records_do_not_mix_in_unpacked(letters: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_index_gives_the_same_sample_in_any_company(letters: Tokenizer, layout: Layout) -> None:
+def test_a_sample_does_not_depend_on_the_others_in_its_batch(
+    letters: Tokenizer, layout: Layout
+) -> None:
     samples = layout(read_tokens(records(*texts_of(30)), letters, bos_id=None), 13)
     whole = samples.micro_batch(range(len(samples)), 0).inputs
     for index in (0, 3, len(samples) - 1):
@@ -123,25 +125,25 @@ def test_an_index_gives_the_same_sample_in_any_company(letters: Tokenizer, layou
             assert torch.equal(alone[name][0], whole[name][index, :width])
 
 
-def test_a_sample_says_where_it_comes_from(letters: Tokenizer) -> None:
+def test_a_sample_names_its_source(letters: Tokenizer) -> None:
     texts = ["ab\ncd\nef", "", "gh\n\nij"]
-    in_pieces = unpacked(letters, texts, 4)
-    assert [in_pieces.describe(i) for i in range(len(in_pieces))] == [
+    samples = unpacked(letters, texts, 4)
+    assert [samples.describe(i) for i in range(len(samples))] == [
         "0.txt, line 1 (byte 1)",
         "0.txt, line 2 (byte 5)",
         "0.txt, line 3 (byte 9)",
         "2.txt, line 1 (byte 1)",
         "2.txt, line 3 (byte 5)",
     ]
-    in_blocks = packed(letters, texts, 5)
-    assert [in_blocks.describe(i) for i in range(len(in_blocks))] == [
+    joined = packed(letters, texts, 5)
+    assert [joined.describe(i) for i in range(len(joined))] == [
         "0.txt, line 1 (byte 1)",
         "0.txt, line 2 (byte 6)",
         "2.txt, line 1 (byte 2)",
     ]
 
 
-def test_the_fingerprint_tells_text_order_length_and_layout(letters: Tokenizer) -> None:
+def test_the_fingerprint_depends_on_text_order_length_and_layout(letters: Tokenizer) -> None:
     texts = texts_of(5)
     prints = [
         packed(letters, texts, 8).fingerprint,
@@ -176,7 +178,7 @@ def test_text_that_just_fills_one_block_is_enough(letters: Tokenizer) -> None:
         packed(letters, ["12345678"], 10)
 
 
-def test_no_text_has_no_unpacked(letters: Tokenizer) -> None:
+def test_no_text_has_no_unpacked_samples(letters: Tokenizer) -> None:
     with pytest.raises(DataError, match="no tokens in no records"):
         unpacked(letters, ["", ""], 10)
 
