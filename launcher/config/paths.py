@@ -48,7 +48,7 @@ def expand_home(words: Iterable[str]) -> list[str]:
         return f"'{path}'"
 
     return [
-        word if {"'", '"'} & set(word) else re.sub(r"(?<=[=,\[])~[^,\]\s]*", expanded, word)
+        word if {"'", '"'} & set(word) else re.sub(r"(?<=[=,\[])~[^,\]]*", expanded, word)
         for word in words
     ]
 

@@ -29,6 +29,7 @@ def test_packaged_files_are_shown_from_the_project_on(
     [
         ("data.files=~/notes.txt", "data.files='{home}/notes.txt'"),
         ("data.files=[~/a/**/*.txt,b,~]", "data.files=['{home}/a/**/*.txt',b,'{home}']"),
+        ("data.files=~/a b.txt", "data.files='{home}/a b.txt'"),
         ("model.path=~no_such_user/x", "model.path=~no_such_user/x"),
         ("data.files='~/it is quoted'", "data.files='~/it is quoted'"),
         ("~observer", "~observer"),
