@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-import xxhash
 from typing_extensions import override
 
 from launcher.contracts import MicroBatch, Samples
@@ -32,7 +31,7 @@ class TokenSamples(Samples, ABC):
     def __init__(self, stream: TokenStream, layout: str, num_targets: int, num_bytes: int) -> None:
         self.bytes_per_target = 0.0 if stream.lossy else num_bytes / num_targets
         # The layout too: the same tokens in other samples are other data.
-        hashed = xxhash.xxh3_128(stream.tokens.data)
+        hashed = stream.hashed.copy()
         hashed.update(f"{stream.tokens.dtype} {layout}".encode())
         hashed.update(stream.starts.data)
         self.fingerprint = hashed.hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from launcher.contracts import Records, Tokenizer
 from launcher.errors import DataError
@@ -21,7 +22,7 @@ _log = logging.getLogger("trainctl.task")
 
 _IN_MEMORY = 2**26
 """Bytes of tokens that are kept in memory; more are in a file without a name."""
-_PROGRESS_S = 5.0
+_PROGRESS_S = 2.0
 _CHECKED_RECORD = 2**16
 _CHECKED = 2**20
 """Characters of all texts that are decoded again to find a lossy tokenizer."""
@@ -41,6 +42,7 @@ class TokenStream:
         names: The records' sources.
         num_bytes: Bytes of UTF-8 in the texts.
         tokenizer: The tokenizer of the tokens.
+        hashed: Hash of the tokens.
         lossy: The first difference between a text and what its tokens decode to; None for none.
     """
 
@@ -50,6 +52,7 @@ class TokenStream:
     names: Sequence[str]
     num_bytes: int
     tokenizer: Tokenizer
+    hashed: xxhash.xxh3_128
     lossy: str | None
 
     def describe(self, position: int) -> str:
@@ -111,6 +114,7 @@ def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -
         names=names,
         num_bytes=num_bytes,
         tokenizer=tokenizer,
+        hashed=tokens.hashed,
         lossy=roundtrip.lossy,
     )
 
@@ -120,12 +124,16 @@ class _Tokens:
 
     def __init__(self, dtype: type[np.integer[Any]]) -> None:
         self.length = 0
+        # While the tokens are at hand: to read the file again would bring all of it into memory.
+        self.hashed = xxhash.xxh3_128()
         self._dtype = np.dtype(dtype)
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - its map outlives this object
 
     def append(self, ids: npt.NDArray[np.int32] | Sequence[int]) -> None:
+        content = np.asarray(ids, dtype=self._dtype).tobytes()
+        self.hashed.update(content)
         try:
-            self._file.write(np.asarray(ids, dtype=self._dtype).tobytes())
+            self._file.write(content)
         except OSError as error:
             raise DataError(
                 f"the tokens do not fit into {tempfile.gettempdir()} ({error.strerror}); set "
