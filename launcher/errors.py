@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit status that says so.
+"""Errors, and the exit status of each.
 
     TrainctlError
     ├── UsageError         2   the words of a command line are not ones that the verb knows
@@ -7,15 +7,15 @@
     ├── NonFinite         10   loss or gradient norm is not finite; the weights are untouched
     │   └── Diverged      10   the weights are not finite, or all updates are skipped
     ├── OutOfMemory       11   the device is full; what would fit
-    ├── Hang              12   which rank is missing, where it stands
+    ├── Hang              12   which rank is missing, and where it hangs
     ├── DataError         13   file, place in it, what was expected
     ├── CheckpointError   14   which file, what to do
     │   └── LostRank      14   which rank did not answer during a save or a load
-    ├── RankFailed         1   a rank died without a word; 128 + n if signal n killed it
+    ├── RankFailed         1   a rank exited without a result; 128 + n if signal n did it
     ├── Preempted         75   state saved; requeue me
     └── Interrupted      130   state saved after Ctrl-C
 
-A TrainctlError is the user's to mend and prints without a traceback; anything else is our bug,
+A TrainctlError is for the user to fix and prints without a traceback; anything else is a bug,
 prints whole and exits 1. Only `launcher.cli` turns an exception into text and status. Each rank
 hands its error to the launcher as a record in RUN_DIR/result/rank-N.json, which keeps its text and
 attributes; `revive` is the inverse of `record`.
@@ -161,7 +161,7 @@ class LostRank(CheckpointError):
 
 
 class RankFailed(TrainctlError):
-    """A rank died without recording why: it failed in a bug, or was killed from outside.
+    """A rank exited without writing its result: a crash, or a kill.
 
     Attributes:
         exit_status: 1, or 128 + the number of the signal that killed the rank.
@@ -173,7 +173,7 @@ class RankFailed(TrainctlError):
 
 
 class Preempted(TrainctlError):
-    """A signal asked the run to end; its state is saved and `trainctl resume` goes on from it."""
+    """A signal asked the run to end; its state is saved and `trainctl resume` continues it."""
 
     exit_status = 75
 

@@ -47,7 +47,7 @@ def option_class(group: str, kind: str) -> type[Option]:
 
 
 def summary(group: str, kind: str) -> str:
-    """What a kind is, in one sentence: the first line of its class's docstring."""
+    """Return the first line of the docstring of a kind's class."""
     return (inspect.getdoc(option_class(group, kind)) or "").partition("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""Which word did the user mean? Typing slips are counted, so that `l` still finds `lr`."""
+"""Suggestions for misspelt words, by the number of typing errors: `l` still finds `lr`."""
 
 from __future__ import annotations
 

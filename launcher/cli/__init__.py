@@ -2,7 +2,7 @@
 
 A verb is one module of this package with `main(argv) -> int`, imported when it is asked for, so
 that `trainctl --help` pays for none of them; its line in `VERBS` is all that help and completion
-know about it. Verbs read words, call the rooms below and print. Here, and nowhere else, an
+know about it. Verbs read words, call the packages below and print. Here, and nowhere else, an
 exception becomes text and an exit status (`launcher.errors` lists them).
 """
 
@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: The words after `trainctl`; those of this process if None.
 
     Returns:
-        The exit status. An exception that is not the user's to mend passes through: Python prints
-        it whole and exits with 1.
+        The exit status. An exception that is a bug of trainctl passes through: Python prints its
+        traceback and exits with 1.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     traceback = "--traceback" in words
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # tests replace it
     try:
         status = _run(words)
-        if sys.stdout is not None:  # None: closed by whoever started us
+        if sys.stdout is not None:  # None: closed by the process that started this one
             sys.stdout.flush()
     except SystemExit as end:  # argparse has printed the help of a verb
         return end.code if isinstance(end.code, int) else 0

@@ -1,4 +1,4 @@
-"""How verbs read their words: our own flags, and Hydra's override words between them."""
+"""Parser of a verb's words: flags of trainctl, and Hydra's override words between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Arguments(argparse.ArgumentParser):
-    """Flags stand anywhere among the words; `--config_dir` is `--config-dir` too."""
+    """Parser that takes flags anywhere among the words; `--config_dir` is `--config-dir` too."""
 
     def __init__(
         self, verb: str, words: str, about: str, *examples: str, json: bool = False
@@ -97,7 +97,7 @@ class Arguments(argparse.ArgumentParser):
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """What is to be composed.
+    """Arguments of a composition.
 
     Attributes:
         overrides: Words in Hydra's override grammar.
@@ -141,5 +141,5 @@ def add_composition_flags(arguments: Arguments) -> None:
 
 
 def composition(flags: argparse.Namespace, overrides: Sequence[str]) -> Composition:
-    """What the flags of `add_composition_flags` and the other words ask for."""
+    """Return the composition that the flags of `add_composition_flags` and the other words name."""
     return Composition(list(overrides), flags.config_name, flags.config_dir)

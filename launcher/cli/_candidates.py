@@ -1,4 +1,4 @@
-"""What could stand at the cursor: reads folders and option classes, composes nothing."""
+"""Candidates of tab completion: reads folders and option classes, composes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _is_key(word: str) -> bool:
 
 
 def _possible(words: Sequence[str], last: str) -> Iterable[str]:
-    """What the verb takes, whether it fits the last word or not."""
+    """Return all words that the verb takes, also those that do not fit the last word."""
     from launcher.cli.config import VERBS as CONFIG_VERBS
 
     if not words:

@@ -1,4 +1,4 @@
-"""How text reaches the user; plain unless a terminal shows it and `NO_COLOR` is not set."""
+"""Text output: plain unless on a terminal without `NO_COLOR`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def _styled(text: str, code: str) -> str:
 
 
 def bold(text: str) -> str:
-    """A heading."""
+    """Return a heading."""
     return _styled(text, "1")
 
 
 def dim(text: str) -> str:
-    """What the eye may skip."""
+    """Return secondary text."""
     return _styled(text, "2")
 
 

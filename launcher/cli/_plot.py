@@ -18,7 +18,7 @@ def plot(
 
     Args:
         values: At equal distances from step 0 on; at least one.
-        num_steps: How many steps they stand for.
+        num_steps: Number of steps that they represent.
         width: Characters in a line, axis and labels included.
         height: Lines, axis and labels included.
         unicode: Whether box drawing and Braille can be shown.
@@ -27,7 +27,7 @@ def plot(
     labels = [f"{mark:.4g}" for mark in marks]
     gutter = max(map(len, labels))
     columns = max(10, width - gutter - 2)
-    # Whole lines between the marks, so that they stand at equal distances.
+    # Whole lines between the marks, so that they are at equal distances.
     rows = max(1, (height - 3) // (len(marks) - 1)) * (len(marks) - 1) + 1
     canvas = _drawn(values, marks[-1], columns, rows, unicode=unicode)
     at_row = {

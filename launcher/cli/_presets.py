@@ -15,15 +15,15 @@ from launcher.config.paths import CONF, RECIPES, extension_folders
 
 
 def presets(group: str, config_dirs: Iterable[Path] = ()) -> dict[str, Path]:
-    """What `group=NAME` can choose, sorted by name; recipes are the group `recipe`.
+    """Return what `group=NAME` can choose, sorted by name; recipes are the group `recipe`.
 
     Args:
         group: The config group.
         config_dirs: The user's folders; those of the environment follow them.
 
     Returns:
-        Files by name. Of equal names it is the file that Hydra takes: the user's, ours, that of an
-        installed package, in this order. A leading underscore hides a file.
+        Files by name. Of equal names it is the one that Hydra takes: the user's, the packaged one,
+        that of an installed package, in this order. A leading underscore hides a file.
     """
     extensions = (folder for _, folder in extension_folders())
     folders = [*config_dirs, *_from_environment(), CONF, *extensions]
@@ -47,7 +47,7 @@ def primary(config_dirs: Iterable[Path] = ()) -> Path:
 
 
 def default_of(path: Path, group: str) -> str | None:
-    """What a file's defaults list says of a group: `optimizer`, or `override /optimizer`."""
+    """Return a group's option in a file's defaults list: `optimizer`, or `override /optimizer`."""
     entries = _read(path).get("defaults")
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and isinstance(name := entry.get(group), str):
@@ -56,7 +56,7 @@ def default_of(path: Path, group: str) -> str | None:
 
 
 def summary(path: Path) -> str:
-    """What a file says of itself: the first sentence of its comment, without the full stop."""
+    """Return the first sentence of a file's comment, without the full stop."""
     lines: list[str] = []
     with suppress(OSError, UnicodeDecodeError):
         for line in path.read_text("utf-8").splitlines():

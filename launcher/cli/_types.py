@@ -20,7 +20,7 @@ def type_text(field: FieldInfo) -> str:
 
 
 def meaning(settings: type[BaseModel], name: str) -> str:
-    """What a field means, on one line; a subclass that only narrows its type need not repeat it."""
+    """Return a field's meaning on one line; a subclass that narrows its type inherits it."""
     docs = (
         field.description
         for parent in settings.__mro__
@@ -76,7 +76,7 @@ def _value(value: Any) -> str:
 
 
 def _range(metadata: Sequence[Any]) -> str:
-    """` > 0`, ` in [0, 1)`; only limits of numbers are told here, errors tell the others."""
+    """` > 0`, ` in [0, 1)`; only limits of numbers are shown; errors name the others."""
     low, high = None, None
     for entry in _flat(metadata):
         match entry:

@@ -1,11 +1,11 @@
-"""`trainctl completion bash|zsh`: at every Tab the shell asks us what could stand at the cursor."""
+"""`trainctl completion bash|zsh`: at every Tab the shell asks for candidates."""
 
 from __future__ import annotations
 
 from launcher.cli._arguments import Arguments
 
 # Candidates are whole words, and bring their own trailing space where nothing can follow. Bash
-# replaces only what stands behind the last of COMP_WORDBREAKS (`=` and `:` are among them), so that
+# replaces only what follows the last of COMP_WORDBREAKS (`=` and `:` are among them), so that
 # the part before must go.
 _BASH = r"""
 _trainctl() {

@@ -1,4 +1,4 @@
-"""`trainctl config diff`: what differs between two configs, however they are named."""
+"""`trainctl config diff`: the differences between two configs."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     arguments = Arguments(
         "config explain",
         "KEY [group=option] [key=value]",
-        "Say what a key means, what may stand there, and which files and words set it.",
+        "Print a key's meaning, its range, and the files and words that set it.",
         "trainctl config explain optimizer.lr optimizer=sgd",
         json=True,
     )

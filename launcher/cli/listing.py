@@ -1,4 +1,4 @@
-"""`trainctl list`: what can stand in a config, from groups down to fields."""
+"""`trainctl list`: groups, their presets and kinds, and the fields of a kind."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def _fields_text(facts: Mapping[str, Any]) -> str:
 
 
 def _values(group: str, preset: str, flags: Namespace) -> Any:
-    """What the preset gives the fields; nothing where the rest of the config does not compose."""
+    """Return the preset's values; none where the rest of the config does not compose."""
     from launcher.config.compose import compose_leniently
 
     composed, _ = compose_leniently([f"{group}={preset}"], flags.config_name, flags.config_dir)

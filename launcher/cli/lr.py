@@ -24,7 +24,7 @@ _FAR = 10**15
 
 
 def main(argv: list[str]) -> int:
-    """Draw the schedule, or tell its rates, from the config alone."""
+    """Plot the schedule, or print its rates, from the config alone."""
     arguments = _arguments()
     flags, overrides = arguments.split(argv)
     loaded = composition(flags, overrides).load()
@@ -68,7 +68,7 @@ def _arguments() -> Arguments:
         json=True,
     )
     arguments.add_argument(
-        "--at", type=_steps, metavar="STEP,…", help="tell the rates of these steps, the first is 0"
+        "--at", type=_steps, metavar="STEP,…", help="print the rates of these steps; the first is 0"
     )
     arguments.add_argument("--svg", type=_svg, metavar="FILE", help="draw the curve into FILE")
     arguments.add_argument(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Add up what a run keeps in memory beside activations; no weight is allocated."""
+    """Add up what a run keeps in memory except activations; no weight is allocated."""
     arguments = Arguments(
         "config memory",
         "[group=option] [key=value]",
@@ -75,7 +75,7 @@ def _as_text(facts: dict[str, Any]) -> str:
     rows += [
         ("optimizer", _size(size), key)
         for key, size in facts["optimizer"].items()
-        # Step counts and the like are noise beside anything that can be seen.
+        # Step counts and the like are too small to be shown.
         if size * 1000 >= facts["total"] or size == max(facts["optimizer"].values())
     ]
     rows.append(("total", _size(facts["total"]), "without activations"))

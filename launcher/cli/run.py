@@ -61,8 +61,8 @@ def _run(
 
         if flags.cfg or flags.info:
             load_config(overrides, flags.config_name, flags.config_dir)
-        ours = {"--dry-run", "--dry_run"}
-        return run_multirun(_launch, [word for word in argv if word not in ours], admit=admit)
+        own = {"--dry-run", "--dry_run"}
+        return run_multirun(_launch, [word for word in argv if word not in own], admit=admit)
     job = load_config(overrides, flags.config_name, flags.config_dir)
     if admit([job]):
         from launcher.config import derive
@@ -117,7 +117,7 @@ def minimised(config: RunConfig, scores: Mapping[str, float]) -> float | None:
 
 
 def _plan(one: LoadedConfig) -> str:
-    """What `run` would do."""
+    """Return the description of a run that is not started."""
     from launcher.config import derive
     from launcher.run_dir import RunDir
 

@@ -69,7 +69,7 @@ def not_on_resume(word: Override) -> Problem | None:
 
 
 def bad_option(word: Override, loader: Loader) -> Problem | None:
-    """What is wrong with the choice of a group's option, as far as the word alone tells."""
+    """Return the problem of choosing a group's option, as far as it shows in the word alone."""
     group, value = word.key_or_group, word.value()
     speaks_to_hydra = word.is_hydra_override() and "." in group
     if speaks_to_hydra or (word.is_delete() and value is None):
@@ -89,7 +89,7 @@ def bad_option(word: Override, loader: Loader) -> Problem | None:
 
 
 def _hidden(option: str) -> bool:
-    """Whether a name leads out of its group, or to a part that only other files include."""
+    """Return True if a name leads out of its group, or to a part that only other files include."""
     return any(part == ".." or part.startswith("_") for part in option.split("/"))
 
 
@@ -160,7 +160,7 @@ def no_groups(config_name: str, loader: Loader) -> Problem:
 
 
 def unknown_key(key: str, mapping: Any, value: str = "") -> str:
-    """What to say about a key that nothing in a composed config is called."""
+    """Return the message about a key that a composed config does not have."""
     from launcher.config.schema import RunConfig
 
     known = [*_keys(mapping), *_CHOICES]
@@ -191,7 +191,7 @@ def _unknown_in(group: str, field: str, values: dict[Any, Any], advice: str) -> 
 def bad_files(
     error: BaseException, loader: Loader, config_name: str, chosen: Sequence[Override]
 ) -> list[Problem]:
-    """What is wrong with the YAML files themselves, since no word is to blame."""
+    """Return the problems of the YAML files, when no word is the cause."""
     paths = [config_name]
     paths += re.findall(r"[Ii]n '([^'\n]+)'", str(error))
     paths += [f"{word.key_or_group}/{word.value()}" for word in chosen if word.value()]
@@ -211,7 +211,7 @@ def bad_files(
 
 
 def _bad_file(file: ConfigFile, error: BaseException, loader: Loader) -> list[Problem]:
-    """What is wrong with one file, if it can be why composing failed."""
+    """Return the problems of one file, if it can be why composing failed."""
     try:
         root = yaml.compose(file.text(), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as invalid:
@@ -293,7 +293,7 @@ def _bad_item(item: yaml.Node, folder: str, loader: Loader) -> Iterator[str]:
 
 
 def _first_lines(error: BaseException) -> str:
-    """What an exception of Hydra says, without the advice that does not apply here."""
+    """Return the text of an exception of Hydra, without the advice that does not apply here."""
     texts = [str(error), str(error.__cause__ or "")]
     lines = [line.strip() for text in texts for line in text.splitlines()]
     useful = [

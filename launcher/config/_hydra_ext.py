@@ -1,4 +1,4 @@
-"""What trainctl adds to Hydra: where YAML is looked for, and recipes/ shown as the group `recipe`.
+"""Additions to Hydra: the search path of YAML, and recipes/ as the group `recipe`.
 
 First match wins: the user's folders, conf/, recipes/, then what installed packages bring by entry
 points of the group `trainctl.conf` (`paths.extension_folders`). Unlike with Hydra's own
@@ -102,7 +102,7 @@ def _is_conf(path: str) -> bool:
 
 @contextmanager
 def search_path_of(config_dirs: Sequence[str | Path]) -> Iterator[None]:
-    """Let every search path that Hydra makes in this context include ours.
+    """Add the folders of YAML to every search path that Hydra makes in this context.
 
     Args:
         config_dirs: The user's folders; those in $TRAINCTL_CONFIG_DIR follow them.
@@ -134,6 +134,6 @@ def _existing(config_dirs: Sequence[str | Path]) -> tuple[Path, ...]:
 
 
 def base() -> dict[str, Any]:
-    """The compatibility level that Hydra 1.3 wants to be told and 1.4 wants not to be."""
+    """Return the compatibility level, which Hydra 1.3 requires and 1.4 deprecates."""
     major, minor = (int(part) for part in re.findall(r"\d+", version("hydra-core"))[:2])
     return {"version_base": "1.3"} if (major, minor) < (1, 4) else {}

@@ -1,4 +1,4 @@
-"""What a config may contain of Hydra's own settings, and the keys that name code to run.
+"""Hydra's own settings that a config may contain, and the keys that name code to run.
 
 Hydra executes what its `hydra` node says before any job's config is validated: logging configs and
 callbacks call what they name, `env_set` sets variables of the process, a search path `pkg://x`
@@ -61,7 +61,7 @@ _ALLOWED = frozenset(
 )
 _ALLOWED_BELOW = ("hydra.sweeper.params.", "hydra.sweeper.sampler.")
 _GROUPS = re.compile(r"hydra/(launcher|sweeper)(/\w+)*")
-# Written anew by Hydra at each composition; nothing executes them.
+# Written by Hydra at each composition; nothing executes them.
 _RECORDED = ("hydra.runtime.", "hydra.overrides.", "hydra.job.", "hydra.mode")
 _INSTEAD = {
     "hydra.searchpath": "name the folder with --config-dir",

@@ -1,4 +1,4 @@
-"""Plain aliases `${a.b}` are resolved; what would compute, or ask the world, is refused."""
+"""Resolves plain aliases `${a.b}`; refuses what would compute, or read the environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Path = tuple[str | int, ...]
 
 
 def resolved(cfg: DictConfig, problems: list[Problem]) -> dict[str, Any]:
-    """The values of a composed config; one that cannot be told is None, and a problem says why."""
+    """Return the values of a composed config; None, and a problem, where one cannot be resolved."""
     raw = OmegaConf.to_container(cfg, resolve=False)
     bad = {path: problem for path, value in _texts(raw) if (problem := _problem(path, value, raw))}
     if not bad:
@@ -38,7 +38,7 @@ def resolved(cfg: DictConfig, problems: list[Problem]) -> dict[str, Any]:
 
 
 def has_resolver(text: str) -> bool:
-    """Whether a text holds an interpolation that is more than a plain alias."""
+    """Return True if a text has an interpolation that is more than a plain alias."""
     return _ANY.search(_ALIAS.sub("", text)) is not None
 
 
@@ -77,10 +77,10 @@ def _problem(path: Path, text: str, raw: Any) -> Problem | None:
 
 
 def _lookup(raw: Any, parts: list[str]) -> Any:
-    """What stands at a key, wrapped so that None is a value; None if nothing stands there."""
+    """Return the value at a key, wrapped so that None is a value; None if there is no such key."""
     for part in parts:
         if isinstance(raw, str) and "${" in raw:
-            return (raw,)  # an alias of a mapping: only resolving can tell
+            return (raw,)  # an alias of a mapping: only resolving it shows what it is
         if isinstance(raw, Mapping) and part in raw:
             raw = raw[part]
         elif isinstance(raw, list) and part.isdecimal() and int(part) < len(raw):

@@ -1,4 +1,4 @@
-"""Where every value came from: lines of YAML files, and words of the command line."""
+"""Origins of values: lines of YAML files, and words of the command line."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Origins:
         self.written += [Origin(leaf, COMMAND_LINE, word) for leaf in nested]
 
     def refuses(self, word: str, key: str, value: Any) -> bool:
-        """Whether no config may have what a word of the command line sets."""
+        """Return True, and keep the problem, if no config may have what a word sets."""
         named = next((part for part in key.split(".") if part in CODE_KEYS), None)
         named = named or code_key(value)
         problem = no_code(named) if named else refusal(key, value)
@@ -120,16 +120,16 @@ class ConfigFile:
 
     @property
     def is_preset(self) -> bool:
-        """Whether the file is a default of this or another package; a recipe is chosen."""
+        """Return True if the file is a default of this or another package; a recipe is chosen."""
         packaged = self.provider == "main" or self.provider.startswith("extension ")
         return packaged and not self.config_path.startswith("recipe/")
 
     def is_named(self, name: str) -> bool:
-        """Whether a YAML parser calls it so."""
+        """Return True if a YAML parser names it so."""
         return str(self._place) == name
 
     def text(self) -> str:
-        """What is written in it."""
+        """Return its text."""
         return self._place.read_text(encoding="utf-8")
 
 

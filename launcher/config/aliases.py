@@ -1,6 +1,6 @@
 """Words of other tools, and what to write instead: data only.
 
-A key is looked up in lower case with `_` for `-`. `{}` stands for the value that was typed. An
+A key is looked up in lower case with `_` for `-`. `{}` is replaced by the value that was typed. An
 answer that depends on the value is a mapping by value. An answer in parentheses says why there is
 nothing to write.
 """

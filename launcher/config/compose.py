@@ -77,12 +77,12 @@ class Composed:
         ]
 
     def origin(self, key: str) -> str:
-        """Who set a key, as messages say it; "" when nobody did."""
+        """Return the last writer of a key, as messages name it; "" if there is none."""
         writers = self.why(key)
         return str(writers[-1]) if writers else ""
 
     def attributed(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The problems, with who set each key where they do not say."""
+        """Return the problems, each with the last writer of its key."""
         return [
             problem
             if problem.origin or not problem.key
@@ -110,7 +110,7 @@ class Composed:
         return Composed({**self.mapping, "max_steps": None}, (*self.origins, lifted))
 
     def provenance(self) -> dict[str, str]:
-        """Who set it, for every leaf."""
+        """Return the last writer of every leaf."""
         return {key: self.origin(key) for key, _ in leaves(self.mapping)}
 
 
@@ -131,21 +131,21 @@ class Loader(NoSearchPathLoader):
         return cfg
 
     def has_group(self, path: str) -> bool:
-        """Whether a source has a group; a path that no file system could have is none."""
+        """Return True if a source has a group; a path that no file system could have is none."""
         try:
             return bool(self.repository.group_exists(path))
         except (OSError, ValueError):
             return False
 
     def has_config(self, path: str) -> bool:
-        """Whether a source has a config, likewise."""
+        """Return True if a source has a config, likewise."""
         try:
             return bool(self.repository.config_exists(path))
         except (OSError, ValueError):
             return False
 
     def options(self, group: str) -> list[str]:
-        """What a group can be; a part that only other files include is no option."""
+        """Return a group's options; a part that only other files include is none."""
         found: list[str] = self.repository.get_group_options(group)
         return [option for option in found if not option.startswith("_")]
 
@@ -277,7 +277,7 @@ def _permitted(words: Sequence[Override], origins: Origins) -> list[Override]:
 
 
 def chooses_group(word: Override, loader: Loader) -> bool:
-    """Whether a word chooses a group's option, or speaks to Hydra itself, and sets no value."""
+    """Return True if a word chooses a group's option, or is Hydra's own, and sets no value."""
     if word.is_hydra_override():
         return True
     is_group = word.key_or_group in {*GROUPS, "recipe"} or loader.has_group(word.key_or_group)
@@ -334,7 +334,7 @@ def apply(
     for word in words:
         key, line = word.key_or_group, str(word.input_line)
         if chooses_group(word, loader):
-            # A group's choice is told before the files it brought in: they wrote the values.
+            # A group's choice is named before the files it brought in: they wrote the values.
             origins.written.insert(0, Origin(key, COMMAND_LINE, line))
             continue
         if word.is_delete() and (problem := _diagnose.needed(word, cfg)):
@@ -353,7 +353,7 @@ def _way_is_free(key: str, cfg: DictConfig) -> None:
     """Hydra would replace a value on the way to a key with a mapping before it notices.
 
     Raises:
-        ConfigKeyError: What stands on the way is a value.
+        ConfigKeyError: A part of the key is a value.
     """
     node: Any = cfg
     for part in key.split(".")[:-1]:

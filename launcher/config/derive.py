@@ -27,7 +27,7 @@ def batch_plan(config: RunConfig) -> BatchPlan:
 
 
 def peak_lr(config: RunConfig) -> float | None:
-    """What the schedule scales; None where it leaves the rate to the optimizer."""
+    """Return the rate that the schedule scales; None where the optimizer sets its own."""
     if config.scheduler.uses_optimizer_lr:
         return config.optimizer.lr
     return config.optimizer.peak_lr
@@ -118,15 +118,15 @@ def horizon_before_data(config: RunConfig, num_samples: int | None) -> Horizon:
 
 
 def length(config: RunConfig) -> str:
-    """What is known of the run's length before the data is read, in words."""
+    """Return in words what is known of the run's length before the data is read."""
     steps = None if config.max_steps is None else f"{config.max_steps:,} steps"
     epochs = None if config.max_epochs is None else f"{config.max_epochs:g} epochs"
     known = " or ".join(filter(None, [steps, epochs]))
-    return f"{known}, what comes first" if steps and epochs else known
+    return f"{known}, whichever comes first" if steps and epochs else known
 
 
 class _OwnRate(Schedule):
-    """What the optimizer would set itself, so that the run reports it and may scale it by group."""
+    """The optimizer's own rate, so that the run reports it and may scale it by group."""
 
     def __init__(self, optimizer: OptimizerOption) -> None:
         self._optimizer = optimizer

@@ -1,4 +1,4 @@
-"""What differs between two configs, however they are named."""
+"""Differences between two configs."""
 
 from __future__ import annotations
 

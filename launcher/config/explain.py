@@ -1,4 +1,4 @@
-"""Why a key has its value: who wrote it, what may stand there, what follows from it."""
+"""Explanation of a key's value: its writers, its range, what follows from it."""
 
 from __future__ import annotations
 

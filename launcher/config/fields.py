@@ -1,4 +1,4 @@
-"""The schema at a dotted key: what may stand there, and what the field says about itself."""
+"""The schema at a dotted key: the field and its documentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from launcher.registry import kinds, option_class
 def settings_at(
     root: type[BaseModel], mapping: Any, parts: Sequence[str | int]
 ) -> type[BaseModel] | None:
-    """The class that validates what stands under a key; None when there is none, or no such kind.
+    """Return the class that validates the values under a key; None if there is none.
 
     Args:
         root: The class of the whole config.

@@ -1,4 +1,4 @@
-"""The JSON schema of a resolved config: a group is a union over its kinds, told by `kind`."""
+"""JSON schema of a resolved config: a group is a union over its kinds, discriminated by `kind`."""
 
 from __future__ import annotations
 

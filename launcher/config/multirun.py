@@ -3,7 +3,7 @@
 The task that hydra.main calls is the launcher: it validates one job's config and starts
 its ranks as children, so that Hydra's basic, joblib and submitit launchers and any sweeper work
 unchanged. Hydra's own outputs (working folders, `.hydra`, log files) are switched off: a run
-directory is ours alone.
+directory is written by trainctl alone.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ def run_multirun(
         TrainctlError: What the first job that failed raised. Ctrl-C and preemption end the sweep at
             once.
     """
-    ours, rest = _flags(argv)
+    own, rest = _flags(argv)
     flags = get_args_parser().parse_intermixed_args(rest)
     options = [word for word in rest if word not in flags.overrides]
     flags.overrides = expand_home(flags.overrides)
     words = [f"{key}={json.dumps(value)}" for key, value in QUIET.items()]
     words += ["hydra/hydra_logging=none", "hydra/job_logging=none"]
     if not (flags.cfg or flags.info or flags.help or flags.hydra_help or flags.shell_completion):
-        jobs = load_jobs(flags.overrides, ours.config_name, ours.config_dir)
+        jobs = load_jobs(flags.overrides, own.config_name, own.config_dir)
         if not jobs:
-            refuse_code(flags.overrides, ours.config_name, ours.config_dir)
+            refuse_code(flags.overrides, own.config_name, own.config_dir)
         if not admit(jobs):
             return 0
         if jobs:
@@ -75,17 +75,17 @@ def run_multirun(
     def task(cfg: DictConfig) -> float | None:
         overrides = list(HydraConfig.get().overrides.task)
         try:
-            return launch(_checked(cfg, overrides, ours.config_name, ours.config_dir), overrides)
+            return launch(_checked(cfg, overrides, own.config_name, own.config_dir), overrides)
         except (Interrupted, Preempted) as stop:
             # After an Exception Hydra starts the next job; SystemExit it lets through.
             stops.append(stop)
             raise SystemExit(stop.exit_status) from stop
 
-    # Our words stand first, so that the user's win; Hydra 1.3 wants all words in one piece.
-    program = ["trainctl", "--config-name", ours.config_name, *options, *words, *flags.overrides]
+    # Words of trainctl come first, so that the user's win; Hydra 1.3 takes all words in one place.
+    program = ["trainctl", "--config-name", own.config_name, *options, *words, *flags.overrides]
     try:
-        with _hydra_ext.search_path_of(ours.config_dir), _process(program):
-            hydra.main(config_path=str(CONF), config_name=ours.config_name, **_hydra_ext.base())(
+        with _hydra_ext.search_path_of(own.config_dir), _process(program):
+            hydra.main(config_path=str(CONF), config_name=own.config_name, **_hydra_ext.base())(
                 task
             )()
     except SystemExit as end:
@@ -104,7 +104,7 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _sweep_dir(first: LoadedConfig) -> str:
-    """Where Hydra leaves its record of the sweep: beside the runs, in a folder of its own."""
+    """Return Hydra's setting of the sweep's record: a folder of its own next to the runs."""
     sweep = f"sweep-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     path = Path(first.config.run_root).absolute() / first.config.name / sweep
     quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")

@@ -1,4 +1,4 @@
-"""Where YAML lives: ours in the package (a wheel) or next to it (a checkout); that of extensions.
+"""Folders of YAML: in the package (a wheel) or next to it (a checkout), and of extensions.
 
 An installed package adds a folder by an entry point of the group `trainctl.conf` that names the
 package which holds it; an `__init__.py` is not needed.

@@ -25,7 +25,7 @@ NO_VALUE = "has no value yet"
 def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> list[Problem]:
     """One problem per key, in the order of the schema.
 
-    A misspelt key is unknown under one name and missing under the other; it is told once.
+    A misspelt key is unknown under one name and missing under the other; it is reported once.
 
     Args:
         error: What validation raised.
@@ -43,31 +43,31 @@ def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> 
             missing.add(location)
     # Without its defaults list, a file has none of what the list would have brought in.
     bare = {location[:-1] for location in meant if location[-1] == "defaults"}
-    told = {location for location in missing if location[:-1] in bare} | meant
+    reported = {location for location in missing if location[:-1] in bare} | meant
     return [
         Problem(".".join(map(str, location)), _joined(messages))
         for location, messages in found.items()
-        if location not in told
+        if location not in reported
     ]
 
 
 def merged(composing: Sequence[Problem], schema: Sequence[Problem]) -> list[Problem]:
-    """The problems of composing and those of the schema, each key told once, by who knows better.
+    """The problems of composing and those of the schema, each key once, the more specific message.
 
     Args:
-        composing: These left a null in place of a value that cannot be told.
+        composing: These left a null in place of a value that cannot be resolved.
         schema: These have seen the null; but a key without a value may also be a misspelt key.
     """
     unknown = {p.key for p in schema if p.message.startswith(UNKNOWN)}
     kept = [p for p in composing if not (p.key in unknown and p.message.startswith(NO_VALUE))]
-    told = {p.key for p in kept}
-    return [*kept, *(p for p in schema if p.key not in told)]
+    reported = {p.key for p in kept}
+    return [*kept, *(p for p in schema if p.key not in reported)]
 
 
 def _explained(
     details: ErrorDetails, root: type[BaseModel], mapping: Any
 ) -> tuple[Location, str, Sequence[str]]:
-    """Where, what, and, for an unknown key, which names were probably meant."""
+    """Return the location, the message and, for an unknown key, the names probably meant."""
     location = _real(details["loc"], mapping)
     kind = details["type"]
     if kind == "extra_forbidden":

@@ -1,6 +1,6 @@
-"""What may change when a run is resumed.
+"""Settings that may change when a run is resumed.
 
-Every key is *safe* (applied and said), *allow* (changes what is computed: wants `--allow KEY`) or
+Every key is *safe* (takes effect and is reported), *allow* (requires `--allow KEY`) or
 *impossible*. The table names keys; the longest that is the key, or that the key is part of,
 decides.
 """
@@ -88,7 +88,7 @@ class Change:
 
 
 def rule_of(key: str) -> tuple[Kind, str]:
-    """Whether a setting may change on resume, and why.
+    """Return whether a setting may change on resume, and why.
 
     Raises:
         KeyError: The table knows neither the key nor what it is part of.
@@ -170,7 +170,7 @@ def _batch_changes(stored: RunConfig, config: RunConfig) -> list[Change]:
 def _from_store(
     problems: Sequence[Problem], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[Problem]:
-    """The problems; what stands as the run has it was set by no file of today."""
+    """Return the problems; a value that the stored run has was set by no file of today."""
     before, after = dict(leaves(old)), dict(leaves(new))
     kept = {key for key in before.keys() & after.keys() if before[key] == after[key]}
     return [replace(p, origin="the run's config.json") if p.key in kept else p for p in problems]

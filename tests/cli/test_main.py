@@ -68,6 +68,7 @@ def test_every_verb_has_help_with_an_example(
         (["config", "shwo"], "no verb 'shwo' of config; did you mean 'show'?"),
         (["version", "--jsn"], "no option '--jsn'; did you mean '--json'?"),
         (["version", "now"], "unexpected word 'now'"),
+        (["run", "-m", "--cfg", "hydra"], "leave -m out"),
         (["config", "explain"], "a word is missing"),
         (["check", "--config-dir"], "expected one argument"),
     ],

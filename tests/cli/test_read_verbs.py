@@ -129,7 +129,7 @@ def test_check_says_the_batch_equation(trainctl: Trainctl) -> None:
     assert shown.startswith(
         "ok: 16 samples (2,048 tokens) per step = micro-batch 4 × accumulation 4"
     )
-    assert "1,234 steps or 2 epochs, what comes first" in shown
+    assert "1,234 steps or 2 epochs, whichever comes first" in shown
     facts = json.loads(trainctl(*words, "--json"))
     assert (facts["ok"], facts["problems"], facts["samples_per_step"]) == (True, [], 16)
 
