@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -84,7 +84,7 @@ def word(draw: random.Random, known: list[str]) -> str:
     return made
 
 
-def fuzz(seeds: range, packaged: LoadedConfig) -> tuple[int, int]:
+def fuzz(seeds: Sequence[int], packaged: LoadedConfig) -> tuple[int, int]:
     known = [key for key, _ in leaves(packaged.composed.mapping)]
     passed = 0
     for seed in seeds:
@@ -105,14 +105,14 @@ def fuzz(seeds: range, packaged: LoadedConfig) -> tuple[int, int]:
     return passed, len(seeds)
 
 
-def test_a_few_hundred_lists(packaged: LoadedConfig) -> None:
-    passed, tried = fuzz(range(250), packaged)
+def test_eighty_lists(packaged: LoadedConfig) -> None:
+    passed, tried = fuzz(range(80), packaged)
     assert 0 < passed < tried
 
 
 @pytest.mark.slow
 def test_two_thousand_lists(packaged: LoadedConfig) -> None:
-    passed, tried = fuzz(range(1_000, 3_000), packaged)
+    passed, tried = fuzz([*range(80, 250), *range(1_000, 3_000)], packaged)
     assert 0 < passed < tried
 
 
