@@ -63,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # tests replace it
     try:
         status = _run(words)
-        if sys.stdout is not None:  # None: closed by the process that started this one
-            sys.stdout.flush()
+        sys.stdout.flush()
     except SystemExit as end:  # argparse has printed the help of a verb
         return end.code if isinstance(end.code, int) else 0
     except BrokenPipeError:

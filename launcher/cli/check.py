@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     from launcher.launch import preflight
 
     try:
-        configs = [each.load().config for each in _jobs(flags, overrides)]
+        configs = [each.load().config for each in _jobs(flags, overrides, arguments)]
         for config in configs:
             preflight(config)
     except TrainctlError as error:
@@ -58,10 +58,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _jobs(flags: Namespace, overrides: Sequence[str]) -> list[Composition]:
-    from launcher.config.load import sweep_jobs
+def _jobs(flags: Namespace, overrides: Sequence[str], arguments: Arguments) -> list[Composition]:
+    from launcher.config.load import refuse_code, sweep_jobs
 
-    words = sweep_jobs(overrides) if flags.multirun else [list(overrides)]
+    if not flags.multirun:
+        return [composition(flags, overrides)]
+    words = sweep_jobs(overrides, flags.config_dir)
+    if not words:
+        refuse_code(overrides, flags.config_name, flags.config_dir)
+        arguments.error("only the sweeper knows its jobs; check one of them without -m")
     return [composition(flags, job) for job in words]
 
 

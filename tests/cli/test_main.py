@@ -63,7 +63,8 @@ def test_every_verb_has_help_with_an_example(
     ("words", "hint"),
     [
         (["rnu"], "no verb 'rnu'; did you mean 'run'?"),
-        (["cfg"], "it can be: run, resume"),
+        (["xyzzy"], "it can be: run, resume"),
+        (["cfg"], "write `trainctl config show`"),
         (["optimizer=sgd", "name=a b"], "did you mean `trainctl run optimizer=sgd 'name=a b'`?"),
         (["config", "shwo"], "no verb 'shwo' of config; did you mean 'show'?"),
         (["version", "--jsn"], "no option '--jsn'; did you mean '--json'?"),
