@@ -68,14 +68,16 @@ class Origins:
             quoted = quoted if len(quoted) <= _SHOWN else f"{quoted[: _SHOWN - 1]}…"
             return Origin(key, f"{file.shown}:{node.start_mark.line + 1}", quoted, file.is_preset)
 
+        named = list(_named_code(root, package))
+        names_code = {key for _, key, _, _ in named}
         for key, node, value in _yaml_leaves(root, package):
             if key != (f"{package}.defaults" if package else "defaults"):
                 self.written.append(origin(key, node, value))
-                if problem := refusal(key, _plain(value)):
+                if key not in names_code and (problem := refusal(key, _plain(value))):
                     self.refused.append(Problem(key, problem, str(origin(key, node, value))))
             elif has_resolver(text[node.start_mark.index : value.end_mark.index]):
                 self.refused.append(Problem(key, ONLY_ALIASES, str(origin(key, node, value))))
-        for name, key, node, value in _named_code(root, package):
+        for name, key, node, value in named:
             self.refused.append(Problem(key, no_code(name), str(origin(key, node, value))))
 
     def add_word(self, word: str, key: str, value: Any) -> None:
