@@ -1,4 +1,4 @@
-"""trainctl from Python: compose a config, run and resume it, read what a run left.
+"""trainctl from Python: compose a config, run and resume it, read its results.
 
     from launcher.api import load_config, run
 
@@ -8,8 +8,8 @@
     finished.metrics()["loss"]
     model = finished.load_model()
 
-A run takes place in processes of its own, as it does from the command line, so that it can be
-started from a notebook and from any thread; nothing is printed. Errors are those of
+A run executes in its own processes, as from the command line, so that it can be started from a
+notebook and from any thread; nothing is printed. Errors are those of
 `launcher.errors`. Importing this module imports neither torch nor Hydra.
 """
 
@@ -44,7 +44,7 @@ __all__ = ["PublishedCheckpoint", "Result", "Run", "load_config", "resume", "run
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended that reached its end.
+    """Result of a completed run.
 
     Attributes:
         step: Optimizer steps done.
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def result(self) -> Result:
-        """How the run ended.
+        """The result of the run.
 
         Raises:
             TrainctlError: The error that ended the run.
@@ -104,11 +104,16 @@ class Run:
         """
         try:
             values: dict[str, Any] = json.loads(self._dir.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise LaunchError(f"{self.path} has no result: the run has not ended") from None
-        if "error" in values:
-            raise revive(values)
-        return Result(values["step"], values["scores"], values.get("stopped"), values.get("sample"))
+            if "error" not in values:
+                return Result(
+                    values["step"], values["scores"], values.get("stopped"), values.get("sample")
+                )
+            error = revive(values)
+        except (OSError, ValueError, KeyError, TypeError):
+            raise LaunchError(
+                f"{self.path} has no readable result.json: the run has not ended, or it is damaged"
+            ) from None
+        raise error
 
     def metrics(self) -> Any:
         """Return metrics.jsonl by column: a pandas DataFrame if pandas is installed.
@@ -223,7 +228,7 @@ def run(config: RunConfig) -> Run:
         The run; its console output is in `logs/rank-0.log`.
 
     Raises:
-        TrainctlError: What the ranks reported, or what is wrong before they start.
+        TrainctlError: The ranks failed, or something is wrong before they start.
     """
     from launcher.config import rules
     from launcher.launch import begin, preflight
@@ -248,7 +253,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
         The run, at its end.
 
     Raises:
-        TrainctlError: A change is not possible or not allowed, or what the ranks reported.
+        TrainctlError: A change is not possible or not allowed, or the ranks failed.
     """
     from launcher.launch import resume as resume_run
 
@@ -258,7 +263,7 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
 
 
 _SOURCES: dict[str, tuple[Mapping[str, str], Sequence[str]]] = {}
-"""Where the values of composed configs came from, by fingerprint: a RunConfig is a plain value."""
+"""Origins of the values of composed configs, by fingerprint: a RunConfig is a plain value."""
 
 
 def _source_of(config: RunConfig) -> tuple[Mapping[str, str], Sequence[str]]:

@@ -1,31 +1,35 @@
-"""The names of the files of a run, and how a run directory comes to be; nothing else knows a path.
+"""The run directory: names of its files, its identity, atomic writes.
 
 runs/<name>/<id>/
     config.json       the resolved config: all that a rank reads
+    run.json          the run's id, the checksum of config.json, changes that a crash would undo
     provenance.json   for every key, which file and line or command-line word set it
     overrides.txt     the overrides as typed, one a line
     decisions.txt     the same with what was decided at launch written out (accumulation=auto)
     env.json          folder, machine, packages, git commit, and start and end of each launch
     uncommitted.diff  changes of tracked files at the launch, if there were any
     command.sh        the command that started the run
-    run.lock          held by the launcher and its ranks as long as they live
-    result.json       how the run ended, from the launcher: status, step, scores, or the error
-    result/rank-0.json    how each rank ended
+    run.lock          held by the launcher and its ranks while they run
+    result.json       written by the launcher at the end: status, step, scores, or the error
+    result/rank-0.json    the same of each rank
     references.json   the task's baselines on the held-out data, kept for resumed runs
     metrics.jsonl     one object per logged step
     logs/rank-0.log
-    trials/micro-batch-16/    what accumulation=auto tried: config, log and outcome
+    trials/micro-batch-16/    trials of accumulation=auto: config, log and outcome
     checkpoints/step-00001000/
     tensorboard/
     export/           the trained model as transformers loads it
 """
 
+import hashlib
+import json
 import os
 import re
 import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.errors import LaunchError
 
@@ -44,8 +48,37 @@ class RunDir:
 
     @property
     def id(self) -> str:
-        """The run's identity, kept through every resume."""
-        return self.path.name
+        """The run's identity, kept when its directory is moved, copied or linked to."""
+        known = self.read_record().get("id")
+        return known if isinstance(known, str) and known else self.path.name
+
+    @property
+    def record(self) -> Path:
+        """The run's identity and the checksum of its config."""
+        return self.path / "run.json"
+
+    def read_record(self) -> dict[str, Any]:
+        """Return what run.json holds; empty where it is missing or damaged."""
+        return _read_object(self.record)
+
+    def read_provenance(self) -> dict[str, str]:
+        """Return where each value came from; empty where the file is missing or damaged."""
+        return {key: str(value) for key, value in _read_object(self.provenance).items()}
+
+    def write_config(self, text: str, **record: object) -> None:
+        """Replace config.json, and record its checksum.
+
+        Args:
+            text: The resolved config.
+            record: Further entries of run.json.
+        """
+        before = self.read_record()
+        # Between the two writes the old config is as good as the new one.
+        known = before.get("config_sha256")
+        checksums = [checksum(text), *(known[:1] if isinstance(known, list) else [])]
+        values = {**before, "id": self.id, "config_sha256": checksums, **record}
+        write_atomically(self.record, json.dumps(values, indent=1) + "\n")
+        write_atomically(self.config, text)
 
     @property
     def config(self) -> Path:
@@ -54,7 +87,7 @@ class RunDir:
 
     @property
     def provenance(self) -> Path:
-        """Where each value came from."""
+        """Origin of each value."""
         return self.path / "provenance.json"
 
     @property
@@ -64,7 +97,7 @@ class RunDir:
 
     @property
     def decisions(self) -> Path:
-        """The overrides of the same run with nothing left to decide at launch."""
+        """Overrides that compose the same run with everything decided at launch written out."""
         return self.path / "decisions.txt"
 
     @property
@@ -84,22 +117,29 @@ class RunDir:
 
     @property
     def lock(self) -> Path:
-        """The file whose flock says that the run is alive."""
+        """The file that the launcher and the ranks of a running run hold a flock on."""
         return self.path / "run.lock"
 
     @property
     def result(self) -> Path:
-        """How the run ended."""
+        """Status, scores or error of the run."""
         return self.path / "result.json"
 
     def rank_result(self, rank: int) -> Path:
-        """How one rank ended."""
+        """Status, scores or error of one rank."""
         return self.path / "result" / f"rank-{rank}.json"
 
     @property
     def metrics(self) -> Path:
         """One JSON object per logged step."""
         return self.path / "metrics.jsonl"
+
+    def has_rows(self) -> bool:
+        """Return whether the run has logged a step."""
+        try:
+            return self.metrics.stat().st_size > 0
+        except OSError:
+            return False
 
     @property
     def checkpoints(self) -> Path:
@@ -121,22 +161,22 @@ class RunDir:
         return self.path / "logs" / f"rank-{rank}.log"
 
     def trial(self, micro_batch_size: int) -> "RunDir":
-        """The directory of a trial of a micro-batch: a small run of its own."""
+        """Return the directory of a trial of a micro-batch size."""
         return RunDir(self.path / "trials" / f"micro-batch-{micro_batch_size}")
 
     def checkpoint(self, step: int) -> Path:
-        """The published checkpoint of a step; it may not exist."""
+        """Return the path of a step's published checkpoint; it may not exist."""
         return self.checkpoints / f"step-{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """The step in a checkpoint folder's name; None for any other name."""
+    """Return the step in a checkpoint folder's name; None for any other name."""
     match = _STEP.fullmatch(checkpoint.name)
     return int(match.group(1)) if match else None
 
 
 def create(root: Path, name: str) -> RunDir:
-    """Make a new run directory that no other launch can share.
+    """Create a new run directory that no other launch can share.
 
     Args:
         root: Folder of all runs; made if missing.
@@ -164,8 +204,21 @@ def create(root: Path, name: str) -> RunDir:
         ) from error
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def checksum(text: str) -> str:
+    """Return the SHA-256 of a text, as run.json keeps it of config.json."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a crash at any moment, sees the old text or the new."""
+    """Replace a file: a reader, or a crash at any moment, sees the old text or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

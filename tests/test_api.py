@@ -84,6 +84,17 @@ def test_errors_are_the_documented_ones(trainctl: Console) -> None:
     trainctl.call(cause_errors)
 
 
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", "{}", '{"error": "NonFinite"}'])
+def test_a_result_that_cannot_be_read(tmp_path: Path, text: str | None) -> None:
+    (tmp_path / "config.json").write_text("\u2603", encoding="utf-16")
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    with pytest.raises(LaunchError, match=r"no readable result\.json"):
+        api.Run(tmp_path).result  # noqa: B018 - the property raises
+    with pytest.raises(ConfigError, match="not JSON"):
+        api.Run(tmp_path).config  # noqa: B018
+
+
 def test_importing_it_is_cheap() -> None:
     code = "import sys, launcher.api; print({'torch', 'hydra', 'numpy'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,23 +1,23 @@
-"""How the state of a run is saved and found again.
+"""Saves the state of a run, and loads it again.
 
-A checkpoint is a folder that is published by one rename, whose every byte is under a checksum, and
-from which nothing is unpickled beyond plain tensors and their index:
+A checkpoint is a folder that is published by one rename and checksummed completely. Nothing in it
+is unpickled except plain tensors and their index:
 
     checkpoints/step-00001000/
         manifest.json         run, step, fingerprints; size and xxh3-128 of every file below
         config.json           the resolved config
         train_state.json      counters and the schedule's memory
-        state/__0_0.distcp    what rank 0 wrote: model.*, optimizer.*, rng.rank0.*
-        state/__1_0.distcp    what rank 1 wrote; a tensor that several ranks hold is written once
-        state/.metadata       which part of which tensor is where (torch.distributed.checkpoint's
-                              index)
+        state/__0_0.distcp    written by rank 0: model.*, optimizer.*, rng.rank0.*
+        state/__1_0.distcp    written by rank 1; a tensor that several ranks hold is written once
+        state/.metadata       the index of torch.distributed.checkpoint: which part of which
+                              tensor is in which file
 
 Any number of ranks, in any sharding, can load it. Next to it may be `step-….corrupt` (damaged, kept
 for inspection), and, during a save or after a kill, `.tmp-…` (being written), `.trash-…` (being
 deleted) and `.replaced-…` (being replaced).
 
-This package holds the stores, one module per kind. Which step is saved is decided in
-training.saving, what a resumed run may change in training.runner.
+This package holds the stores, one module per kind. `training.saving` decides which step is saved,
+`config.resume_rules` what a resumed run may change.
 
 Adding a store: a module `launcher/checkpoint/<kind>.py` with one CheckpointOption, whose `build`
 gives a CheckpointStore, and `conf/checkpoint/<kind>.yaml`.
@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from launcher.contracts import PublishedCheckpoint
+    from launcher.contracts import PublishedCheckpoint, StoredConfig
     from launcher.run_dir import RunDir
 
 
@@ -41,6 +41,13 @@ def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
     from launcher.checkpoint import _published
 
     return _published.published(run_dir)
+
+
+def stored_config(run_dir: RunDir) -> StoredConfig | None:
+    """Return the config of a run's newest checkpoint whose manifest and config are undamaged."""
+    from launcher.checkpoint import _published
+
+    return _published.stored_config(run_dir)
 
 
 def load_tensors(path: Path, live: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Boxes of whole tensors: the views of what a rank holds, and the proof that nothing is missing."""
+"""Boxes of whole tensors: views of a rank's part, and the check that none is missing."""
 
 from __future__ import annotations
 

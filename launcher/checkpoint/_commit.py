@@ -1,14 +1,13 @@
-"""From tensors in memory to a verified, published checkpoint.
+"""Writes, verifies and publishes a checkpoint.
 
-The order is what makes it safe. Every file is written and synced under a name that no reader looks
-at; then the manifest; then the folders; then all of it is read back and compared; then one rename
-publishes it; then the rename is synced. Only now is the checkpoint acknowledged, and only after
-that may an older one go.
+The order makes it safe: write and sync every file under a temporary name, then the manifest, then
+the folders; read everything back and compare; rename; sync the rename. Only then is the checkpoint
+reported as saved, and only then may an older one be deleted.
 
-On several ranks every rank writes, syncs and reads back its own files; rank 0 alone makes folders,
-writes the manifest over the files of all ranks, renames and deletes. The end of each phase is a
-round of all ranks, so that nothing is published before every rank has reported, and nothing is
-removed while another rank still writes to it.
+Every rank writes, syncs and reads back its own files; rank 0 creates the folders, writes the
+manifest for the files of all ranks, renames and deletes. Each phase ends with a round of all ranks:
+nothing is published before every rank has reported, and nothing is removed while a rank writes to
+it.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """What is to be saved; nothing in it changes any more.
+    """The content of one checkpoint; nothing in it changes any more.
 
     Attributes:
         run_id: The run.
@@ -47,7 +46,7 @@ class Pending:
         config: Text of config.json.
         train_state: Text of train_state.json.
         state: Everything else, by name; what this rank does not write may be missing.
-        plan: What this rank writes of it; None if that is not decided yet.
+        plan: The boxes that this rank writes; None if not planned yet.
         num_bytes: Size of all whole tensors, in bytes.
     """
 
@@ -63,7 +62,7 @@ class Pending:
     num_bytes: int
 
     def texts(self) -> dict[str, bytes]:
-        """The files that are not tensors."""
+        """Return the files that are not tensors."""
         return {
             _manifest.CONFIG: self.config.encode(),
             _manifest.TRAIN_STATE: self.train_state.encode(),
@@ -158,14 +157,14 @@ class _Save:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say of an error of the disk what it means for the run."""
+        """Turn an error of the disk into a CheckpointError."""
         try:
             yield
         except OSError as error:
             raise _failure(self._pending, self._directory, error, self._free()) from error
 
     def _free(self) -> str:
-        """Bytes that are free once the draft is removed."""
+        """Return the number of bytes that are free once the draft is removed."""
         written = self._draft.num_bytes if self._draft is not None else 0
         try:
             return f"{self._storage.free_bytes(self._directory.folder) + written:,}"
@@ -174,7 +173,7 @@ class _Save:
 
 
 def _already_published(pending: Pending, directory: CheckpointDir) -> bool:
-    """Whether this very state is published already: a run resumed from it saves it again.
+    """Return whether this state is published already: a run resumed from it saves it again.
 
     A checkpoint under the step's name that is damaged, or another run's, is quarantined first.
     """
@@ -192,7 +191,7 @@ def _already_published(pending: Pending, directory: CheckpointDir) -> bool:
 
 
 def invalid_reason(verdict: _manifest.Verdict, run_id: str, step: int) -> str | None:
-    """Why a checkpoint is not this run's at this step, or None."""
+    """Return why a checkpoint is not this run's at this step, or None."""
     if verdict.faults or verdict.manifest is None:
         return "; ".join(verdict.faults)
     if verdict.manifest.step != step:
@@ -201,12 +200,12 @@ def invalid_reason(verdict: _manifest.Verdict, run_id: str, step: int) -> str | 
 
 
 def foreign(manifest: Manifest, run_id: str) -> str | None:
-    """Why a checkpoint that is whole is not this run's, or None."""
+    """Return why an undamaged checkpoint is not this run's, or None."""
     if manifest.run_id == run_id:
         return None
     return (
         f"{_manifest.NAME}: expected run {run_id}, found run {manifest.run_id}; "
-        "a run directory keeps its name for life"
+        "it was copied from that run, or run.json was"
     )
 
 
@@ -245,6 +244,6 @@ def _failure(
     return CheckpointError(
         f"cannot save step {pending.step} in {directory.folder}: {error.strerror or error} "
         f"({error.filename or directory.folder}); {free} bytes are free, {pending.num_bytes:,} are "
-        "needed; older checkpoints are untouched. Make room or repair the disk, then `trainctl "
+        "needed; older checkpoints are untouched. Free space or repair the disk, then `trainctl "
         "resume` (checkpoint.keep says how many checkpoints stay)"
     )

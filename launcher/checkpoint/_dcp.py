@@ -4,7 +4,7 @@ DCP's planner decides which rank writes which box: what several ranks hold is wr
 rank that has least to write so far. DCP's file writer writes the entries, so that torch's own tools
 read our checkpoints. Its entry points `save` and `load` are not used: they wrap every error in a
 BaseException, and their collectives run in the training's process group. File access goes through a
-`Draft`, which hashes, fsyncs and can be stopped at every call.
+`Draft`, which hashes, fsyncs and can be interrupted at every call in a test.
 
 Importing this module takes half a second of CPU time; import it where it is needed, not before.
 """
@@ -54,7 +54,7 @@ STATE = "state"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """What one rank writes.
+    """The boxes that one rank writes.
 
     Attributes:
         save_plan: The boxes.
@@ -103,7 +103,7 @@ def write(state: State, plan: Plan, draft: Draft) -> list[WriteResult]:
         draft: Takes the files.
 
     Raises:
-        OSError: The disk said no.
+        OSError: A write failed.
     """
     if not plan.save_plan.items:
         return []
@@ -116,7 +116,7 @@ def finish(plan: Plan, results: list[list[WriteResult]], draft: Draft) -> None:
     """Write the index of what all ranks have written; on rank 0.
 
     Raises:
-        OSError: The disk said no.
+        OSError: A write failed.
     """
     assert plan.metadata is not None, "only rank 0 has the index"  # noqa: S101
     with _disk_errors(draft):
@@ -189,7 +189,7 @@ class _Writer(FileSystemWriter):
 
 
 class _DraftFiles(FileSystemBase):
-    """A draft as DCP wants to see a file system."""
+    """Adapt a draft to DCP's file system interface."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft

@@ -1,4 +1,4 @@
-"""A checkpoint while it is being written: a folder that no reader looks into."""
+"""A checkpoint that is being written, under a temporary name that no reader opens."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _BUFFER_BYTES = 1 << 18
 
 
 class Draft:
-    """A folder that is filled file by file; what is written is hashed on its way.
+    """A folder that is filled file by file; every byte is hashed as it is written.
 
-    Several ranks may fill the same folder, each through a draft of its own: one of them makes the
+    Several ranks may fill the same folder, each through its own draft: one of them creates the
     folders, and each knows only the files that it wrote.
 
     Attributes:
-        folder: Where the files lie until the draft is published.
+        folder: The temporary folder.
         files: Size and checksum of every finished file, by path relative to the folder.
         num_bytes: Bytes written so far, also to files that are not finished.
         error: The first OSError, kept because torch's writers hide it behind errors of their own.
@@ -41,20 +41,20 @@ class Draft:
         self._folders: list[Path] = []
 
     def make(self, *names: str) -> None:
-        """Make the folder of the draft and some folders in it."""
+        """Create the draft's folder and some folders in it."""
         for path in (self.folder, *(self.folder / name for name in names)):
             with self._watched():
                 self._storage.mkdir(path)
             self._folders.append(path)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a whole file, down to the disk."""
+        """Write a whole file and sync it."""
         with self.open(name) as stream:
             stream.write(data)
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """A stream to a new file, which is on the disk and recorded when the context ends well."""
+        """Open a stream to a new file; on a normal exit the file is synced and recorded."""
         path = self.folder / name
         with self._watched():
             descriptor = self._storage.create(path)
@@ -76,7 +76,7 @@ class Draft:
         self.files[name] = sink.record()
 
     def rename(self, old: str, new: str) -> None:
-        """Give a finished file another name."""
+        """Rename a finished file."""
         with self._watched():
             self._storage.rename(self.folder / old, self.folder / new)
         self.files[new] = self.files.pop(old)

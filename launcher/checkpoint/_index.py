@@ -1,9 +1,11 @@
 """The index of a checkpoint, and the reading of tensors into live ones, without unpickling.
 
-`.metadata` is a pickle: it is read by an unpickler that knows the index's classes and nothing else.
-What it says is then checked, because a checksum proves who wrote a file only to those who trust
-the writer: plain tensors only, boxes that cover every tensor exactly, places within the files of
-the manifest.
+`.metadata` is a pickle: it is read by an unpickler that accepts the index's classes only. Its
+content is then checked, because a checksum does not protect from whoever wrote the checkpoint:
+plain tensors only, boxes that cover every tensor exactly, places inside the files of the manifest.
+
+The pickle can go only together with DCP's format: torch's tools (`dcp_to_torch_save`) read no other
+index.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ _KNOWN = {
 
 
 class Index:
-    """Which tensors a checkpoint holds, and where.
+    """Names, shapes, dtypes and places of the tensors of a checkpoint.
 
     Args:
         folder: A checkpoint that has been verified.
@@ -148,7 +150,7 @@ class Index:
 
 
 class _Unpickler(pickle.Unpickler):  # noqa: S301 - this one cannot call what it does not know
-    """Makes the objects of DCP's index and refuses every other name."""
+    """Create the objects of DCP's index; refuse every other class."""
 
     @override
     def find_class(self, module_name: str, global_name: str, /) -> Any:
@@ -157,7 +159,7 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301 - this one cannot call what it
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             return getattr(torch, global_name)
         raise pickle.UnpicklingError(
-            f"it asks for {module_name}.{global_name}, which no checkpoint of ours holds; "
+            f"it asks for {module_name}.{global_name}, which no checkpoint of trainctl holds; "
             "nothing was run"
         )
 
@@ -241,5 +243,5 @@ def _refused(path: Path, what: str = "the index") -> Iterator[None]:
     except BaseException as error:
         raise CheckpointError(
             f"{path}: refused, although its checksum is right: {what} is not what it should be: "
-            f"{error}; do not use this checkpoint unless you know who made it"
+            f"{error}; do not use this checkpoint unless you trust its source"
         ) from error

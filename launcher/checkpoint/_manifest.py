@@ -1,8 +1,8 @@
-"""What a checkpoint must hold, and the proof that it does.
+"""The manifest of a checkpoint, and the verification of its files.
 
 `manifest.json` names every other file with its size and xxh3-128; its own last line is the xxh3-128
-of all bytes before it. One flipped bit anywhere in a checkpoint is therefore found before a byte of
-it is used.
+of all bytes before it. A single flipped bit anywhere in a checkpoint is therefore found before any
+of it is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class FileRecord(Settings):
-    """What a file must be."""
+    """Expected size and checksum of a file."""
 
     size: int = Field(ge=0)
     """Length in bytes."""
@@ -45,7 +45,7 @@ class FileRecord(Settings):
 
 
 class Manifest(Settings):
-    """What a checkpoint is of, and which files make it up."""
+    """Origin and files of a checkpoint."""
 
     format: int
     """Version of this layout."""
@@ -54,7 +54,7 @@ class Manifest(Settings):
     step: int = Field(ge=0)
     """Optimizer steps done."""
     parent_step: int | None
-    """The checkpoint that the process loaded or saved before this one; None for the first."""
+    """The checkpoint that was loaded or saved before this one; None for the first."""
     world_size: int = Field(ge=1)
     """Ranks that wrote it."""
     data_fingerprint: str
@@ -62,18 +62,18 @@ class Manifest(Settings):
     config_sha256: str
     """Hash of config.json."""
     versions: dict[str, str]
-    """Versions of what wrote it."""
+    """Versions of trainctl, torch and Python that wrote it."""
     files: dict[str, FileRecord]
     """Every other file, by path relative to the folder, with forward slashes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What looking at a checkpoint's bytes has shown.
+    """Result of a verification.
 
     Attributes:
-        manifest: What the checkpoint says it is; None when that cannot be read.
-        faults: What is wrong, file by file, expected and found; empty when it is valid.
+        manifest: The manifest; None when it cannot be read.
+        faults: A line per damaged file, with what was expected and found; empty when it is valid.
     """
 
     manifest: Manifest | None
@@ -81,13 +81,13 @@ class Verdict:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as JSON, sealed with the checksum of its own bytes."""
+    """Return the manifest as JSON that ends with the checksum of its own bytes."""
     body = manifest.model_dump_json(indent=2).removesuffix("\n}").encode()
     return body + _SEAL.format(digest=xxh3_128(body).hexdigest()).encode()
 
 
 def decode(data: bytes) -> Manifest:
-    """The manifest in some bytes.
+    """Return the manifest that `encode` gave.
 
     Raises:
         ValueError: The seal is broken, or what it seals is not a manifest of this format.
@@ -95,12 +95,12 @@ def decode(data: bytes) -> Manifest:
     body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
     digest = xxh3_128(body).hexdigest()
     if seal != _SEAL.format(digest=digest).encode():
-        raise ValueError(f"its last line should seal it with xxh3-128 {digest}, found {seal!r}")
+        raise ValueError(f"its last line must be the xxh3-128 {digest}, found {seal!r}")
     try:
         manifest = Manifest.model_validate_json(body + b"\n}")
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"not a manifest that this version reads: {problems}") from error
+        raise ValueError(f"not a manifest of this version: {problems}") from error
     if manifest.format != FORMAT:
         raise ValueError(f"written in format {manifest.format}, this version reads {FORMAT}")
     if missing := {CONFIG, TRAIN_STATE, METADATA} - manifest.files.keys():
@@ -109,14 +109,14 @@ def decode(data: bytes) -> Manifest:
 
 
 def record(data: bytes) -> FileRecord:
-    """What a file with these bytes is."""
+    """Return size and checksum of some bytes."""
     return FileRecord(size=len(data), xxh3_128=xxh3_128(data).hexdigest())
 
 
 def examine(folder: Path) -> Verdict:
     """Read every byte of a checkpoint and compare it with the manifest.
 
-    Nothing is parsed but the manifest, and that only after its checksum has been found right.
+    Only the manifest is parsed, after its checksum was found to be right.
     """
     manifest, fault = open_checkpoint(folder)
     if manifest is None:
@@ -135,7 +135,7 @@ def open_checkpoint(folder: Path) -> tuple[Manifest | None, str]:
 
 
 def check_files(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:
-    """Compare files with what they must be, and return what is wrong, file by file."""
+    """Compare files with their records, and return a line per damaged file."""
     return [fault for name, record in files.items() if (fault := _check(folder, name, record))]
 
 
@@ -151,7 +151,7 @@ def share_of(files: Mapping[str, FileRecord], rank: int, ranks: int) -> dict[str
 
 
 def peek(folder: Path) -> Manifest | None:
-    """What a checkpoint says it is, its files unseen; None when it cannot say."""
+    """Return the manifest without verifying the files; None when it cannot be read."""
     try:
         return decode(_read(folder / NAME))
     except (OSError, ValueError):
@@ -159,12 +159,12 @@ def peek(folder: Path) -> Manifest | None:
 
 
 def verify(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, file by file; empty when every byte is as it was written."""
+    """Return a line per damaged file; empty when every byte is as it was written."""
     return examine(folder).faults
 
 
 def _check(folder: Path, name: str, expected: FileRecord) -> str | None:
-    """What is wrong with one file, or None."""
+    """Return what is wrong with one file, or None."""
     parts = PurePosixPath(name).parts
     if not parts or str(PurePosixPath(*parts)) != name or ".." in parts or parts[0] == "/":
         return f"{NAME}: the path {name!r} leaves the checkpoint"
@@ -178,7 +178,7 @@ def _check(folder: Path, name: str, expected: FileRecord) -> str | None:
 
 
 def _record_of(path: Path) -> FileRecord:
-    """A file's size and checksum."""
+    """Return a file's size and checksum."""
     digest, size = xxh3_128(), 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     descriptor = _open(path)
@@ -195,7 +195,7 @@ def _read(path: Path) -> bytes:
 
 
 def _open(path: Path) -> int:
-    """A descriptor of a regular file; a link, a pipe or a device in its place is refused."""
+    """Open a regular file; refuse a link, a pipe or a device."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise OSError("not a regular file")
     return os.open(path, _READ)

@@ -1,4 +1,4 @@
-"""Published checkpoints of a run, read without a running engine."""
+"""Reads published checkpoints without an engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.checkpoint import _manifest
-from launcher.contracts import PublishedCheckpoint
+from launcher.contracts import PublishedCheckpoint, StoredConfig
 from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir, step_of
 
@@ -25,6 +25,19 @@ def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
             size = sum(record.size for record in manifest.files.values())
             found.append(PublishedCheckpoint(step, path, size, manifest.world_size))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def stored_config(run_dir: RunDir) -> StoredConfig | None:
+    """Return the config of the newest checkpoint; see `launcher.checkpoint.stored_config`."""
+    for checkpoint in reversed(published(run_dir)):
+        manifest = _manifest.peek(checkpoint.path)
+        if manifest is None:
+            continue
+        files = {_manifest.CONFIG: manifest.files[_manifest.CONFIG]}
+        if not _manifest.check_files(checkpoint.path, files):
+            path = checkpoint.path / _manifest.CONFIG
+            return StoredConfig(path, manifest.run_id, path.read_text(encoding="utf-8"))
+    return None
 
 
 def load_tensors(path: Path, live: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Rounds in which the ranks agree on a save or a load: reports to rank 0, answers from it.
 
-A rank never leaves a round silently: what failed on one rank is raised on all of them, with the
-name of the rank, so that no rank waits for another that has given up.
+An error on one rank is raised on all of them, with the number of the rank, so that no rank waits
+for one that has given up.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class _Failure:
 class Ranks:
     """The ranks of a run, in a process group of their own.
 
-    A background thread runs rounds while the training's collectives go on in the main thread. In
-    one group the two would be matched with each other; gloo's groups are independent, and gloo
-    needs no device, so that NCCL's streams are not waited for either. Messages are sent point to
-    point instead of gathered: only so does rank 0 know which rank did not answer.
+    A background thread runs rounds while the training's collectives continue in the main
+    thread. In one group the two would be matched with each other; a gloo group of its own is
+    independent and does not wait for NCCL's streams. Messages are sent point to point instead of
+    gathered, so that rank 0 knows which rank did not answer.
 
     Args:
         rank: This rank.
@@ -101,7 +101,7 @@ class Ranks:
         report: object
         try:
             report = local()
-        except BaseException as raised:  # noqa: BLE001 - the others must hear of it; raised below
+        except BaseException as raised:  # noqa: BLE001 - reported to the other ranks, raised below
             error, report = raised, _Failure(f"rank {self.rank}: {_describe(raised)}")
         if self.is_first:
             answer, deciding = self._answer(report, decide)
@@ -152,7 +152,7 @@ class Ranks:
             return self._lose(0, error)
 
     def _lose(self, rank: int, error: RuntimeError) -> _Failure:
-        """Give up on a rank; messages of this round may still arrive, so no round can follow."""
+        """Give up on a rank. Its messages may still arrive, so no further round is possible."""
         # gloo puts the place in its own source first.
         reason = re.sub(r"^\[[^\]]*\] ", "", str(error)).partition(". ")[0]
         self._lost = (

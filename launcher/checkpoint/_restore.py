@@ -1,4 +1,4 @@
-"""From a verified checkpoint into the live tensors of this rank."""
+"""Loads a verified checkpoint into the live tensors of this rank."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ Kinds = Mapping[str, tuple[tuple[int, ...], Any]]
 
 _NAMED = 5
 _FRESH = ("rng.", "precision.")
-"""Prefixes of entries that are returned as new tensors. The generators' states have no live
-tensors; what a number format keeps for itself is the engine's to take or, in a run that goes on in
-another format, to leave."""
+"""Prefixes of entries that are returned as new tensors. Generators have no live tensors; a run
+that resumes in another number format does not use the state of the old one."""
 
 
 def rng_prefix(rank: int) -> str:
-    """Return what the names of a rank's generator states start with."""
+    """Return the prefix of the names of a rank's generator states."""
     return f"rng.rank{rank}."
 
 
@@ -43,7 +42,7 @@ def restore(path: Path, manifest: Manifest, live: State, ranks: Ranks) -> Snapsh
         ranks: All of them call this together.
 
     Raises:
-        CheckpointError: It is another model's, or holds what it should not; or it cannot be read.
+        CheckpointError: It is of another model, its content is refused, or it cannot be read.
     """
     opened: list[Index] = []
 
@@ -79,10 +78,16 @@ def _read(path: Path, manifest: Manifest, index: Index, live: State, rank: int) 
     }
     index.fill(filled)
     rng = {name: tensor for name, tensor in fresh.items() if name.startswith(prefix)}
+    train_state = _read_object(path / _manifest.TRAIN_STATE)
+    if train_state.get("step") != manifest.step:
+        raise CheckpointError(
+            f"{path / _manifest.TRAIN_STATE}: step must be {manifest.step} as in "
+            f"{_manifest.NAME}, but is {train_state.get('step')!r}"
+        )
     return Snapshot(
         step=manifest.step,
         engine={**filled, **{name: fresh[name] for name in fresh.keys() - rng.keys()}},
-        train_state=_read_object(path / _manifest.TRAIN_STATE),
+        train_state=train_state,
         rng={name.removeprefix(prefix): tensor for name, tensor in rng.items()},
         config=(path / _manifest.CONFIG).read_text("utf-8"),
         data_fingerprint=manifest.data_fingerprint,
@@ -100,7 +105,7 @@ def _check_same_model(path: Path, saved: Kinds, lives: Sequence[Kinds]) -> None:
     """Compare names, shapes and dtypes of what was saved with the live tensors of all ranks.
 
     Only the optimizer entries of a parameter may be missing, all of them: no update had reached it.
-    What a number format keeps for itself is not looked at: a run may go on in another one.
+    The state of a number format is not compared: a run may resume in another format.
     """
     saved = {name: kind for name, kind in saved.items() if not name.startswith(_FRESH)}
     pairs = {

@@ -1,4 +1,4 @@
-"""A copy of the live tensors that the next step cannot change."""
+"""Copies of the live tensors, so that the next step can change them during a save."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from launcher.contracts import LocalShard
 
 
 class Staging:
-    """CPU memory that is taken at the first save and used again by all later ones."""
+    """CPU memory that is allocated at the first save and reused by all later ones."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def copy(self, state: State) -> dict[str, Tensor | LocalShard]:
-        """Copy a state: of a shard what this rank holds, never the whole tensor.
+        """Copy a state; of a shard only the part that this rank holds.
 
         Returns:
             CPU tensors of the same shapes and dtypes, contiguous; valid until the next call. Pinned
-            where the original is on a CUDA device, so that all of them travel at once.
+            where the original is on a CUDA device, so that the copies are asynchronous.
         """
         tensors = {name: local_tensor(value).detach() for name, value in state.items()}
         self._buffers = {name: self._buffer(name, tensor) for name, tensor in tensors.items()}

@@ -1,7 +1,7 @@
-"""What a save does to the disk, one method per system call, and nothing else.
+"""The system calls of a save, one method each.
 
 Every change that another process, or the next process after a crash, could see passes through
-`Storage`. A test that overrides `act` can therefore stop a save at each of them in turn.
+`Storage`. A test that overrides `act` can stop a save at each of them in turn.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class Storage:
         """
 
     def mkdir(self, path: Path) -> None:
-        """Make a folder that is not there yet."""
+        """Create a folder that does not exist yet."""
         self.act("mkdir", path)
         path.mkdir()
 
     def create(self, path: Path) -> int:
-        """Make a file that is not there yet; its descriptor."""
+        """Create a file that does not exist yet, and return its descriptor."""
         self.act("create", path)
         return os.open(path, _CREATE, 0o666)
 
     def write(self, descriptor: int, path: Path, data: Buffer) -> int:
-        """Append to a file; the number of bytes that were taken, maybe fewer than given."""
+        """Append to a file and return the number of bytes written, maybe fewer than given."""
         self.act("write", path)
         return os.write(descriptor, data)
 
@@ -50,7 +50,7 @@ class Storage:
         os.fsync(descriptor)
 
     def close(self, descriptor: int, path: Path) -> None:
-        """Let go of a file; on a network disk this may be where a failed write is told."""
+        """Close a file; a network disk may report a failed write only here."""
         self.act("close", path)
         os.close(descriptor)
 
@@ -68,7 +68,7 @@ class Storage:
             os.close(descriptor)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Give a file or folder another name on the same disk, at one instant."""
+        """Rename a file or folder on the same disk, atomically."""
         self.act("rename", old)
         old.rename(new)
 
@@ -92,5 +92,5 @@ class Storage:
         self.rmdir(path)
 
     def free_bytes(self, path: Path) -> int:
-        """Bytes that we may still write to the disk on which a folder lies."""
+        """Return the free bytes of the disk that a folder is on."""
         return shutil.disk_usage(path).free

@@ -53,6 +53,7 @@ class DirectoryStore:
         storage: Storage | None = None,
     ) -> None:
         self._run_dir = run_dir
+        self._run_id = run_dir.id
         self._world = world
         self._keep = keep
         self._asynchronous = asynchronous
@@ -83,7 +84,7 @@ class DirectoryStore:
             plan = _dcp.make_plan(state, self._ranks)
             state = {name: value for name, value in state.items() if name in plan.names}
         pending = Pending(
-            run_id=self._run_dir.id,
+            run_id=self._run_id,
             step=snapshot.step,
             parent_step=self._parent_step,
             world_size=self._world.size,
@@ -104,8 +105,10 @@ class DirectoryStore:
     def poll(self) -> None:
         """Raise what the save in the background failed with; once.
 
-        The ranks do not wait for each other here: they learn of a failure at about the same time,
-        maybe one step apart.
+        Not collective: a failed save fails on all ranks, but they may notice it one step apart.
+        That is harmless: the run ends with the error of the first rank that raises, a rank that
+        waits for it in a collective reports a lost peer, which the launcher ranks below, and
+        neither saves anything more.
         """
         if self._writing is not None and self._writing.done:
             self._end(self._writing)
@@ -215,7 +218,7 @@ class DirectoryStore:
         try:
             self._retain(pending.step)
         except OSError as error:
-            _log.warning("older checkpoints could not be looked through: %s", error)
+            _log.warning("older checkpoints could not be examined: %s", error)
 
     def _retain(self, newest: int) -> None:
         """Delete what is beyond the `keep` newest verified checkpoints, `newest` being one."""
@@ -230,9 +233,9 @@ class DirectoryStore:
                 self._directory.discard(step)
 
     def _is_ours(self, step: int) -> bool:
-        """Whether this run wrote a checkpoint; what cannot say so is not ours to delete."""
+        """Return whether this run wrote a checkpoint; anything else is never deleted."""
         manifest = _manifest.peek(self._directory.path(step))
-        return manifest is not None and manifest.run_id == self._run_dir.id
+        return manifest is not None and manifest.run_id == self._run_id
 
     def _examine(self, step: int, ranks: Ranks) -> tuple[Manifest | None, str]:
         """Return a valid checkpoint's manifest, or None and the reason; quarantine a damaged one.
@@ -253,20 +256,20 @@ class DirectoryStore:
 
     def _judge(self, step: int, verdict: Verdict) -> tuple[Manifest | None, str]:
         path = self._directory.path(step)
-        reason = invalid_reason(verdict, self._run_dir.id, step)
+        reason = invalid_reason(verdict, self._run_id, step)
         if reason is None:
             assert verdict.manifest is not None, "without one it is invalid"  # noqa: S101
             self._verified.add(step)
             if strays := _manifest.strays(path, verdict.manifest):
-                _log.warning("%s: not written by us and not read: %s", path, ", ".join(strays))
+                _log.warning("%s: unknown files are not read: %s", path, ", ".join(strays))
             return verdict.manifest, ""
         self._verified.discard(step)
         if (
             verdict.manifest is not None
             and not verdict.faults
-            and foreign(verdict.manifest, self._run_dir.id)
+            and foreign(verdict.manifest, self._run_id)
         ):
-            # Whole, but not ours: a renamed run directory must not lose its checkpoints over it.
+            # Undamaged, but of another run: not ours to rename.
             _log.warning("%s is not used: %s", path, reason)
         else:
             self._directory.quarantine(step, reason)
@@ -274,10 +277,10 @@ class DirectoryStore:
 
 
 class _Background:
-    """One call in a thread of its own, and how it ended.
+    """One call in its own thread, and its error.
 
-    The thread is a daemon: a process that gives up on a stuck disk can still end, and what it
-    leaves behind is an unpublished draft.
+    The thread is a daemon: a process that gives up on a stuck disk can still exit, and leaves an
+    unpublished draft behind.
     """
 
     def __init__(self, call: Callable[[], None], name: str) -> None:

@@ -33,6 +33,11 @@ class Directory(CheckpointOption):
         return self.asynchronous
 
     @override
+    def has_saved(self, run_dir: RunDir) -> bool:
+        names = ("step-*", ".replaced-step-*")
+        return any(True for name in names for _ in run_dir.checkpoints.glob(name))
+
+    @override
     def build(self, run_dir: RunDir, world: World) -> CheckpointStore:
         from launcher.checkpoint._store import DirectoryStore
 

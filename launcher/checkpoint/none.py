@@ -1,4 +1,4 @@
-"""A run that leaves no trace of its state."""
+"""No checkpoints."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ class NoCheckpoints(CheckpointOption):
     """Must be null: nothing is ever saved."""
 
     @override
+    def has_saved(self, run_dir: RunDir) -> bool:
+        del run_dir
+        return False
+
+    @override
     def build(self, run_dir: RunDir, world: World) -> CheckpointStore:
         del run_dir, world
         return _Nowhere()
 
 
 class _Nowhere:
-    """A store that holds nothing."""
+    """A store that saves nothing."""
 
     def save(self, snapshot: Snapshot) -> None:
         del snapshot

@@ -7,7 +7,12 @@ them. Packages that add kinds import from here; `launcher.parallelism`, `launche
 `launcher.task` export what an engine, an optimizer or a task may derive from.
 """
 
-from launcher.contracts.checkpoints import CheckpointStore, PublishedCheckpoint, Snapshot
+from launcher.contracts.checkpoints import (
+    CheckpointStore,
+    PublishedCheckpoint,
+    Snapshot,
+    StoredConfig,
+)
 from launcher.contracts.config import ConfigView
 from launcher.contracts.data import (
     BatchPlan,
@@ -133,6 +138,7 @@ __all__ = [
     "Snapshot",
     "StepReport",
     "Stop",
+    "StoredConfig",
     "Task",
     "TaskOption",
     "Tokenizer",

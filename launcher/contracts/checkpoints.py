@@ -52,6 +52,21 @@ class PublishedCheckpoint:
     ranks: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoredConfig:
+    """The config that a checkpoint holds, verified.
+
+    Attributes:
+        path: Its file.
+        run_id: The run that saved it.
+        text: The text of config.json at that time.
+    """
+
+    path: Path
+    run_id: str
+    text: str
+
+
 class CheckpointStore(Protocol):
     """The checkpoints of one run: published atomically, verified before they are used.
 
@@ -69,11 +84,11 @@ class CheckpointStore(Protocol):
     def poll(self) -> None:
         """Raise what a save in the background failed with, if it did.
 
-        The ranks do not wait for each other here and may raise one step apart.
+        Not collective: ranks may raise one step apart; the run ends with the first error.
         """
 
     def wait(self) -> None:
-        """Wait, for a bounded time, until the last save is published."""
+        """Wait until the last save is published, for a bounded time."""
 
     def has_any(self) -> bool:
         """Return True if the run has checkpoints, valid or not; the same on all ranks."""

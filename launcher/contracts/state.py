@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from launcher.errors import CheckpointError
+
 if TYPE_CHECKING:
     from launcher.contracts.data import Window
     from launcher.contracts.engine import UpdateStats
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """The run's counters and explicit memories.
+    """The run's counters, and what its schedule and observers remember.
 
     Attributes:
         step: Optimizer steps done. A skipped update counts: schedules are functions of the data
@@ -21,8 +23,8 @@ class TrainState:
         samples: Samples seen, over all ranks; also the position in the data.
         tokens: Target tokens seen, over all ranks.
         skipped: Updates that were not applied because loss or gradient norm was not finite.
-        memory: What the schedule remembers (reduce-on-plateau; empty for the others).
-        observers: What observers remember, `<observer>.<name>`; filled in a checkpoint only.
+        memory: State of the schedule (reduce-on-plateau; empty for the others).
+        observers: State of the observers, `<observer>.<name>`; filled in a checkpoint only.
         stopped: Reason with which an observer ended the run after this step; None: nobody did.
     """
 
@@ -35,7 +37,7 @@ class TrainState:
     stopped: str | None = None
 
     def advance(self, window: Window, update: UpdateStats) -> Self:
-        """The state after one more window."""
+        """Return the state after one more window."""
         return replace(
             self,
             step=self.step + 1,
@@ -45,15 +47,15 @@ class TrainState:
         )
 
     def stop(self, reason: str) -> Self:
-        """The state as the last one of the run."""
+        """Return the state as the last one of the run."""
         return replace(self, stopped=reason)
 
     def remember(self, memory: Mapping[str, float]) -> Self:
-        """The state with the schedule's new memory."""
+        """Return the state with the schedule's new memory."""
         return self if memory is self.memory else replace(self, memory=memory)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values from which `from_json` makes an equal state."""
+        """Return the state as JSON values."""
         return {
             **asdict(self),
             "memory": dict(self.memory),
@@ -62,8 +64,31 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`; a missing or unknown key is a TypeError."""
+        """Return the state that `to_json` gave.
+
+        Raises:
+            CheckpointError: A key is missing or unknown, or a value is not of its type.
+        """
         expected = set(cls.__dataclass_fields__)
         if set(values) != expected:
-            raise TypeError(f"train state has keys {sorted(values)}, expected {sorted(expected)}")
+            raise CheckpointError(
+                f"train_state.json must have the keys {', '.join(sorted(expected))}, "
+                f"but has {', '.join(sorted(values))}"
+            )
+        for name, value in values.items():
+            if (problem := _problem(name, value)) is not None:
+                raise CheckpointError(
+                    f"train_state.json: {name} must be {problem}, but is {value!r}"
+                )
         return cls(**values)
+
+
+def _problem(name: str, value: Any) -> str | None:
+    """Return what a value must be, or None if it is."""
+    if name in {"step", "samples", "tokens", "skipped"}:
+        return None if type(value) is int and value >= 0 else "a whole number, at least 0"
+    if name == "stopped":
+        return None if value is None or isinstance(value, str) else "a text or null"
+    if isinstance(value, Mapping) and all(type(each) in {int, float} for each in value.values()):
+        return None
+    return "an object of numbers"

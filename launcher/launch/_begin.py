@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,14 @@ from launcher import run_dir as run_dirs
 from launcher.config.rules import unsupported
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS, Option
-from launcher.errors import ConfigError, LaunchError, TrainctlError
+from launcher.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    LaunchError,
+    Preempted,
+    TrainctlError,
+)
 from launcher.launch._early import EarlyRank
 from launcher.launch._fit import find_micro_batch_size
 from launcher.launch._lock import locked
@@ -52,7 +60,23 @@ def begin(
     run_dir = run_dirs.create(Path(config.run_root), config.name)
     with locked(run_dir) as lock:
         _write_down(config, provenance, overrides, run_dir)
-        return run_dir, run_ranks(config, run_dir, lock, early, quiet=quiet)
+        try:
+            return run_dir, run_ranks(config, run_dir, lock, early, quiet=quiet)
+        except TrainctlError as error:
+            _mark_void(run_dir, config, error)
+            raise
+
+
+def _mark_void(run_dir: RunDir, config: RunConfig, error: TrainctlError) -> None:
+    """Delete a new run that failed on its settings or data before its first step, or say so."""
+    stopped = isinstance(error, Preempted | Interrupted)
+    if stopped or run_dir.has_rows() or config.checkpoint.has_saved(run_dir):
+        return
+    if isinstance(error, ConfigError | DataError):
+        # The message says everything that the directory does.
+        shutil.rmtree(run_dir.path, ignore_errors=True)
+    else:
+        error.add_note(f"nothing was trained: {run_dir.path} has only logs, and may be deleted")
 
 
 def run_ranks(
@@ -65,7 +89,7 @@ def run_ranks(
 ) -> Result:
     """Run the ranks to their end, and print the result.
 
-    The last line, after success or failure, is the resume command.
+    The last line printed, or the error's last note, is the resume command where there is one.
 
     Args:
         config: What config.json holds.
@@ -75,7 +99,7 @@ def run_ranks(
         quiet: Print nothing.
 
     Raises:
-        TrainctlError: What the ranks recorded, with the command as its note.
+        TrainctlError: What the ranks recorded.
     """
     path = run_dir.path
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -84,10 +108,11 @@ def run_ranks(
         with launch_recorded(run_dir):
             decided = find_micro_batch_size(config, run_dir, lock, quiet=quiet)
             result = start(decided, run_dir, lock, early, quiet=quiet)
-    except ConfigError:
-        raise  # it would meet the same config again
     except TrainctlError as error:
-        error.add_note(f"resume with: {command}")
+        stopped = isinstance(error, Preempted | Interrupted)
+        # A config that is wrong would be met again, and without a checkpoint there is no resume.
+        if stopped or (not isinstance(error, ConfigError) and config.checkpoint.has_saved(run_dir)):
+            error.add_note(f"resume with: {command}")
         raise
     if not quiet:
         _print_result(result, run_dir, shown, command)
@@ -118,7 +143,7 @@ def _write_down(
     config: RunConfig, provenance: Mapping[str, str], overrides: Sequence[str], run_dir: RunDir
 ) -> None:
     try:
-        write_atomically(run_dir.config, config.to_json())
+        run_dir.write_config(config.to_json())
         write_atomically(run_dir.provenance, json.dumps(provenance, indent=1) + "\n")
         write_atomically(run_dir.overrides, "".join(f"{word}\n" for word in overrides))
         write_atomically(run_dir.env, json.dumps(facts(), indent=1) + "\n")

@@ -222,7 +222,7 @@ def _nothing_fits(trials: _Trials) -> OutOfMemory:
 def _write_decision(config: RunConfig, run_dir: RunDir, words: Sequence[str], reason: str) -> None:
     """Write the decision; config.json last, because it is what makes the decision effective."""
     try:
-        origins: dict[str, str] = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
+        origins = run_dir.read_provenance()
         typed = run_dir.overrides.read_text(encoding="utf-8").splitlines()
         plain = decided_overrides(typed, origins, words)
         values = config.accumulation.model_dump(mode="json")
@@ -233,6 +233,6 @@ def _write_decision(config: RunConfig, run_dir: RunDir, words: Sequence[str], re
             kept[name] = origins[name] if is_kept else reason
         write_atomically(run_dir.decisions, "".join(f"{word}\n" for word in plain))
         write_atomically(run_dir.provenance, json.dumps(kept, indent=1) + "\n")
-        write_atomically(run_dir.config, config.to_json())
+        run_dir.write_config(config.to_json())
     except OSError as error:
         raise LaunchError(f"cannot write to {run_dir.path}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""One run directory, one run: a flock that dies with its holders."""
+"""A flock on the run directory, so that only one run uses it at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launcher.errors import LaunchError
 from launcher.run_dir import RunDir
 
 GRACE_S = 10.0
-"""How long to wait for a holder to go: the ranks of a killed launcher need a moment to die."""
+"""Longest wait for a dead launcher's ranks to exit, in seconds."""
 
 # NFS has no flock on a directory: there only the file is locked.
 _UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP}
@@ -24,9 +24,9 @@ _UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP}
 
 @contextmanager
 def locked(run_dir: RunDir) -> Iterator[Sequence[int]]:
-    """Hold the run directory.
+    """Lock the run directory and run.lock.
 
-    The directory is locked as well as run.lock: a file that somebody deletes locks nothing.
+    Both, because a second process could lock a new run.lock after the first was deleted.
 
     Yields:
         The descriptors that hold the lock; ranks inherit them, so that the lock outlives a killed
@@ -54,7 +54,7 @@ def locked(run_dir: RunDir) -> Iterator[Sequence[int]]:
 
 
 def name_ranks(lock: Sequence[int], pids: Sequence[int]) -> None:
-    """Write into the lock's file which processes run the ranks, for people and for `kill`."""
+    """Write the process ids of the ranks into the lock file, for people and for `kill`."""
     file = lock[-1]
     holder = {**json.loads(os.pread(file, 65_536, 0)), "ranks": list(pids)}
     text = json.dumps(holder).encode()
@@ -80,7 +80,7 @@ def _acquire(descriptor: int, file: int, run_dir: RunDir, deadline: float) -> No
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(file, 4096, 0).decode(errors="replace")
-            # A living launcher keeps its run for hours: only the dead are worth waiting for.
+            # A running launcher keeps the lock for hours; only a dead one's ranks are waited for.
             if time.monotonic() > deadline or _alive(holder):
                 raise LaunchError(
                     f"{run_dir.path} is in use by another process: {holder or 'unknown'}; "

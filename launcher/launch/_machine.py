@@ -65,7 +65,7 @@ def launch_recorded(run_dir: RunDir) -> Iterator[None]:
 
 
 def _update(run_dir: RunDir, found: dict[str, Any], launch: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
         values = json.loads(run_dir.env.read_text(encoding="utf-8"))
         launches = [
             each for each in values.get("launches", ()) if each["started"] != launch["started"]

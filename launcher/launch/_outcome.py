@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import errors
-from launcher.errors import Interrupted, Preempted, RankFailed, TrainctlError
+from launcher.errors import Interrupted, LaunchError, Preempted, RankFailed, TrainctlError
 from launcher.launch._processes import RankProcess
 from launcher.launch._record import MISMATCH, to_json
 from launcher.run_dir import RunDir, write_atomically
@@ -122,7 +122,26 @@ def write_result(run_dir: RunDir, result: Result | TrainctlError, seconds: float
             "without_effect": dict(result.without_effect),
         }
     values["duration_s"] = round(seconds, 3)
-    write_atomically(run_dir.result, to_json(values))
+    try:
+        write_atomically(run_dir.result, to_json(values))
+    except OSError as error:
+        problem = f"{run_dir.result} could not be written: {error.strerror}"
+        if not isinstance(result, TrainctlError):
+            raise LaunchError(f"the run is complete, but {problem}") from error
+        # The error that ended the run must not be lost over it.
+        result.add_note(problem)
+
+
+def completed(run_dir: RunDir) -> Result | None:
+    """Return the result of a run that has ended normally; None for any other."""
+    try:
+        values = json.loads(run_dir.result.read_text(encoding="utf-8"))
+        if values["status"] != "completed":
+            return None
+        names = ("step", "scores", "references", "sample", "stopped", "best")
+        return Result(**{name: values[name] for name in names})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def log_tail(log: Path, start: int = 0) -> str:

@@ -163,3 +163,15 @@ def process_state(pid: int) -> tuple[str, float] | None:
     except (OSError, ValueError):
         return None
     return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def waits_for_disk(pid: int) -> bool:
+    """Return whether any thread of a process is in an uninterruptible wait, as in fsync."""
+    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            fields = task.read_text(encoding="utf-8").rpartition(")")[2].split()
+        except (OSError, ValueError):
+            continue
+        if fields[0] == "D":
+            return True
+    return False

@@ -1,16 +1,17 @@
-"""What a rank writes down of its end: RUN_DIR/result/rank-N.json."""
+"""Records the outcome of a rank in RUN_DIR/result/rank-N.json."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher import errors
-from launcher.errors import Hang, LostRank, RankFailed, TrainctlError
+from launcher.errors import Hang, LaunchError, LostRank, RankFailed, TrainctlError
 from launcher.run_dir import RunDir, write_atomically
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ MISMATCH = (
     "the ranks called different collectives, or one with tensors of different sizes; compare the "
     "Python stacks in the ranks' logs"
 )
-# What gloo, NCCL and the store raise on a rank whose peer has gone.
+# Messages of gloo, NCCL and the store on a rank whose peer has exited.
 _LOST_PEER = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -34,32 +35,39 @@ _TIMED_OUT = ("Timed out waiting", "wait timeout after", "Timed out after", "Wat
 _MISMATCHED = ("doesn't match expected size", "[enforce fail", "Detected mismatch between")
 
 
-def record_completed(run_dir: RunDir, rank: int, outcome: Outcome) -> None:
-    """Write down that a rank reached the last step."""
-    _write(
-        run_dir,
-        rank,
-        {
-            "step": outcome.state.step,
-            "scores": dict(outcome.scores),
-            "references": dict(outcome.references),
-            "stopped": outcome.state.stopped,
-            "sample": outcome.sample,
-            "best": dict(outcome.best),
-            "unread": list(outcome.unread),
-        },
-    )
+def record_completed(run_dir: RunDir, rank: int, outcome: Outcome) -> int:
+    """Record that a rank reached the last step, and return its exit status."""
+    values = {
+        "step": outcome.state.step,
+        "scores": dict(outcome.scores),
+        "references": dict(outcome.references),
+        "stopped": outcome.state.stopped,
+        "sample": outcome.sample,
+        "best": dict(outcome.best),
+        "unread": list(outcome.unread),
+    }
+    try:
+        _write(run_dir, rank, values)
+    except OSError as problem:
+        error = LaunchError(f"the last step is done, but the result was not written: {problem}")
+        return record_failed(run_dir, rank, error)
+    return 0
 
 
 def record_failed(run_dir: RunDir, rank: int, error: BaseException) -> int:
-    """Write down what ended a rank, and return its exit status."""
+    """Record the error that ended a rank, and return its exit status."""
     found = _classified(rank, error)
     values: dict[str, Any] = errors.record(found)
     values["lost_peer"] = any(_is_lost_peer(each) for each in _chain(error))
-    # A TrainctlError is the user's to correct; a lost peer has its own report.
+    # A TrainctlError is the user's to fix; a lost peer has its own report.
     known = isinstance(error, TrainctlError) or values["lost_peer"]
     values["traceback"] = "" if known else "".join(traceback.format_exception(error)).rstrip()
-    _write(run_dir, rank, values)
+    try:
+        _write(run_dir, rank, values)
+    except OSError as problem:
+        # Only the console is left to say why this rank ends.
+        text = values["traceback"] or f"trainctl: rank {rank}: {found}"
+        print(f"{text}\n(not written: {problem})", file=sys.stderr, flush=True)  # noqa: T201
     return found.exit_status
 
 
@@ -75,7 +83,7 @@ def _write(run_dir: RunDir, rank: int, values: Mapping[str, Any]) -> None:
 
 
 def _classified(rank: int, error: BaseException) -> TrainctlError:
-    """The error as the launcher is to report it."""
+    """Return the error that the launcher reports."""
     if isinstance(error, TrainctlError):
         return error
     text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

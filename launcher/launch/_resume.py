@@ -1,4 +1,4 @@
-"""An old run: the settings that change, and its start."""
+"""Resume of an existing run: what may be resumed, the settings that change, and the start."""
 
 from __future__ import annotations
 
@@ -7,58 +7,87 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.config.resume_rules import apply
-from launcher.errors import CheckpointError, ConfigError, LaunchError
+from launcher.config.schema import RunConfig
+from launcher.errors import CheckpointError, Interrupted, LaunchError, Preempted, TrainctlError
+from launcher.launch import _stored
 from launcher.launch._begin import preflight, run_ranks
 from launcher.launch._lock import locked
-from launcher.launch._outcome import Result
-from launcher.run_dir import RunDir, write_atomically
+from launcher.launch._outcome import Result, completed
+from launcher.run_dir import RunDir
 
 
 def resume(
     path: Path, overrides: Sequence[str], allow: Sequence[str], *, quiet: bool = False
 ) -> Result:
     """Resume a run; see `launcher.launch.resume`."""
-    run_dir = RunDir(path)
+    # The same directory by any path, links included.
+    run_dir = RunDir(path.resolve())
 
     def say(text: str) -> None:
         if not quiet:
             print(text)  # noqa: T201 - a change of the run is shown
 
-    with locked(run_dir) as lock:
-        stored = run_dir.config.read_text(encoding="utf-8")
-        config, changes = apply(stored, overrides, allow)
-        preflight(config)
-        for change in changes:
-            say(f"{change.key}: {json.dumps(change.old)} -> {json.dumps(change.new)}")
-        if not changes:
-            return run_ranks(config, run_dir, lock, quiet=quiet)
-        written = (run_dir.config, run_dir.overrides, run_dir.provenance)
-        before = {path: path.read_text(encoding="utf-8") for path in written if path.exists()}
-        saves = _saves(run_dir)
-        write_atomically(run_dir.config, config.to_json())
-        _append(run_dir, overrides)
-        try:
-            return run_ranks(config, run_dir, lock, quiet=quiet)
-        except (ConfigError, CheckpointError, LaunchError):
-            # What no checkpoint was saved under cannot be gone on with: the next resume must not
-            # meet it.
-            if _saves(run_dir) == saves:
-                for file, text in before.items():
-                    write_atomically(file, text)
-                say("the settings are put back: the run cannot go on with these changes")
-            raise
+    try:
+        with locked(run_dir) as lock:
+            if dropped := _stored.undo_killed(run_dir):
+                say(
+                    f"{' '.join(dropped)}: not applied, because the resume that set it was killed "
+                    "before it saved; repeat it if you want it"
+                )
+            stored = _stored.verified_config(run_dir, overrides)
+            config, changes = apply(stored, overrides, allow)
+            if not changes and (result := completed(run_dir)) is not None:
+                say(_finished(result, run_dir))
+                return result
+            _check_resumable(config, run_dir)
+            preflight(config)
+            _stored.adopt(run_dir, stored)
+            if not changes:
+                return run_ranks(config, run_dir, lock, quiet=quiet)
+            for change in changes:
+                say(f"{change.key}: {json.dumps(change.old)} -> {json.dumps(change.new)}")
+            saved = _saved(run_dir)
+            _stored.change(run_dir, config.to_json(), overrides)
+            try:
+                result = run_ranks(config, run_dir, lock, quiet=quiet)
+            except TrainctlError as error:
+                # A run that was asked to stop continues with these settings.
+                if isinstance(error, Preempted | Interrupted) or _saved(run_dir) != saved:
+                    _stored.keep(run_dir)
+                else:
+                    _stored.undo(run_dir)
+                    say("the old settings are restored: nothing was saved with the new ones")
+                raise
+            _stored.keep(run_dir)
+            return result
+    except OSError as error:
+        place = error.filename or run_dir.path
+        raise LaunchError(f"cannot resume {run_dir.path}: {place}: {error.strerror}") from error
 
 
-def _saves(run_dir: RunDir) -> set[str]:
-    """Names of the checkpoints that there are."""
+def _check_resumable(config: RunConfig, run_dir: RunDir) -> None:
+    """Refuse to train from step 0 over the records of an earlier attempt.
+
+    Raises:
+        CheckpointError: The run has taken steps, but has no checkpoint.
+    """
+    if config.checkpoint.has_saved(run_dir):
+        return
+    if run_dir.has_rows():
+        raise CheckpointError(
+            f"{run_dir.path} has no checkpoint to resume from: it would start at step 0 and "
+            f"replace {run_dir.metrics.name}. To start a new run: sh {run_dir.command}"
+        )
+
+
+def _finished(result: Result, run_dir: RunDir) -> str:
+    more = f"max_steps={2 * result.step}" if result.stopped is None else "observer=none"
+    return (
+        f"nothing to do: the run is finished (step {result.step:,}); train on with: "
+        f"trainctl resume {run_dir.path} {more}"
+    )
+
+
+def _saved(run_dir: RunDir) -> set[str]:
+    """Names of the published checkpoints."""
     return {path.name for path in run_dir.checkpoints.glob("step-*")}
-
-
-def _append(run_dir: RunDir, overrides: Sequence[str]) -> None:
-    """Keep what was typed: the later word wins, as on the command line."""
-    before = run_dir.overrides.read_text(encoding="utf-8") if run_dir.overrides.exists() else ""
-    write_atomically(run_dir.overrides, before + "".join(f"{word}\n" for word in overrides))
-    origins = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
-    for word in overrides:
-        origins[word.partition("=")[0].lstrip("+~")] = f"command line of resume: {word}"
-    write_atomically(run_dir.provenance, json.dumps(origins, indent=1) + "\n")

@@ -56,6 +56,9 @@ def start(
     except TrainctlError as error:
         _outcome.write_result(run_dir, error, time.monotonic() - started)
         raise
+    except OSError as error:
+        place = error.filename or run_dir.path
+        raise LaunchError(f"cannot write {place}: {error.strerror}") from error
     unread = [key for key in reads.unread() if key in result.unread]
     unused = without_effect(config, unread, _provenance(run_dir))
     result = replace(result, without_effect=unused)
@@ -166,4 +169,4 @@ def _folder(run_dir: RunDir) -> str | None:
         folder = json.loads(run_dir.env.read_text(encoding="utf-8"))["folder"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return folder if pathlib.Path(folder).is_dir() else None
+    return folder if isinstance(folder, str) and pathlib.Path(folder).is_dir() else None

@@ -12,7 +12,7 @@ from typing_extensions import override
 from launcher.errors import Hang
 from launcher.launch._heartbeat import Heartbeats
 from launcher.launch._outcome import in_collective, log_tail
-from launcher.launch._processes import RankProcess, process_state
+from launcher.launch._processes import RankProcess, process_state, waits_for_disk
 from launcher.launch._signals import DUMP
 from launcher.run_dir import RunDir
 
@@ -78,6 +78,8 @@ class Watch:
             cpu_s = state[1]
             # One that waits for a core or a disk on a busy machine is at work, too.
             busy = state[0] in _WORKING or cpu_s - seen.cpu_s > _BUSY * passed
+            # The main thread waits while a background thread syncs a checkpoint.
+            busy = busy or waits_for_disk(rank.pid)
         seen.silent_s = 0.0 if beat.count != seen.count or busy else seen.silent_s + passed
         seen.count, seen.cpu_s = beat.count, cpu_s
         return bounded

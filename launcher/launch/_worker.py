@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import json
 import logging
 import os
 import signal
@@ -66,8 +65,7 @@ def main(path: str, run: Callable[[RunDir, StopFlag], Outcome] | None = None) ->
             sys.stderr.flush()
             os._exit(status)
         return status
-    record_completed(run_dir, rank, outcome)
-    return 0
+    return record_completed(run_dir, rank, outcome)
 
 
 def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
@@ -128,10 +126,7 @@ def _attributed(run_dir: RunDir, error: BaseException) -> BaseException:
     """Return the error; a ConfigError gets the origin of each key from provenance.json."""
     if not isinstance(error, ConfigError):
         return error
-    try:
-        origins: dict[str, str] = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        origins = {}
+    origins = run_dir.read_provenance()
     problems: Sequence[Problem] = [
         replace(each, origin=each.origin or origins.get(each.key, "")) for each in error.problems
     ]

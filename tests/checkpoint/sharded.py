@@ -49,7 +49,7 @@ def whole_tensors(step: int) -> dict[str, Tensor]:
 def held(
     whole: Tensor, name: str, layout: str, rank: int, ranks: int
 ) -> Tensor | LocalShard | None:
-    """What a rank holds of a tensor, in memory of its own; None where it does not know it."""
+    """Return a copy of a rank's part of a tensor; None where the rank has none."""
     if layout == "whole":
         return whole.clone()
     if layout == "owner":

@@ -80,7 +80,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Moment:
-    """What has been done, and what of it is certain to survive a power cut.
+    """The changes so far, and those that are certain to survive a power cut.
 
     Attributes:
         after: The last action.
@@ -198,7 +198,7 @@ Image = frozenset[tuple[str, bytes | None]]
 
 
 def image(tape: Tape, moment: Moment, kept: frozenset[int], share: float) -> Image:
-    """What is left when some changes survive, and a share of the bytes that were not synced."""
+    """Return the disk when some changes survive, and a share of the bytes that were not synced."""
     folders = {number: dict(names) for number, names in tape.start.folders.items()}
     for place in sorted(kept):
         tape.changes[place].apply(folders)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import struct
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from typing_extensions import override
 
+from launcher.contracts import TrainState
 from launcher.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -152,7 +154,7 @@ def plant(bench: Bench, key: str, entry: bytes) -> None:
 
 
 def zipped(name: str, pickled: bytes) -> bytes:
-    """What torch.save would make of a tensor whose pickle is this."""
+    """Return the file that torch.save would write for a tensor with this pickle."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -298,4 +300,33 @@ def test_a_train_state_that_is_not_an_object(bench: Bench, marker: Path, text: s
     (bench.step(1) / "train_state.json").write_text(text)
     bench.reseal(1)
     with pytest.raises(CheckpointError, match=r"train_state\.json"):
+        bench.load()
+
+
+STATE = TrainState(step=1).to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"samples": -1}, "samples must be a whole number, at least 0, but is -1"),
+        ({"tokens": 2.5}, "tokens must be"),
+        ({"skipped": True}, "skipped must be"),
+        ({"memory": {"best": "low"}}, "memory must be an object of numbers"),
+        ({"observers": [1]}, "observers must be an object of numbers"),
+        ({"stopped": 3}, "stopped must be a text or null, but is 3"),
+        ({"more": 1}, "must have the keys memory, observers, .* but has memory, more, "),
+    ],
+)
+def test_values_of_the_train_state(change: dict[str, object], problem: str) -> None:
+    with pytest.raises(CheckpointError, match=problem):
+        TrainState.from_json({**STATE, **change})
+
+
+def test_a_train_state_of_another_step(bench: Bench) -> None:
+    bench.save(1)
+    path = bench.step(1) / "train_state.json"
+    path.write_text(json.dumps({**STATE, "step": 7}))
+    bench.reseal(1)
+    with pytest.raises(CheckpointError, match=r"step must be 1 as in manifest\.json, but is 7"):
         bench.load()

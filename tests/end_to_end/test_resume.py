@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -81,6 +82,8 @@ def test_killed_at_twenty_random_moments(
             time.sleep(chance.uniform(0.5, 4.0))
             process.kill()
             process.communicate()
+        if not list(run_dir.glob("checkpoints/step-*")):
+            continue  # killed before there was a checkpoint
         trainctl("resume", str(run_dir))
         assert trace(trainctl, run_dir) == expected
         assert weights(run_dir) == final
@@ -191,7 +194,7 @@ def test_a_change_that_the_checkpoint_does_not_fit_is_reverted(trainctl: Console
     change = ("precision=bf16_pure", "max_steps=16", "--allow", "precision")
     out, err = trainctl("resume", str(run_dir), *change, status=14)
     assert "another model or optimizer" in err
-    assert "settings are put back" in out
+    assert "old settings are restored" in out
     assert [(run_dir / name).read_text() for name in written] == before
     trainctl("resume", str(run_dir), "max_steps=16")
     assert trainctl.rows(run_dir)[-1]["step"] == 16
@@ -208,10 +211,170 @@ def test_two_resumes_at_the_same_instant(trainctl: Console) -> None:
     assert len(trainctl.rows(run_dir)) == 40
 
 
-def test_a_run_that_never_saved_starts_again(trainctl: Console) -> None:
-    process = trainctl.start("run", *toy_words("task.step_s=0.05", "checkpoint.every_steps=null"))
+@pytest.mark.parametrize("change", ["checkpoint=none", "checkpoint=directory"])
+def test_a_run_that_never_saved_is_not_overwritten(trainctl: Console, change: str) -> None:
+    process = trainctl.start(
+        "run", *toy_words("task.step_s=0.05", change, "checkpoint.every_steps=null")
+    )
     run_dir = wait_for_step(trainctl, 2)
     process.kill()
     process.communicate()
+    before = contents(run_dir)
+    _, err = trainctl("resume", str(run_dir), status=14)
+    assert "has no checkpoint to resume from" in err
+    assert f"sh {run_dir}/command.sh" in err
+    assert "resume with" not in err
+    assert contents(run_dir) == before
+
+
+def test_resume_of_a_finished_run(trainctl: Console) -> None:
+    trainctl.toy("max_steps=4")
+    run_dir = trainctl.run_dir()
+    before = contents(run_dir)
+    out, _ = trainctl("resume", str(run_dir))
+    assert out.startswith("nothing to do: the run is finished (step 4)")
+    assert contents(run_dir) == before
+    for path in (run_dir / "checkpoints").iterdir():
+        shutil.rmtree(path)
     trainctl("resume", str(run_dir))
-    assert [row["step"] for row in trainctl.rows(run_dir)] == list(range(1, 13))
+    _, err = trainctl("resume", str(run_dir), "max_steps=8", status=14)
+    assert "has no checkpoint to resume from" in err
+    assert contents(run_dir).items() <= before.items()
+
+
+def contents(run_dir: Path) -> dict[str, bytes]:
+    """Return every file of a run except its lock."""
+    return {
+        str(path.relative_to(run_dir)): path.read_bytes()
+        for path in run_dir.rglob("*")
+        if path.is_file() and path.name != "run.lock"
+    }
+
+
+def test_a_run_directory_may_be_linked_moved_and_copied(trainctl: Console) -> None:
+    trainctl.toy("max_steps=4")
+    run_dir = trainctl.run_dir()
+    link = trainctl.folder / "latest"
+    link.symlink_to(run_dir)
+    trainctl("resume", str(link), "max_steps=6")
+    trainctl("resume", str(run_dir), "max_steps=8")
+    copy = trainctl.folder / "copy"
+    shutil.copytree(run_dir, copy)
+    moved = run_dir.rename(trainctl.folder / "moved")
+    for place in (copy, moved):
+        out, _ = trainctl("resume", str(place), "max_steps=10")
+        assert "resumed    from step 8" in out
+        assert trainctl.rows(place)[-1]["step"] == 10
+    assert not list(trainctl.folder.rglob("*.corrupt"))
+    # A release that had no run.json knew a run by the name of its directory.
+    (moved / "run.json").unlink()
+    again = moved.rename(trainctl.folder / "again")
+    trainctl("resume", str(again), "max_steps=12")
+    assert trainctl.rows(again)[-1]["step"] == 12
+
+
+def test_a_killed_resume_leaves_no_setting(trainctl: Console) -> None:
+    trainctl.toy("max_steps=4")
+    run_dir = trainctl.run_dir()
+    written = ("config.json", "overrides.txt", "provenance.json")
+    before = [(run_dir / name).read_text() for name in written]
+    change = ("optimizer.lr=0.5", "max_steps=40", "checkpoint.every_steps=null")
+    process = trainctl.start("resume", str(run_dir), *change, "task.step_s=0.1", "--allow", "task")
+    wait_for_step(trainctl, 6)
+    process.kill()
+    process.communicate()
+    assert [(run_dir / name).read_text() for name in written] != before
+    out, _ = trainctl("resume", str(run_dir), "max_steps=8")
+    assert f"{' '.join(change)} task.step_s=0.1: not applied" in out
+    config = json.loads((run_dir / "config.json").read_text())
+    assert (config["optimizer"]["lr"], config["max_steps"]) == (0.01, 8)
+    assert config["checkpoint"]["every_steps"] == 4
+    # What a checkpoint was saved with stays.
+    process = trainctl.start("resume", str(run_dir), "max_steps=90", "optimizer.lr=0.003")
+    deadline = time.monotonic() + 60
+    while not (run_dir / "checkpoints" / "step-00000012").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    out, _ = trainctl("resume", str(run_dir), "max_steps=16")
+    assert "not applied" not in out
+    assert json.loads((run_dir / "config.json").read_text())["optimizer"]["lr"] == 0.003
+
+
+def test_a_preempted_resume_keeps_its_settings(trainctl: Console) -> None:
+    trainctl.toy("max_steps=4")
+    run_dir = trainctl.run_dir()
+    words = ("max_steps=20", "task.step_s=0.1", "--allow=task")
+    process = trainctl.start("resume", str(run_dir), *words)
+    process.send_signal(signal.SIGTERM)
+    wait_for_step(trainctl, 4)
+    process.communicate()
+    if process.returncode == 75:
+        trainctl("resume", str(run_dir))
+        assert trainctl.rows(run_dir)[-1]["step"] == 20
+
+
+def test_a_changed_config_is_found(trainctl: Console) -> None:
+    trainctl.toy("max_steps=4")
+    run_dir = trainctl.run_dir()
+    config = run_dir / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"lr": 0.01', '"lr": 0.09'))
+    before = contents(run_dir)
+    _, err = trainctl("resume", str(run_dir), "max_steps=8", status=2)
+    assert "optimizer.lr: is 0.09 in config.json, but 0.01 in the newest checkpoint's copy" in err
+    assert contents(run_dir) == before
+    config.write_text(text[:-9])
+    _, err = trainctl("resume", str(run_dir), status=2)
+    assert f"restore it: cp {run_dir}/checkpoints/step-00000004/config.json" in err
+    config.write_text(text.replace('"lr": 0.01', '"lr": 0.09'))
+    trainctl("resume", str(run_dir), "max_steps=8", "optimizer.lr=0.02")
+    assert trainctl.rows(run_dir)[-2]["lr"] == pytest.approx(0.02, rel=0.99)
+
+
+def test_failures_before_the_first_step(trainctl: Console) -> None:
+    _, err = trainctl.toy("name=small", "accumulation.samples_per_step=98", status=13)
+    assert "resume with" not in err
+    assert not list((trainctl.folder / "runs" / "small").iterdir())
+    whole = "accumulation.samples_per_step=50"  # the first step meets the bad sample
+    words = toy_words("name=poisoned", "task.poison=3", "max_steps=1", whole)
+    _, err = trainctl("run", *words, status=10)
+    assert "resume with" not in err
+    assert "nothing was trained" in err
+    assert (trainctl.run_dir("poisoned") / "result.json").exists()
+
+
+@pytest.mark.parametrize("broken", [b"{", b"[]", b"\xff\xfe", b'{"folder": 3}', b"null"])
+def test_damaged_side_files_do_not_matter(trainctl: Console, broken: bytes) -> None:
+    trainctl.toy("max_steps=2")
+    run_dir = trainctl.run_dir()
+    for name in ("env.json", "provenance.json", "result.json"):
+        (run_dir / name).write_bytes(broken)
+    trainctl("resume", str(run_dir), "max_steps=4")
+    assert trainctl.rows(run_dir)[-1]["step"] == 4
+
+
+def test_the_error_is_said_where_it_cannot_be_written(trainctl: Console) -> None:
+    process = trainctl.start("run", *toy_words("task.step_s=0.05", "task.poison=3", "max_steps=90"))
+    run_dir = wait_for_step(trainctl, 2)
+    shutil.rmtree(run_dir, ignore_errors=True)
+    _, err = process.communicate()
+    assert process.returncode != 0
+    assert "Traceback" not in err
+    assert "checkpoints" in err or "metrics.jsonl" in err or "the loss is nan" in err
+
+
+@pytest.mark.parametrize("name", ["result", "logs", "result.json"])
+def test_a_file_in_the_place_of_a_folder(trainctl: Console, name: str) -> None:
+    trainctl.toy("max_steps=2")
+    run_dir = trainctl.run_dir()
+    place = run_dir / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    if name == "result.json":
+        place.mkdir()
+    else:
+        place.touch()
+    _, err = trainctl("resume", str(run_dir), "max_steps=4", status=3)
+    assert "Traceback" not in err
+    assert f"{run_dir}/{name}" in err

@@ -36,6 +36,7 @@ def test_the_run_directory(trainctl_as_installed: Console) -> None:
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
         "config.json",
+        "run.json",
         "provenance.json",
         "overrides.txt",
         "env.json",
