@@ -91,7 +91,7 @@ def test_a_result_that_cannot_be_read(tmp_path: Path, text: str | None) -> None:
         (tmp_path / "result.json").write_text(text)
     with pytest.raises(LaunchError, match=r"no readable result\.json"):
         api.Run(tmp_path).result  # noqa: B018 - the property raises
-    with pytest.raises(ConfigError, match="not JSON"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         api.Run(tmp_path).config  # noqa: B018
 
 
