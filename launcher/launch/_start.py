@@ -7,7 +7,7 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import BinaryIO
@@ -60,7 +60,7 @@ def start(
         place = error.filename or run_dir.path
         raise LaunchError(f"cannot write {place}: {error.strerror}") from error
     unread = [key for key in reads.unread() if key in result.unread]
-    unused = without_effect(config, unread, _provenance(run_dir))
+    unused = without_effect(config, unread, run_dir.read_provenance())
     result = replace(result, without_effect=unused)
     _outcome.write_result(run_dir, result, time.monotonic() - started)
     return result
@@ -152,15 +152,6 @@ def _open_log(path: pathlib.Path) -> BinaryIO:
         return path.open("ab")
     except OSError as error:
         raise LaunchError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _provenance(run_dir: RunDir) -> Mapping[str, str]:
-    """Return the origin of each key, as far as the run directory has it."""
-    try:
-        origins = json.loads(run_dir.provenance.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return origins if isinstance(origins, dict) else {}
 
 
 def _folder(run_dir: RunDir) -> str | None:
