@@ -120,4 +120,5 @@ def test_a_finished_run_that_is_resumed_on_fewer_ranks_keeps_its_scores(trainctl
     trainctl("resume", str(run_dir), "parallelism=single", "launch.processes=1")
     found = json.loads((run_dir / "result.json").read_text())
     assert found["scores"] == pytest.approx(expected["scores"], rel=1e-5)
-    assert found | {"scores": None} == expected | {"scores": None}
+    same = ("status", "step", "references", "sample", "stopped", "export")
+    assert [found[key] for key in same] == [expected[key] for key in same]

@@ -1,4 +1,4 @@
-"""Ranks that only behave as told, without a model: what `start` does is tested on them.
+"""Ranks that follow a scenario, without a model, for tests of `start`.
 
 `python standin.py RUN_DIR SCENARIO` is such a rank;
 `python standin.py launch RUN_DIR SCENARIO N` is a launcher of them.

@@ -171,7 +171,7 @@ def test_plain_on_a_terminal_redraws_nothing(tmp_path: Path) -> None:
 
 
 def test_live_on_a_pipe_is_live_when_asked_for(tmp_path: Path) -> None:
-    # A terminal, whatever stands between, begins a new line at its first column.
+    # A terminal begins a new line at its first column.
     sent = on_pipe(tmp_path, "live").replace("\n", "\r\n")
     assert screen(sent)[-4:] == ["━" * 40 + "  40/40  100%  ETA 0:00", NUMBERS, "after", ""]
 
