@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from launcher.contracts import ScheduleError
 from launcher.errors import ConfigError, Problem
-from launcher.scheduler._base import WarmedUp
+from launcher.scheduler._curves import WarmedUp
 
 
 class Watching(WarmedUp, ABC):

@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, Horizon, Schedule
-from launcher.scheduler._base import WarmedUp
+from launcher.scheduler._curves import WarmedUp
 from launcher.scheduler._length import not_empty
 from launcher.scheduler._nested import (
     AnySchedule,

@@ -7,7 +7,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._base import Curve, MinLrSchedule
+from launcher.scheduler._curves import Curve, MinLrSchedule
 from launcher.scheduler._length import Length, resolve_positive
 
 

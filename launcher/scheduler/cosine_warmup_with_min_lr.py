@@ -7,7 +7,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._base import Curve, Factor, MinLrSchedule
+from launcher.scheduler._curves import Curve, Factor, MinLrSchedule
 
 
 class CosineWarmupWithMinLr(MinLrSchedule):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, Horizon, Schedule
-from launcher.scheduler._base import Curve, MinLrSchedule
+from launcher.scheduler._curves import Curve, MinLrSchedule
 from launcher.scheduler._length import Length, resolve_positive
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._base import Curve, WarmedUp
+from launcher.scheduler._curves import Curve, WarmedUp
 
 
 class Linear(WarmedUp):

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import Horizon, Schedule, ScheduleError
-from launcher.scheduler._base import Curve, WarmedUp, factor_of_peak, refuse_both
+from launcher.scheduler._curves import Curve, WarmedUp, factor_of_peak, refuse_both
 
 
 class Polynomial(WarmedUp):

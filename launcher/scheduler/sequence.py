@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, Horizon, Schedule, ScheduleError, Settings
-from launcher.scheduler._base import WarmedUp
+from launcher.scheduler._curves import WarmedUp
 from launcher.scheduler._length import Length, describe, not_empty, resolve
 from launcher.scheduler._nested import (
     AnySchedule,

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, Horizon, Schedule, ScheduleError
-from launcher.scheduler._base import Curve, Factor, MinLrSchedule
+from launcher.scheduler._curves import Curve, Factor, MinLrSchedule
 from launcher.scheduler._length import Length, describe, resolve
 
 Shape = Literal["linear", "cosine", "1-sqrt"]

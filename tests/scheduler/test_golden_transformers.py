@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from launcher.contracts import Horizon, Schedule
-from launcher.scheduler._base import Curve, Ramp
+from launcher.scheduler._curves import Curve, Ramp
 from launcher.scheduler.greedy import Greedy, GreedyClimb
 from launcher.scheduler.reduce_on_plateau import Plateau, ReduceOnPlateau
 from launcher.scheduler.warmup_stable_decay import WarmupStableDecay
