@@ -202,7 +202,7 @@ class Engine(Protocol):
         """
 
     def load_state(self, state: EngineState) -> None:
-        """Take over what `state` gave, strictly.
+        """Load what `state` returned, strictly.
 
         Raises:
             CheckpointError: Keys are missing, left over, or of another shape.

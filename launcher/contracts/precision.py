@@ -1,4 +1,4 @@
-"""Number formats, live."""
+"""Contract of a number format at run time."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def memory_of(device: str, search: MicroBatchSearch) -> Memory:
 
 
 class CudaMemory(Memory):
-    """What torch's caching allocator reserves on a CUDA device."""
+    """Memory that torch reserves on a CUDA device."""
 
     def __init__(self, device: torch.device, search: MicroBatchSearch) -> None:
         import torch

@@ -195,7 +195,7 @@ class TorchEngine:
         return {**model, **formats, **optimizer_template(self.optimizer, names, self._stateless)}
 
     def load_state(self, state: EngineState) -> None:
-        """Take over a state, strictly; see `Engine`."""
+        """Load a state, strictly; see `Engine`."""
         self._end_evaluation()
         given = {name: _plain(name, value) for name, value in state.items()}
         model = {k.removeprefix("model."): v for k, v in given.items() if k.startswith("model.")}
@@ -348,7 +348,7 @@ class TorchEngine:
             )
 
     def _refuse(self, norm: Tensor) -> None:
-        """Leave the weights alone; end the run unless it is to go on without this window."""
+        """Raise NonFinite, or skip the window; the weights do not change."""
         error = self._explain(norm)
         if not self._skip_nonfinite:
             self.optimizer.zero_grad(set_to_none=True)

@@ -46,13 +46,13 @@ def _checked(value: object) -> int | float | str:
         raise ValueError(f"{value!r} is not a length; {_HOW}")  # noqa: TRY004
     elif value < 0:
         raise ValueError(f"a length must not be negative, but is {value}")
-    elif value > _LIMIT:
-        raise ValueError(f"a length must be at most {_LIMIT:.0e}, but is more")
     elif isinstance(value, float) and not value < 1:
         raise ValueError(
             "a length with a decimal point is a fraction of the run and must be below 1, "
             f"but is {value}; {_HOW}"
         )
+    elif value > _LIMIT:
+        raise ValueError(f"a length must be at most {_LIMIT:.0e}, but is more")
     return value
 
 

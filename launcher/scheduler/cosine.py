@@ -11,26 +11,26 @@ from launcher.scheduler._curves import Curve, MinLrSchedule
 
 
 class Cosine(MinLrSchedule):
-    """From the peak along a cosine to the floor, which the step after the last would have.
+    """From the peak along a cosine to the minimum, which the step after the last would have.
 
-    Past the end of the run the cosine goes on: it rises again.
+    Past the end of the run the cosine continues: it rises again.
 
     Source: Transformers' `get_cosine_schedule_with_warmup` and
     `get_cosine_with_min_lr_schedule_with_warmup`.
     """
 
     kind: Literal["cosine"]
-    """Fall along a cosine to the floor."""
+    """Fall along a cosine to the minimum."""
     num_cycles: float = Field(gt=0, le=1e6)
     """Waves of the cosine in the run: 0.5 falls once; 1.5 falls, rises and falls again."""
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = max(1, horizon.max_steps - warmup)
-        floor, cycles = self.min_factor(peak_lr), self.num_cycles
+        minimum, cycles = self.min_factor(peak_lr), self.num_cycles
 
         def factor(step: int) -> float:
             wave = 0.5 * (1 + math.cos(math.pi * cycles * 2 * step / steps))
-            return wave * (1 - floor) + floor
+            return wave * (1 - minimum) + minimum
 
         return Curve(peak_lr, factor)

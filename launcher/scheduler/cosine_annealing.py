@@ -11,20 +11,20 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class CosineAnnealing(MinLrSchedule):
-    """Along a cosine from the peak to the floor in T_max steps, and back up in as many, forever.
+    """Along a cosine from the peak to the minimum in T_max steps, and back up in as many, forever.
 
     Source: torch's `CosineAnnealingLR`, whose `eta_min` is `min_lr`; Loshchilov and Hutter 2017,
     arXiv:1608.03983, equation 5 without restarts.
     """
 
     kind: Literal["cosine_annealing"]
-    """Swing along a cosine between the peak and the floor."""
+    """Swing along a cosine between the peak and the minimum."""
     T_max: Length | None
-    """Steps from the peak to the floor; null: the run, without its warm-up."""
+    """Steps from the peak to the minimum; null: the run, without its warm-up."""
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        floor = self.min_factor(peak_lr)
+        minimum = self.min_factor(peak_lr)
         half = (
             max(1, horizon.max_steps - warmup)
             if self.T_max is None
@@ -32,6 +32,6 @@ class CosineAnnealing(MinLrSchedule):
         )
 
         def factor(step: int) -> float:
-            return floor + (1 - floor) * (1 + math.cos(math.pi * step / half)) / 2
+            return minimum + (1 - minimum) * (1 + math.cos(math.pi * step / half)) / 2
 
         return Curve(peak_lr, factor)

@@ -12,7 +12,7 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class CosineWarmRestarts(MinLrSchedule):
-    """Along a cosine from the peak to the floor, then again from the peak, forever.
+    """Along a cosine from the peak to the minimum, then again from the peak, forever.
 
     Source: torch's `CosineAnnealingWarmRestarts`, whose `eta_min` is `min_lr`; Loshchilov and
     Hutter 2017, arXiv:1608.03983, equation 5.
@@ -27,7 +27,7 @@ class CosineWarmRestarts(MinLrSchedule):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        floor, growth = self.min_factor(peak_lr), self.T_mult
+        minimum, growth = self.min_factor(peak_lr), self.T_mult
         first = resolve_positive("T_0", self.T_0, horizon)
 
         def factor(step: int) -> float:
@@ -37,6 +37,6 @@ class CosineWarmRestarts(MinLrSchedule):
             while step >= length:
                 step -= length
                 length *= growth
-            return floor + (1 - floor) * (1 + math.cos(math.pi * step / length)) / 2
+            return minimum + (1 - minimum) * (1 + math.cos(math.pi * step / length)) / 2
 
         return Curve(peak_lr, factor)

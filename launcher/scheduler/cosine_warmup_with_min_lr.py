@@ -11,9 +11,9 @@ from launcher.scheduler._curves import Curve, Factor, MinLrSchedule
 
 
 class CosineWarmupWithMinLr(MinLrSchedule):
-    """A warm-up that does not begin at 0, then a cosine that is at the floor on the last step.
+    """A warm-up that does not begin at 0, then a cosine that is at the minimum on the last step.
 
-    Past the end of the run the cosine goes on: it rises again.
+    Past the end of the run the cosine continues: it rises again.
 
     Source: Transformers' `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`: the warm-up is
     (step + 1) / warmup_steps, or a line from `warmup_lr_rate` to 1 on its last step; the cosine
@@ -21,7 +21,7 @@ class CosineWarmupWithMinLr(MinLrSchedule):
     """
 
     kind: Literal["cosine_warmup_with_min_lr"]
-    """Warm up from above 0, then fall along a cosine to the floor."""
+    """Warm up from above 0, then fall along a cosine to the minimum."""
     num_cycles: float = Field(gt=0, le=1e6)
     """Waves of the cosine in the run: 0.5 falls once; 1.5 falls, rises and falls again."""
     warmup_lr_rate: float | None = Field(ge=0, le=1)
@@ -38,10 +38,10 @@ class CosineWarmupWithMinLr(MinLrSchedule):
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = max(1, horizon.max_steps - warmup)
-        floor, cycles = self.min_factor(peak_lr), self.num_cycles
+        minimum, cycles = self.min_factor(peak_lr), self.num_cycles
 
         def factor(step: int) -> float:
             wave = 0.5 * (1 + math.cos(math.pi * cycles * 2 * (step + 1) / steps))
-            return wave * (1 - floor) + floor
+            return wave * (1 - minimum) + minimum
 
         return Curve(peak_lr, factor)

@@ -11,9 +11,9 @@ from launcher.scheduler._curves import Curve, MinLrSchedule
 
 
 class CosineWithRestarts(MinLrSchedule):
-    """Several equal cosines from the peak to the floor, each starting with a jump to the peak.
+    """Several equal cosines from the peak to the minimum, each starting with a jump to the peak.
 
-    Past the end of the run it stays at the floor.
+    Past the end of the run it stays at the minimum.
 
     Source: Transformers' `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
@@ -26,13 +26,13 @@ class CosineWithRestarts(MinLrSchedule):
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = max(1, horizon.max_steps - warmup)
-        floor, cycles = self.min_factor(peak_lr), self.num_cycles
+        minimum, cycles = self.min_factor(peak_lr), self.num_cycles
 
         def factor(step: int) -> float:
             progress = step / steps
             if progress >= 1:
-                return floor
+                return minimum
             wave = 0.5 * (1 + math.cos(math.pi * (cycles * progress % 1.0)))
-            return wave * (1 - floor) + floor
+            return wave * (1 - minimum) + minimum
 
         return Curve(peak_lr, factor)

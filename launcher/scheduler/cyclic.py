@@ -1,4 +1,4 @@
-"""Triangles between the floor and the peak."""
+"""Triangles between the minimum and the peak."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class Cyclic(MinLrSchedule):
-    """Up from the floor to the peak and down again, forever.
+    """Up from the minimum to the peak and down again, forever.
 
     Source: torch's `CyclicLR`, whose `base_lr` is `min_lr` and whose `max_lr` is the optimizer's
     rate; Smith 2015, arXiv:1506.01186.
@@ -22,9 +22,9 @@ class Cyclic(MinLrSchedule):
     kind: Literal["cyclic"]
     """Go up and down in triangles."""
     step_size_up: Length
-    """Steps from the floor to the top."""
+    """Steps from the minimum to the top."""
     step_size_down: Length | None
-    """Steps from the top to the floor; null: as many as up."""
+    """Steps from the top to the minimum; null: as many as up."""
     mode: Literal["triangular", "triangular2", "exp_range"]
     """Height of the triangles: all the same; each half the one before; gamma ^ step."""
     gamma: float = Field(gt=0, le=1)
@@ -43,7 +43,7 @@ class Cyclic(MinLrSchedule):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        floor = self.min_factor(peak_lr)
+        minimum = self.min_factor(peak_lr)
         up = resolve_positive("step_size_up", self.step_size_up, horizon)
         down = (
             up
@@ -63,6 +63,6 @@ class Cyclic(MinLrSchedule):
                 height *= 0.5 ** (cycle - 1)
             elif mode == "exp_range":
                 height *= gamma**step
-            return floor + (1 - floor) * height
+            return minimum + (1 - minimum) * height
 
         return Curve(peak_lr, factor)

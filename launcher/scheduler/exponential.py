@@ -29,15 +29,15 @@ class Exponential(WarmedUp):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        stretch = resolve_positive("decay_steps", self.decay_steps, horizon)
+        period = resolve_positive("decay_steps", self.decay_steps, horizon)
         steps = horizon.max_steps - warmup
         try:
-            _ = peak_lr * self.gamma ** (steps / stretch)
+            _ = peak_lr * self.gamma ** (steps / period)
         except OverflowError:
             raise ScheduleError(
                 "gamma",
-                f"is {self.gamma:g} every {stretch} steps, no finite number after {steps}; make "
+                f"is {self.gamma:g} every {period} steps, no finite number after {steps}; make "
                 "it smaller or decay_steps longer",
             ) from None
         end = steps if self.gamma > 1 else math.inf
-        return Curve(peak_lr, lambda step: self.gamma ** (min(step, end) / stretch))
+        return Curve(peak_lr, lambda step: self.gamma ** (min(step, end) / period))

@@ -15,7 +15,7 @@ from launcher.scheduler._watching import Watching, current
 class Greedy(Watching):
     """Divides by `factor` after a run of better scores, multiplies by it after a run of worse ones.
 
-    At the floor it counts down and starts anew from the peak. Past the end of the run it stays,
+    At the minimum it counts down and restarts from the peak. Past the end of the run it stays,
     until a score says otherwise.
 
     Source: Transformers' `GreedyLR` (`greedy`).
@@ -37,7 +37,7 @@ class Greedy(Watching):
     window_size: int = Field(ge=1, le=10**6)
     """Scores in that mean."""
     reset_start: int = Field(ge=1, le=10**12)
-    """Reductions wanted at the floor before everything starts anew."""
+    """Further reductions at the minimum before the schedule restarts from the peak."""
 
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:

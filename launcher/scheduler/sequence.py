@@ -34,8 +34,8 @@ class Stage(Settings):
 class Sequence(WarmedUp):
     """Schedules one after another, each as if the run began and ended with its stage.
 
-    After the last stage its schedule goes on. A stage that watches a score sees the evaluations of
-    its own steps only.
+    The last stage continues past the end of the run. A stage that watches a score gets only the
+    evaluations of its own steps.
 
     Source: torch's `SequentialLR`, whose milestones are the ends of the stages.
     """

@@ -26,7 +26,7 @@ class WarmupStableDecay(MinLrSchedule):
     The cool-down ends with the run unless `stable_steps` or `decay_start` place it. To cool down
     from a checkpoint of step k, resume with decay_start=k and max_steps=k + decay_steps; the steps
     before k keep their rates if the warm-up is not a part of the run. After the cool-down, and past
-    the end of the run, the rate stays at the floor.
+    the end of the run, the rate stays at the minimum.
 
     Source: Transformers' `get_wsd_schedule`; Hu et al. 2024, arXiv:2404.06395 (MiniCPM); the
     1-sqrt cool-down: Hägele et al. 2024, arXiv:2405.18392.
@@ -68,12 +68,12 @@ class WarmupStableDecay(MinLrSchedule):
 
     @override
     def ramp(self, peak_lr: float, warmup: int) -> Factor:
-        floor = self.min_factor(peak_lr)
+        minimum = self.min_factor(peak_lr)
         rise, power = _RISES[self.warmup_type], self.warmup_power
 
         def factor(step: int) -> float:
             height = rise((step / warmup) ** power)
-            return height * (1 - floor) + floor
+            return height * (1 - minimum) + minimum
 
         return factor
 
@@ -84,14 +84,14 @@ class WarmupStableDecay(MinLrSchedule):
 
     def level_then_down(self, peak_lr: float, stable: int, decay: int) -> Schedule:
         """Build what follows the warm-up from lengths in steps that fit the run."""
-        floor, height = self.min_factor(peak_lr), self._height()
+        minimum, height = self.min_factor(peak_lr), self._height()
 
         def factor(step: int) -> float:
             if step < stable:
                 return 1.0
             if step >= stable + decay:
-                return floor
-            return max(0.0, height((step - stable) / decay) * (1 - floor) + floor)
+                return minimum
+            return max(0.0, height((step - stable) / decay) * (1 - minimum) + minimum)
 
         return Curve(peak_lr, factor)
 

@@ -1,4 +1,4 @@
-"""What `ddp` alone has: static graphs, buffers that ranks move apart, unused parameters."""
+"""Features of `ddp` alone: static graphs, buffers that ranks change, unused parameters."""
 
 from __future__ import annotations
 
