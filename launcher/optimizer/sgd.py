@@ -49,7 +49,7 @@ class SGD(LearningRate, FusedOption):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            raise ValueError("nesterov: needs momentum above 0 and dampening 0")
+            raise ValueError("nesterov: needs momentum above 0 and dampening 0; set it to false")
         return self
 
     @override

@@ -62,8 +62,44 @@ def gpt2(layers: int, dim: int, vocab: int = 50257, context: int = 1024) -> list
     return [*shapes, (dim,), (dim,)]
 
 
+def t5(layers: int, dim: int, inner: int, vocab: int = 32128) -> list[tuple[int, ...]]:
+    """Shapes of a T5 v1.0."""
+    attention, mlp = [(dim, dim)] * 4, [(inner, dim), (dim, inner)]
+    encoder = [*attention, *mlp, (dim,), (dim,)] * layers
+    decoder = [*attention, *attention, *mlp, (dim,), (dim,), (dim,)] * layers
+    return [(vocab, dim), (32, 12), (32, 12), *encoder, *decoder, (dim,), (dim,)]
+
+
+def vit(layers: int, dim: int) -> list[tuple[int, ...]]:
+    """Shapes of a ViT with patches of 16 × 16 pixels."""
+    attention = [(dim, dim), (dim,)] * 4
+    mlp = [(4 * dim, dim), (4 * dim,), (dim, 4 * dim), (dim,)]
+    block = [*attention, *mlp, *[(dim,)] * 4]
+    ends = [
+        (1, 1, dim),
+        (1, 197, dim),
+        (dim, 3, 16, 16),
+        (dim,),
+        (dim,),
+        (dim,),
+        (1000, dim),
+        (1000,),
+    ]
+    return [*block * layers, *ends]
+
+
+DEFAULT_JOB: list[tuple[int, ...]] = [
+    *[(384, 96)] * 2,
+    *[(96, 96)] * 8,
+    *[(256, 96)] * 4,
+    *[(96, 256)] * 2,
+    *[(96,)] * 5,
+]
 SETS: dict[str, list[tuple[int, ...]]] = {
+    "default-job": DEFAULT_JOB,
     "gpt2": gpt2(12, 768),
+    "t5-base": t5(12, 768, 3072),
+    "vit-base": vit(12, 768),
     "gpt2-quarter": gpt2(6, 384),
     "many-mat": [(32, 32)] * 1000,
     "many-vec": [(1024,)] * 1000,

@@ -37,7 +37,7 @@ def test_8b_with_8bit_adamw(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "bytes_per_element"),
     [
-        (["optimizer=sgd", "optimizer.momentum=0.0"], 0),
+        (["optimizer=sgd", "optimizer.momentum=0.0", "optimizer.nesterov=false"], 0),
         (["optimizer=sgd"], 4),
         (["optimizer=adamw", "optimizer.amsgrad=true"], 12),
         (["optimizer=adam_mini"], 4),

@@ -103,7 +103,7 @@ def test_a_users_folder_adds_and_replaces(user_dir: Path) -> None:
     }
     added = load_config(["optimizer=fast"], config_dirs=[user_dir])
     assert added.config.optimizer.lr == 0.9
-    assert compose(["optimizer=sgd"]).mapping["optimizer"]["lr"] == 0.1
+    assert compose(["optimizer=sgd"]).mapping["optimizer"]["lr"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300, "a\0b", "/etc/passwd", "../conf/nothing"])

@@ -11,7 +11,7 @@ from tests.end_to_end.test_resume import weights
 
 BATCH = ("accumulation.micro_batch_size=1", "accumulation.samples_per_step=6")
 # A rate that does not depend on the length, and nothing drawn that depends on the ranks.
-STEADY = (*BATCH, "scheduler=constant", "model.dropout=0", "optimizer=sgd")
+STEADY = (*BATCH, "scheduler=constant", "model.dropout=0", "optimizer=sgd", "optimizer.lr=0.1")
 
 
 def ranks(number: int) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -17,6 +18,7 @@ from transformers.optimization import Adafactor as Reference
 from launcher.contracts import OptimizerOption
 from launcher.optimizer._blockwise import per_tensor
 from launcher.optimizer._blockwise.adafactor import AdafactorOptimizer
+from launcher.optimizer._blockwise.adafactor_small import SmallTensors
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 DEFAULTS: dict[str, Any] = {
@@ -302,5 +304,36 @@ def test_a_schedule_may_take_over_unless_the_relative_step_is_asked_for(
     assert build_option("adafactor").peak_lr == 1e-2
     assert build_option("adafactor", relative_step=True).peak_lr is None
     assert build_option("adafactor", lr=3e-4).peak_lr == 3e-4
-    assert build_option("adafactor_t5").peak_lr == 1e-3
+    assert build_option("adafactor_t5").peak_lr == 1e-2
     assert build_option("adafactor").clips_itself
+
+
+@pytest.mark.parametrize(
+    "options", [FIXED, DEFAULTS, {**DEFAULTS, "beta1": 0.9, "weight_decay": 0.1}]
+)
+def test_small_tensors_together_are_stepped_like_each_alone(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr(SmallTensors, "of", lambda *_: None)
+        params = tensors(torch.float32)
+        optimizer = AdafactorOptimizer(params, **{**DEFAULTS, **options})
+        walk(optimizer, params, 8)
+        assert any(small for _, small in optimizer._together.values()) == together
+        # A row without gradient, as of a token that the batch does not have.
+        for param in params:
+            if param.grad is not None and param.dim():
+                param.grad[:1].zero_()
+        optimizer.step()
+        copied = copy.deepcopy(params), copy.deepcopy(optimizer.state_dict())
+        fresh = AdafactorOptimizer(copied[0], **{**DEFAULTS, **options})
+        fresh.load_state_dict(copied[1])
+        for each, of in ((optimizer, params), (fresh, copied[0])):
+            walk(each, of, 2)
+        assert all(torch.equal(a, b) for a, b in zip(params, copied[0], strict=True))
+        params[1].grad = None
+        optimizer.step()
+        ends.append(params)
+    assert worst(*ends) < 1e-6

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+SGD: dict[str, Any] = {"lr": 0.05, "nesterov": False}
 ADAM: dict[str, Any] = {"lr": 1e-2, "betas": [0.9, 0.999], "eps": 1e-8}
 ADAMW: dict[str, Any] = {**ADAM, "weight_decay": 0.01}
 RECTIFIED: dict[str, Any] = {**ADAM, "weight_decay": 0.0}
@@ -23,11 +24,11 @@ BERT: dict[str, Any] = {**ADAM, "bias_correction": False}
 BERT_DECAY: dict[str, Any] = {**BERT, "lr": 1e-3, "weight_decay": 0.01}
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
-    ("sgd", "sgd", {"lr": 0.05, "momentum": 0.0}),
-    ("sgd_momentum", "sgd", {"lr": 0.05}),
+    ("sgd", "sgd", {**SGD, "momentum": 0.0}),
+    ("sgd_momentum", "sgd", SGD),
     ("sgd_nesterov", "sgd", {"lr": 0.05, "nesterov": True}),
-    ("sgd_momentum_damp_wd", "sgd", {"lr": 0.05, "dampening": 0.1, "weight_decay": 0.01}),
-    ("sgd_fused", "sgd", {"lr": 0.05, "implementation": "fused"}),
+    ("sgd_momentum_damp_wd", "sgd", {**SGD, "dampening": 0.1, "weight_decay": 0.01}),
+    ("sgd_fused", "sgd", {**SGD, "implementation": "fused"}),
     ("adam", "adam", ADAM),
     ("adam_l2", "adam", {**ADAM, "weight_decay": 0.1}),
     ("adam_amsgrad", "adam", {**ADAM, "amsgrad": True, "betas": [0.9, 0.9]}),

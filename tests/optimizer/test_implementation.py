@@ -52,7 +52,7 @@ def test_sgd_updates_every_element_of_16_bit_parameters(
     build_option: Build, dtype: torch.dtype
 ) -> None:
     module = nn.Linear(64, 32, bias=False).to(dtype)
-    optimizer = build_option("sgd", lr=1.0).build(OptimizerTarget(module, "cpu"))
+    optimizer = build_option("sgd", lr=1.0, nesterov=False).build(OptimizerTarget(module, "cpu"))
     before = module.weight.detach().clone()
     module.weight.grad = torch.ones_like(module.weight)
     optimizer.step()

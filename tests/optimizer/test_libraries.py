@@ -306,7 +306,12 @@ def test_fused_momentum_of_a_late_parameter_is_that_of_a_loop(
     for implementation in ("fused", "loop"):
         torch.manual_seed(0)
         module = nn.Linear(8, 8)
-        changes = {"dampening": dampening, "weight_decay": 0.1, "implementation": implementation}
+        changes = {
+            "dampening": dampening,
+            "nesterov": False,
+            "weight_decay": 0.1,
+            "implementation": implementation,
+        }
         optimizer = build_option("sgd", **changes).build(OptimizerTarget(module, "cpu"))
         for number in range(4):
             for param in module.parameters():

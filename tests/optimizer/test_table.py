@@ -26,7 +26,7 @@ def test_every_preset_has_a_row() -> None:
         ("adamw", {}, torch.float32, 8.0),
         ("adamw", {}, torch.bfloat16, 4.0),
         ("sgd", {}, torch.float32, 4.0),
-        ("sgd", {"momentum": 0.0}, torch.float32, 0.0),
+        ("sgd", {"momentum": 0.0, "nesterov": False}, torch.float32, 0.0),
     ],
 )
 def test_state_is_counted_whole(

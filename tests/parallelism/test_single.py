@@ -63,7 +63,7 @@ def optimizer_option(kind: str = "adamw", **values: object) -> OptimizerOption:
 
 def scaled(pattern: str, lr_scale: float) -> OptimizerOption:
     """Plain SGD whose parameters of one pattern learn at another rate."""
-    option = optimizer_option("sgd", momentum=0.0)
+    option = optimizer_option("sgd", momentum=0.0, nesterov=False)
     values = option.model_dump(mode="json")
     values["groups"]["overrides"] = [{"pattern": pattern, "lr_scale": lr_scale}]
     return type(option).model_validate_json(json.dumps(values))
@@ -322,7 +322,7 @@ def test_an_evaluation_that_is_abandoned_leaves_no_trace(end: str) -> None:
 
 
 def test_a_load_takes_no_second_step_for_what_has_no_state() -> None:
-    under_test = engine(Toy(), optimizer=optimizer_option("sgd", momentum=0.0))
+    under_test = engine(Toy(), optimizer=optimizer_option("sgd", momentum=0.0, nesterov=False))
     steps: list[int] = []
     under_test.optimizer.register_step_post_hook(lambda *_: steps.append(1))
     saved = {name: value.clone() for name, value in tensors(under_test).items()}

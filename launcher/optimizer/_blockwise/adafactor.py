@@ -26,6 +26,7 @@ from launcher.optimizer._blockwise.adafactor_passes import (
     update_factors,
 )
 from launcher.optimizer._blockwise.adafactor_shards import MatrixShard
+from launcher.optimizer._blockwise.adafactor_small import SmallTensors
 from launcher.optimizer._blockwise.blocks import Blocks, Scratch, blocks_of, compute_dtype
 from launcher.optimizer._blockwise.buckets import SMALL_ELEMENTS, Bucket
 from launcher.optimizer._blockwise.per_tensor import PerTensor, Shapes, Sums
@@ -107,12 +108,42 @@ class AdafactorOptimizer(PerTensor):
 
         Source: transformers' `AdafactorSchedule`, which reports the same.
         """
-        return [self._first_rates.get(id(group["params"][0])) for group in self.param_groups]
+        found = []
+        for group in self.param_groups:
+            param = group["params"][0]
+            rate = self._first_rates.get(id(param))
+            found.append(None if rate is None else torch.as_tensor(rate, device=param.device))
+        return found
 
     @override
     def _reset_buckets(self) -> None:
         super()._reset_buckets()
-        self._first_rates: dict[int, Tensor] = {}
+        self._first_rates: dict[int, Tensor | float] = {}
+        self._together: dict[int, tuple[int, SmallTensors | None]] = {}
+
+    @override
+    def _step_together(self, group: Mapping[str, Any], buckets: list[Bucket]) -> Sequence[Bucket]:
+        if not buckets:
+            return buckets
+        first = group["params"][0]
+        known, small = self._together.get(id(first), (0, None))
+        if known != len(buckets):
+            small = SmallTensors.of(buckets, group)
+            if small is not None:
+                buckets[:] = [*small.buckets, *small.others]
+                self._show(small.buckets)
+            self._together[id(first)] = (len(buckets), small)
+        if small is None:
+            return buckets
+        grads, step = small.gradients(), small.next_step()
+        if grads is None or step is None:
+            return buckets
+        lr = self._relative_lr(step, group)
+        rates = small.update(grads, step, lr, group)
+        place = small.places.get(id(first))
+        if place is not None:
+            self._first_rates[id(first)] = lr if rates is None else rates[place]
+        return small.others
 
     @override
     def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:

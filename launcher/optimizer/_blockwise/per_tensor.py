@@ -165,11 +165,16 @@ class PerTensor(BaseOptimizer):
             self._step_shards()
             return
         for group, buckets in zip(self.param_groups, self._buckets_of_groups(), strict=True):
-            for bucket in buckets:
+            for bucket in self._step_together(group, buckets):
                 for part in bucket.advance():
                     for _ in self._update(part.bucket, part.step, group, self._scratch):
                         pass
                     part.finish()
+
+    def _step_together(self, group: Mapping[str, Any], buckets: list[Bucket]) -> Sequence[Bucket]:
+        """Step some buckets of a group at once, and return the others."""
+        del group
+        return buckets
 
     def _step_shards(self) -> None:
         """Update all shards in lockstep: each round of sums is one collective."""
@@ -307,8 +312,14 @@ class PerTensor(BaseOptimizer):
             entries = bucket.entries(index)
             for key, value in self.state.get(param, {}).items():
                 entries[key].copy_(value)
-            self.state[param] = entries
+        self._show([bucket])
         return bucket
+
+    def _show(self, buckets: Iterable[Bucket]) -> None:
+        """Make `state` show the buckets' state."""
+        for bucket in buckets:
+            for index, param in enumerate(bucket.params):
+                self.state[param] = bucket.entries(index)
 
     def _block_elements(self, device: torch.device) -> int:
         return self._block_limit or block_elements(device)
