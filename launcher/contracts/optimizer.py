@@ -159,6 +159,12 @@ class OptimizerOption(DeviceOption):
     """Parameter groups."""
 
     @property
+    def never_decays(self) -> bool:
+        """True where no group has weight decay."""
+        overrides = self.groups.overrides
+        return not (self.weight_decay or any(each.values.get("weight_decay") for each in overrides))
+
+    @property
     def peak_lr(self) -> float | None:
         """What a schedule scales; None where none may.
 
@@ -193,6 +199,14 @@ class OptimizerOption(DeviceOption):
         if not scheduler.uses_optimizer_lr:
             for field, reason in self.void_under_schedule().items():
                 yield Problem(f"optimizer.{field}", reason)
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        if not self.never_decays:
+            return found
+        fields = ("groups.no_decay_types", "groups.decay", "groups.no_decay")
+        return {**found, **dict.fromkeys(fields, "weight_decay is 0")}
 
     @override
     def cautions(self, config: ConfigView) -> Iterator[Problem]:

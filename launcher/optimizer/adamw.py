@@ -14,7 +14,7 @@ from launcher.optimizer._torch.implementation import FusedOption
 if TYPE_CHECKING:
     import torch
 
-    from launcher.contracts import OptimizerTarget
+    from launcher.contracts import ConfigView, OptimizerTarget
 
 
 class AdamW(Moments, DecoupledDecay, FusedOption):
@@ -41,6 +41,13 @@ class AdamW(Moments, DecoupledDecay, FusedOption):
         if not self.bias_correction and self.capturable:
             raise ValueError("capturable: must be false without bias_correction, but is true")
         return self
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        if self.bias_correction:
+            return found
+        return {**found, "capturable": "it must be false without bias_correction"}
 
     @override
     def unsupported_on(self, device_type: str) -> Mapping[str, str]:

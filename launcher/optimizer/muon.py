@@ -65,7 +65,11 @@ class Muon(LearningRate, Matrices):
         """Torch's Muon and AdamW as one optimizer."""
         import torch
 
-        from launcher.optimizer._groups.hidden_matrices import hidden_matrices, split
+        from launcher.optimizer._groups.hidden_matrices import (
+            check_overrides,
+            hidden_matrices,
+            split,
+        )
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._torch.implementation import choose
         from launcher.optimizer._torch.muon import Pair, ShardedMuon
@@ -77,6 +81,7 @@ class Muon(LearningRate, Matrices):
             lambda param: param not in hidden,
             "adamw",
         )
+        check_overrides(target, self, hidden, of_hidden={"momentum", "nesterov"}, of_rest={"betas"})
         for group in others:
             # The engine multiplies one schedule, that of the hidden matrices' peak.
             group["lr_scale"] = group["lr"] / self.lr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import OptimizerTarget
-from launcher.optimizer._groups.fields import Moments
+from launcher.contracts import ConfigView, OptimizerTarget
+from launcher.optimizer._groups.fields import FLOAT32_WEIGHTS, Moments
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,11 @@ class StableAdamW(Moments):
     """Largest learning rate of the run, for decouple_lr; null for lr."""
     kahan: bool
     """Carry the rounding errors of weights below float32, for two bytes more per parameter."""
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = {**super().not_applicable(config), "kahan": FLOAT32_WEIGHTS}
+        return found if self.decouple_lr else {**found, "max_lr": "decouple_lr is false"}
 
     @model_validator(mode="after")
     def _max_lr_has_use(self) -> Self:

@@ -321,3 +321,17 @@ def test_fused_momentum_of_a_late_parameter_is_that_of_a_loop(
         ends.append(module)
     for fused, loop in zip(*(end.parameters() for end in ends), strict=True):
         torch.testing.assert_close(fused, loop, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 2, 4), (1, 5)])
+def test_soap_merges_a_parameter_into_one_dim(build_option: Build, shape: tuple[int, ...]) -> None:
+    pytest.importorskip("pytorch_optimizer")
+    weight = nn.Parameter(torch.ones(shape))
+    module = nn.ParameterList([weight])
+    optimizer = build_option("soap", merge_dims=True).build(OptimizerTarget(module, "cpu"))
+    for _ in range(3):
+        weight.grad = torch.arange(1.0, weight.numel() + 1).reshape(shape)
+        optimizer.step()
+    assert weight.shape == shape
+    assert torch.isfinite(weight).all()
+    assert (weight != 1).all()

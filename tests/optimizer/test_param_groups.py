@@ -260,3 +260,44 @@ def test_freeze_is_offered_before_wrapping(build_option: Build) -> None:
     build_option("adamw", groups={"frozen": [r"^head\."]}).groups.freeze(module)
     assert not module.embed.weight.requires_grad
     assert module.final.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("groups", "key"),
+    [
+        ({"overrides": [{"pattern": "embed", "lr": 1e-4}]}, "overrides.0.pattern"),
+        ({"decay": ["embed"]}, "decay"),
+        ({"no_decay": ["embed"]}, "no_decay"),
+    ],
+)
+def test_what_is_set_for_frozen_parameters_alone_is_refused(
+    build_option: Build, groups: dict[str, Any], key: str
+) -> None:
+    option = build_option("adamw", groups={"frozen": ["embed"], **groups})
+    with pytest.raises(ConfigError) as caught:
+        param_groups(OptimizerTarget(Network(), "cpu"), option)
+    [problem] = caught.value.problems
+    assert problem.key == f"optimizer.groups.{key}"
+    assert "has no effect: all parameters that 'embed' matches are frozen" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("pattern", "setting", "who"),
+    [
+        ("embed", {"momentum": 0.5}, "AdamW steps"),
+        ("embed", {"nesterov": False}, "AdamW steps"),
+        ("mlp.weight", {"betas": [0.8, 0.9]}, "Muon steps"),
+    ],
+)
+def test_an_override_that_the_other_half_of_muon_would_read_is_refused(
+    build_option: Build, pattern: str, setting: dict[str, Any], who: str
+) -> None:
+    both = {"pattern": "embed|mlp", **setting}
+    option = build_option("muon", groups={"overrides": [both]})
+    option.build(OptimizerTarget(Network(), "cpu"))
+    option = build_option("muon", groups={"overrides": [{"pattern": pattern, **setting}]})
+    with pytest.raises(ConfigError) as caught:
+        option.build(OptimizerTarget(Network(), "cpu"))
+    [problem] = caught.value.problems
+    assert problem.key == f"optimizer.groups.overrides.0.{next(iter(setting))}"
+    assert f"has no effect: {who} all parameters that {pattern!r} matches" in problem.message

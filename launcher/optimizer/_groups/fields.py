@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from pydantic import Field
+from typing_extensions import override
 
-from launcher.contracts import OptimizerOption, Pattern, UsualLr
+from launcher.contracts import ConfigView, OptimizerOption, Pattern, UsualLr
 
+FLOAT32_WEIGHTS = "optimizers step float32 weights under every precision"
+"""Reason why carrying rounding errors has no effect in a run."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """Share of a running mean that is kept each step."""
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -69,12 +72,21 @@ class DecoupledDecay(OptimizerOption):
     decouple: bool
     """Decay the weights themselves, as AdamW, rather than add the decay to the gradient."""
 
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        return {**found, "decouple": "weight_decay is 0"} if self.never_decays else found
+
 
 class KahanSum(OptimizerOption):
     """An optimizer that can carry the rounding errors of its weights."""
 
     kahan_sum: bool | None
     """Carry the rounding errors of the weights; null does so for 16-bit weights."""
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        return {**super().not_applicable(config), "kahan_sum": FLOAT32_WEIGHTS}
 
 
 class Matrices(OptimizerOption):

@@ -11,12 +11,12 @@ their own. `matrices` and `not_matrices` are patterns that overrule this.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import nn
 
-from launcher.contracts import OptimizerTarget
+from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError, Problem
 from launcher.optimizer._groups.param_groups import is_norm, nearest, parameters
 
@@ -69,6 +69,46 @@ def hidden_matrices(
         message = "the model has no numbered blocks with matrices; name them by patterns"
         raise ConfigError([Problem("optimizer.matrices", message)])
     return hidden
+
+
+def check_overrides(
+    target: OptimizerTarget,
+    option: OptimizerOption,
+    hidden: Collection[nn.Parameter],
+    *,
+    of_hidden: Collection[str],
+    of_rest: Collection[str],
+) -> None:
+    """Refuse an override of an option that nothing reads which steps its parameters.
+
+    Args:
+        target: The network.
+        option: The optimizer.
+        hidden: The hidden matrices, which the optimizer itself steps; AdamW steps the rest.
+        of_hidden: Options that AdamW does not read.
+        of_rest: Options that only AdamW reads.
+
+    Raises:
+        ConfigError: An override has no effect.
+    """
+    found = [each for each in parameters(target) if each.param.requires_grad]
+    halves = [(of_hidden, True, "AdamW"), (of_rest, False, option.kind.capitalize())]
+    problems = [
+        Problem(
+            f"optimizer.groups.overrides.{place}.{key}",
+            f"has no effect: {other} steps all parameters that {override.pattern!r} matches",
+        )
+        for place, override in enumerate(option.groups.overrides)
+        for keys, in_hidden, other in halves
+        for key in override.values
+        if key in keys
+        and not any(
+            each.matched_by(override.pattern) and (each.param in hidden) == in_hidden
+            for each in found
+        )
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def split(

@@ -116,7 +116,7 @@ def assign(target: OptimizerTarget, option: OptimizerOption) -> list[Assignment]
     named = list(parameters(target))
     _check_patterns(named, option)
     for parameter in named:
-        if any(parameter.matched_by(pattern) for pattern in option.groups.frozen):
+        if _is_frozen(parameter, option):
             parameter.param.requires_grad_(False)
     scales = _layer_scales(named, option.groups.layer_decay)
     assignments = [
@@ -236,7 +236,7 @@ def _layer_scales(named: Sequence[Named], layer_decay: float | None) -> list[tup
 
 
 def _check_patterns(named: Sequence[Named], option: OptimizerOption) -> None:
-    """Find patterns that match no parameter."""
+    """Refuse patterns that match no parameter, or frozen ones where only trained ones matter."""
     groups = option.groups
     patterns = [
         (f"optimizer.groups.{key}", pattern)
@@ -255,8 +255,19 @@ def _check_patterns(named: Sequence[Named], option: OptimizerOption) -> None:
         for key, pattern in patterns
         if not any(parameter.matched_by(pattern) for parameter in named)
     ]
+    problems += [
+        Problem(key, f"has no effect: all parameters that {pattern!r} matches are frozen")
+        for key, pattern in patterns
+        if not key.endswith(".frozen")
+        and (found := [each for each in named if each.matched_by(pattern)])
+        and all(_is_frozen(each, option) for each in found)
+    ]
     if problems:
         raise ConfigError(problems)
+
+
+def _is_frozen(parameter: Named, option: OptimizerOption) -> bool:
+    return any(parameter.matched_by(pattern) for pattern in option.groups.frozen)
 
 
 def nearest(pattern: str, names: Sequence[str]) -> list[str]:

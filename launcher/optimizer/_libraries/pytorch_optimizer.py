@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pytorch_optimizer import CAME, SOAP, AdEMAMix
 from pytorch_optimizer.optimizer.utils.shape import merge_small_dims
+from torch import Tensor
 from typing_extensions import override
 
 from launcher.optimizer._torch.base_optimizer import Copyable
@@ -41,6 +43,11 @@ class PortableSOAP(Copyable, SOAP):
         super().__init__([{**group, "step": 0} for group in params], **options)
 
     @override
+    def merge_dims(self, grad: Tensor, max_precondition_dim: int) -> Tensor:
+        """The gradient with its small dims merged."""
+        return grad.reshape(_merged(grad.shape, max_precondition_dim))
+
+    @override
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; the first one only initialises the preconditioner."""
         for group in self.param_groups:
@@ -51,6 +58,15 @@ class PortableSOAP(Copyable, SOAP):
         for state in self.state.values():
             _unfold(state)
         return loss
+
+
+def _merged(shape: Sequence[int], max_precondition_dim: int) -> list[int]:
+    """Shape after merging; the library's own makes [1] of a shape that becomes a single dim."""
+    size = math.prod(shape)
+    if size <= max_precondition_dim:
+        return [size]
+    merged: list[int] = merge_small_dims(list(shape), max_precondition_dim)
+    return merged
 
 
 def _unfold(state: dict[str, Any]) -> None:
@@ -65,7 +81,7 @@ def _unfold(state: dict[str, Any]) -> None:
 def _fold(state: dict[str, Any], group: dict[str, Any]) -> None:
     shape = state["exp_avg"].size()
     if group["merge_dims"] and len(shape) != 1:
-        shape = merge_small_dims(shape, group["max_precondition_dim"])
+        shape = _merged(shape, group["max_precondition_dim"])
     for name in ("GG", "Q"):
         state[name] = [state.pop(f"{name}.{dim}", []) for dim in range(len(shape))]
     beta = group["shampoo_beta"]
