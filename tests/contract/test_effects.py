@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from transformers import LlamaConfig, LlamaForCausalLM
 from typing_extensions import override
 
@@ -23,6 +25,8 @@ from launcher.config.schema import RunConfig
 from launcher.contracts import (
     AccumulationOption,
     DataOption,
+    Engine,
+    EngineParts,
     Head,
     Horizon,
     LaunchOption,
@@ -31,7 +35,9 @@ from launcher.contracts import (
     LoggingOption,
     ModelOption,
     ObserverOption,
+    Reads,
     Records,
+    Request,
     SchedulerOption,
     TaskOption,
     World,
@@ -40,11 +46,17 @@ from launcher.errors import NonFinite
 from launcher.launch._memory import memory_of
 from launcher.launch._watch import Watch
 from launcher.model import build_module
+from launcher.parallelism import DDPEngine
+from launcher.parallelism.ddp import DDP
 from launcher.run_dir import RunDir
+from launcher.training import rng
+from launcher.training.batches import Windows
+from launcher.training.parts import build
 from launcher.training.runner import run
 from tests.contract.witness import (
     CHECK,
     Hint,
+    fingerprint,
     option_of,
     preset,
     presets,
@@ -511,24 +523,63 @@ def test_every_leaf_changes_what_is_launched() -> None:
     assert without_witness(make, preset("launch", "local"), {"": processes}, hints) == []
 
 
-GROUPS_SEEN: Sequence[str] = (
+class OneRank(DDP):
+    """ddp that is itself on one rank too."""
+
+    @override
+    def build(self, parts: EngineParts) -> Engine:
+        return DDPEngine(parts, self)
+
+
+def communication(option: Any) -> Any:
+    """The arguments that reach DistributedDataParallel, and the gradients that come back."""
+    config = toy().model_copy(update={"parallelism": OneRank.model_validate(option.model_dump())})
+    rng.seed_everything(0)
+    parts = build(config, WORLD, lambda: Request(0))
+    engine = parts.engine
+    assert isinstance(engine, DDPEngine)
+    windows = Windows(parts.train, parts.plan, seed=0, data_rank=0, start=0, stop=None)
+    engine.forward_backward(next(iter(windows)))
+    wrapped: Any = engine.wrapped
+    names = "bucket_bytes_cap gradient_as_bucket_view static_graph find_unused_parameters"
+    seen: list[Any] = [getattr(wrapped, name) for name in names.split()]
+    gradients = [param.grad for param in parts.module.parameters()]
+    found = fingerprint(gradients)
+    engine.close()
+    return seen, found
+
+
+def test_every_leaf_reaches_the_engine() -> None:
+    store = HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        make = partial(option_of, "parallelism")
+        found = without_witness(make, preset("parallelism", "ddp"), {"": communication}, {})
+    finally:
+        dist.destroy_process_group()
+    assert found == []
+
+
+def test_no_preset_is_left_out() -> None:
+    seen = {"optimizer", *GROUPS_WITH_ALL_PRESETS}
+    alone = {"data": ["stdlib", "text"], "launch": ["local"], "parallelism": ["ddp", "single"]}
+    assert seen | alone.keys() == {group for group, _ in toy().options()}
+    assert all(presets(group) == names for group, names in alone.items())
+    # Nothing can be set in these.
+    assert leaves("parallelism", "single") == leaves("observer", "none") == []
+
+
+def leaves(group: str, name: str) -> list[str]:
+    return Reads(option_of(group, preset(group, name))).leaves
+
+
+GROUPS_WITH_ALL_PRESETS = (
     "scheduler",
     "accumulation",
-    "data",
     "model",
     "task",
     "precision",
     "observer",
     "logging",
     "checkpoint",
-    "launch",
-    "optimizer",
-    "parallelism",
 )
-
-
-def test_no_group_is_left_out() -> None:
-    assert sorted(GROUPS_SEEN) == sorted(group for group, _ in toy().options())
-    assert presets("launch") == ["local"]
-    assert presets("data") == ["stdlib", "text"]
-    assert presets("parallelism") == ["ddp", "single"]

@@ -1,0 +1,211 @@
+"""Twenty planted keys without effect are all named; no packaged one is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import pytest
+import torch
+from pydantic import model_validator
+from typing_extensions import override
+
+from launcher.config.effects import not_applicable
+from launcher.config.schema import RunConfig
+from launcher.contracts import (
+    ConfigView,
+    Horizon,
+    Observer,
+    ObserverOption,
+    OptimizerOption,
+    OptimizerTarget,
+    RunContext,
+    Schedule,
+    SchedulerOption,
+    Settings,
+    recorded,
+)
+from launcher.errors import Problem
+from launcher.run_dir import RunDir
+from launcher.scheduler.constant import Constant
+from launcher.training.runner import run
+from tests.contract.test_effects import WORLD, rates, toy
+from tests.contract.test_effects_optimizer import trajectory
+from tests.contract.witness import option_of, preset, presets, replaced, without_witness
+from tests.toy.options import ToyModel
+
+_log = logging.getLogger("trainctl.test")
+
+
+class Rule(Settings):
+    """A part of an option."""
+
+    used: float
+    never_read_inside: float
+
+
+class Watching(ObserverOption):
+    """Keys that no code of a run reads: tracking names them."""
+
+    used: int
+    never_read: int
+    never_read_text: str | None
+    rule: Rule
+    rules: tuple[Rule, ...]
+    only_dumped: int
+    only_compared: int
+    only_shown: int
+    only_in_problems: int
+    only_in_cautions: int
+    only_on_devices: int
+    only_validated: int
+    only_in_a_dead_branch: int
+
+    @model_validator(mode="after")
+    def _validate(self) -> Self:
+        if self.only_validated < 0:
+            raise ValueError("must not be negative")
+        return self
+
+    @override
+    def problems(self, config: ConfigView) -> Iterator[Problem]:
+        if self.only_in_problems < 0:
+            yield Problem("observer", "must not be negative")
+
+    @override
+    def cautions(self, config: ConfigView) -> Iterator[Problem]:
+        if self.only_in_cautions < 0:
+            yield Problem("observer", "is negative")
+
+    @override
+    def unsupported_on(self, device_type: str) -> Mapping[str, str]:
+        return {"kind": "is negative"} if self.only_on_devices < 0 else {}
+
+    @override
+    def observers(self, context: RunContext) -> Sequence[Observer]:
+        assert self.model_dump()["only_dumped"] == 1
+        assert self == self.model_copy()
+        _log.info("observing with %r", self)
+        if self.used < 0:
+            return [Observer()] * self.only_in_a_dead_branch  # type: ignore[abstract]
+        return [] if self.rule.used + self.rules[0].used else []
+
+
+UNREAD = {
+    "observer.never_read",
+    "observer.never_read_text",
+    "observer.rule.never_read_inside",
+    "observer.rules.0.never_read_inside",
+    "observer.only_dumped",
+    "observer.only_compared",
+    "observer.only_shown",
+    "observer.only_in_problems",
+    "observer.only_in_cautions",
+    "observer.only_on_devices",
+    "observer.only_validated",
+    "observer.only_in_a_dead_branch",
+    "model.never_read",
+}
+
+
+class Model(ToyModel):
+    """The toy with a key that it ignores."""
+
+    never_read: int
+
+
+class Rates(Constant):
+    """Keys that are read and change nothing: they have no witness."""
+
+    only_logged: float
+    in_an_unused_variable: float
+    times_zero: float
+    overwritten: float
+
+    @override
+    def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        _log.info("the rate is %g", self.only_logged)
+        unused = self.in_an_unused_variable * 2
+        del unused
+        factor = self.overwritten
+        factor = self.factor
+        return super().after_warmup(peak_lr * factor + 0 * self.times_zero, warmup, horizon)
+
+
+class Updates(OptimizerOption):
+    """Keys that get as far as the optimizer, which ignores them."""
+
+    only_in_groups: float
+    only_rounded_away: float
+    swallowed: float
+
+    @override
+    def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
+        from launcher.optimizer import param_groups
+
+        groups = [{**g, "only": self.only_in_groups} for g in param_groups(target, self)]
+
+        def made(*, lr: float, **_: Any) -> torch.optim.Optimizer:
+            return torch.optim.SGD(groups, lr=lr, momentum=int(self.only_rounded_away) * 0.0)
+
+        assert self.lr is not None
+        return made(lr=self.lr, swallowed=self.swallowed)
+
+
+WITHOUT_WITNESS = {
+    "only_logged",
+    "in_an_unused_variable",
+    "times_zero",
+    "overwritten",
+    "only_in_groups",
+    "only_rounded_away",
+    "swallowed",
+}
+
+
+def unread(config: RunConfig) -> set[str]:
+    """The keys that a rank does not read in a run, without those of other processes."""
+    with TemporaryDirectory() as folder, recorded(config) as reads:
+        run(config, RunDir(Path(folder)), WORLD, lambda: None, lambda *_: None)
+    launcher = {"name", "run_root", "objective", "objective_mode"}
+    return {key for key in reads.unread() if key not in launcher and key.partition(".")[0] != "launch"}
+
+
+def watching() -> Watching:
+    rule = {"used": 1.0, "never_read_inside": 2.0}
+    values = dict.fromkeys((k.partition(".")[2] for k in UNREAD if k.count(".") == 1), 1)
+    values |= {"kind": "watching", "used": 1, "rule": rule, "rules": (rule,)}
+    values |= {"never_read_text": "x", "never_read": 1}
+    return Watching.model_validate(values)
+
+
+def test_keys_that_nothing_reads_are_named() -> None:
+    model = Model(kind="toy", width=8, dropout=0.1, never_read=1)
+    config = toy().model_copy(update={"observer": watching(), "model": model})
+    assert unread(config) == UNREAD
+
+
+def test_keys_that_are_read_in_vain_have_no_witness() -> None:
+    rate = preset("scheduler", "constant")
+    rate |= dict.fromkeys(("only_logged", "in_an_unused_variable"), 1.0)
+    rate |= dict.fromkeys(("times_zero", "overwritten"), 1.0)
+    rate |= {"warmup_steps": 9}
+    hints: dict[str, Any] = {}
+    found = without_witness(Rates.model_validate, rate, {"": rates}, hints)
+    update = preset("optimizer", "sgd")
+    for key in ("momentum", "dampening", "nesterov", "implementation"):
+        del update[key]
+    update |= {"only_in_groups": 1.0, "only_rounded_away": 0.5, "swallowed": 1.0}
+    kept = {key: value for key, value in update.items() if key != "groups"}
+    made = partial(_with_groups, update["groups"])
+    found += without_witness(made, kept, {"": trajectory}, hints)
+    assert set(found) == WITHOUT_WITNESS
+    assert len(UNREAD) + len(WITHOUT_WITNESS) == 20
+
+
+def _with_groups(groups: Mapping[str, Any], values: Mapping[str, Any]) -> Updates:
+    return Updates.model_validate_json(__import__("json").dumps({**values, "groups": groups}))
