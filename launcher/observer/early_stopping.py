@@ -22,7 +22,7 @@ class EarlyStopping(ObserverOption):
     is not finite is no improvement. A resumed run continues to count where the checkpoint was.
     """
 
-    read_on_event: ClassVar[frozenset[str]] = frozenset({"mode", "min_delta"})
+    read_on_event: ClassVar[frozenset[str]] = frozenset({"mode", "patience", "min_delta"})
 
     kind: Literal["early_stopping"]
     metric: str

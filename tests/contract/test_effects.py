@@ -264,6 +264,7 @@ def test_every_leaf_changes_the_text(tmp_path: Path) -> None:
     for place in range(12):
         lines = [f"{place} {line} {'abc' * place}" for line in range(30)]
         (tmp_path / f"{place}.txt").write_text("\n".join(lines))
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n' * 9)
     (tmp_path / "broken.txt").write_bytes(b"\xff\xfe\xff")
     good, bad = str(tmp_path / "[0-9]*.txt"), str(tmp_path / "broken.txt")
     hints = {
@@ -271,6 +272,9 @@ def test_every_leaf_changes_the_text(tmp_path: Path) -> None:
         "validation_files": Hint((str(tmp_path / "3.txt"),)),
         "validation_fraction": Hint((0.5,)),
         "on_error": Hint(observe=CHECK, where={"files": [good, bad]}),
+        "allow_structured": Hint(
+            observe=CHECK, where={"files": [good, str(tmp_path / "rows.jsonl")]}
+        ),
     }
     values = replaced(preset("data", "text"), {"files": good})
     observe = {"": records, CHECK: records}
@@ -398,10 +402,15 @@ def test_every_leaf_changes_the_samples(name: str) -> None:
     values = replaced(preset("task", name), {"seq_len": 16, "sample_tokens": 8})
     hints = {
         "seq_len": Hint((8,)),
+        # Refused: bytes have no such token.
+        "add_bos_token": Hint((True,), observe=CHECK),
         "sample_prompt": Hint(("x",)),
         "sample_temperature": Hint((0.0, 5.0)),
     }
-    assert without_witness(partial(option_of, "task"), values, {"": samples}, hints) == []
+    assert (
+        without_witness(partial(option_of, "task"), values, {"": samples, CHECK: samples}, hints)
+        == []
+    )
 
 
 def toy_with(group: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,8 @@ from pydantic import model_validator
 from typing_extensions import override
 
 from launcher.config.effects import not_applicable
+from launcher.config.load import load_config
+from launcher.config.paths import RECIPES
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
     ConfigView,
@@ -25,16 +29,15 @@ from launcher.contracts import (
     OptimizerTarget,
     RunContext,
     Schedule,
-    SchedulerOption,
     Settings,
     recorded,
 )
-from launcher.errors import Problem
+from launcher.errors import ConfigError, Problem
 from launcher.run_dir import RunDir
 from launcher.scheduler.constant import Constant
 from launcher.training.runner import run
 from tests.contract.test_effects import WORLD, rates, toy
-from tests.contract.test_effects_optimizer import trajectory
+from tests.contract.test_effects_optimizer import GIVEN, trajectory
 from tests.contract.witness import option_of, preset, presets, replaced, without_witness
 from tests.toy.options import ToyModel
 
@@ -92,7 +95,8 @@ class Watching(ObserverOption):
         _log.info("observing with %r", self)
         if self.used < 0:
             return [Observer()] * self.only_in_a_dead_branch  # type: ignore[abstract]
-        return [] if self.rule.used + self.rules[0].used else []
+        _log.info("the limit is %g", self.rule.used + self.rules[0].used)
+        return []
 
 
 UNREAD = {
@@ -156,6 +160,10 @@ class Updates(OptimizerOption):
         return made(lr=self.lr, swallowed=self.swallowed)
 
 
+# A multiple of the toy's samples.
+TOKENS = {"tokens": {"tokens_per_step": 96}}
+# What the launcher reads when it looks for the micro-batch.
+SEARCH = {"accumulation.memory_limit_gib", "accumulation.memory_margin"}
 WITHOUT_WITNESS = {
     "only_logged",
     "in_an_unused_variable",
@@ -172,12 +180,15 @@ def unread(config: RunConfig) -> set[str]:
     with TemporaryDirectory() as folder, recorded(config) as reads:
         run(config, RunDir(Path(folder)), WORLD, lambda: None, lambda *_: None)
     launcher = {"name", "run_root", "objective", "objective_mode"}
-    return {key for key in reads.unread() if key not in launcher and key.partition(".")[0] != "launch"}
+    return {
+        key for key in reads.unread() if key not in launcher and key.partition(".")[0] != "launch"
+    }
 
 
 def watching() -> Watching:
     rule = {"used": 1.0, "never_read_inside": 2.0}
-    values = dict.fromkeys((k.partition(".")[2] for k in UNREAD if k.count(".") == 1), 1)
+    numbers = (key.partition(".")[2] for key in UNREAD if key.count(".") == 1)
+    values: dict[str, Any] = dict.fromkeys(numbers, 1)
     values |= {"kind": "watching", "used": 1, "rule": rule, "rules": (rule,)}
     values |= {"never_read_text": "x", "never_read": 1}
     return Watching.model_validate(values)
@@ -186,7 +197,7 @@ def watching() -> Watching:
 def test_keys_that_nothing_reads_are_named() -> None:
     model = Model(kind="toy", width=8, dropout=0.1, never_read=1)
     config = toy().model_copy(update={"observer": watching(), "model": model})
-    assert unread(config) == UNREAD
+    assert unread(config) - not_applicable(config).keys() == UNREAD
 
 
 def test_keys_that_are_read_in_vain_have_no_witness() -> None:
@@ -207,5 +218,48 @@ def test_keys_that_are_read_in_vain_have_no_witness() -> None:
     assert len(UNREAD) + len(WITHOUT_WITNESS) == 20
 
 
+SMALL = [
+    *["model=llama", "model.hidden_size=8", "model.intermediate_size=8", "model.num_layers=1"],
+    *["model.num_heads=2", "model.num_kv_heads=2", "task.seq_len=16", "task.sample_tokens=2"],
+    *["eval_every_steps=2", "eval_max_samples=4", "max_steps=4", "max_epochs=null", "data=text"],
+    *["accumulation.micro_batch_size=2", "accumulation.samples_per_step=4", "logging=quiet"],
+    "launch.device=cpu",
+]
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_recipes_have_no_key_without_effect(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words and some more of them\n" * 60)
+    words = [f"recipe={recipe}", *SMALL, f"data.files={tmp_path}/*.txt"]
+    config = load_config(words).config
+    assert unread(config) - not_applicable(config).keys() == set()
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["optimizer", "scheduler", "precision", "accumulation", "checkpoint", "logging", "observer"],
+)
+def test_presets_have_no_key_without_effect(group: str) -> None:
+    found: dict[str, set[str]] = {}
+    given = GIVEN | TOKENS
+    for name in presets(group):
+        option = option_of(group, replaced(preset(group, name), given.get(name, {})))
+        config = toy().model_copy(update={group: option, "max_steps": 10})
+        if group == "scheduler" and config.scheduler.uses_optimizer_lr:
+            continue  # has no settings, and fits no AdamW
+        try:
+            option.preflight()
+            if option.unsupported_on("cpu"):
+                continue
+            missed = unread(config) - not_applicable(config).keys()
+        except ConfigError as error:
+            # The toy has no blocks, nor this machine every library.
+            assert re.search(r"needs the package|no numbered blocks", str(error)), error  # noqa: PT017
+            continue
+        if missed - SEARCH:
+            found[name] = missed
+    assert found == {}
+
+
 def _with_groups(groups: Mapping[str, Any], values: Mapping[str, Any]) -> Updates:
-    return Updates.model_validate_json(__import__("json").dumps({**values, "groups": groups}))
+    return Updates.model_validate_json(json.dumps({**values, "groups": groups}))

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from launcher import registry
-from launcher.contracts import Misfit, Option, Reads
+from launcher.contracts import Option, Reads
 from launcher.errors import TrainctlError
 from tests.conftest import ROOT
 
@@ -116,7 +116,7 @@ def without_witness(
         if key not in seen:
             try:
                 seen[key] = fingerprint(observe[name](make(changed)))
-            except (ValidationError, TrainctlError, Misfit, ValueError) as error:
+            except (ValidationError, TrainctlError, ValueError) as error:
                 # That a value is refused shows something only where nothing else can.
                 seen[key] = str(error) if name == CHECK else None
         return seen[key]
