@@ -24,17 +24,32 @@ from launcher.contracts.data import (
     Window,
 )
 from launcher.contracts.engine import (
+    AXES,
     Clipping,
     Engine,
     EngineParts,
     EngineState,
+    Layout,
     Request,
     UpdateStats,
     World,
     param_of,
 )
-from launcher.contracts.layout import AXES, Layout
-from launcher.contracts.names import canonical_name, named_tensors
+from launcher.contracts.group_options import (
+    AccumulationOption,
+    CheckpointOption,
+    DataOption,
+    LaunchOption,
+    LoggingOption,
+    MicroBatchSearch,
+    ModelLimits,
+    ModelOption,
+    ObserverOption,
+    ParallelismOption,
+    PrecisionOption,
+    SchedulerOption,
+    TaskOption,
+)
 from launcher.contracts.observers import (
     LogContext,
     Observer,
@@ -53,29 +68,20 @@ from launcher.contracts.optimizer import (
     UsualLr,
     is_sharded_state,
 )
-from launcher.contracts.options import (
-    GROUPS,
-    AccumulationOption,
-    CheckpointOption,
-    DataOption,
-    DType,
-    LaunchOption,
-    LoggingOption,
-    ModelLimits,
-    ModelOption,
-    ObserverOption,
-    Option,
-    ParallelismOption,
-    PrecisionOption,
-    SchedulerOption,
-    Settings,
-    TaskOption,
-)
+from launcher.contracts.options import GROUPS, DType, Option, Settings
 from launcher.contracts.precision import LossScale, Precision
 from launcher.contracts.reads import Reads, recorded, unrecorded
 from launcher.contracts.schedule import Horizon, Schedule, ScheduleError
-from launcher.contracts.search import MicroBatchSearch
-from launcher.contracts.sharding import UNSHARDED, Box, LocalShard, Shard, Sharding, Unsharded
+from launcher.contracts.sharding import (
+    UNSHARDED,
+    Box,
+    LocalShard,
+    Shard,
+    Sharding,
+    Unsharded,
+    canonical_name,
+    named_tensors,
+)
 from launcher.contracts.state import TrainState
 from launcher.contracts.task import Head, HeadName, Metrics, Task
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from launcher.contracts.optimizer import OptimizerOption
-    from launcher.contracts.options import (
+    from launcher.contracts.group_options import (
         AccumulationOption,
         CheckpointOption,
         DataOption,
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
         SchedulerOption,
         TaskOption,
     )
+    from launcher.contracts.optimizer import OptimizerOption
 
 
 class ConfigView(Protocol):

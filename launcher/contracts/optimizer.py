@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from typing_extensions import override
 
-from launcher.contracts.names import canonical_name
 from launcher.contracts.options import DeviceOption, Settings
-from launcher.contracts.sharding import UNSHARDED, Sharding
+from launcher.contracts.sharding import UNSHARDED, Sharding, canonical_name
 from launcher.errors import Problem
 
 if TYPE_CHECKING:
