@@ -148,7 +148,7 @@ class Run:
         Raises:
             CheckpointError: There is no such checkpoint, or it is damaged.
         """
-        from launcher.training.trained_model import load_model
+        from launcher.training.runner import load_model
 
         found = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
         wanted = max(found, default=None) if step is None else step

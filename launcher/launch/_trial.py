@@ -19,7 +19,7 @@ from launcher.errors import OutOfMemory
 from launcher.launch._memory import Memory, memory_of
 from launcher.run_dir import RunDir, write_atomically
 from launcher.training import rng
-from launcher.training.out_of_memory import is_out_of_memory
+from launcher.training.failures import is_out_of_memory
 from launcher.training.parts import Parts, build
 from launcher.training.requests import RankRequests, stop_error, stop_signal
 from launcher.training.runner import Outcome

@@ -26,15 +26,13 @@ from launcher.errors import Diverged, NonFinite
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.batches import Windows
-from launcher.training.best import BestScores
-from launcher.training.closing import close_all
 from launcher.training.evaluation import Evaluator
+from launcher.training.failures import close_all, out_of_memory_context
 from launcher.training.finite import SkipLimit, check_weights, param_names
 from launcher.training.loop import train
 from launcher.training.metrics import Recorder, RowBuilder
-from launcher.training.out_of_memory import out_of_memory_context
-from launcher.training.parts import Parts
-from launcher.training.progress import Heartbeats, Progress
+from launcher.training.parts import Parts, summary
+from launcher.training.progress import BestScores, Heartbeats, Progress
 from launcher.training.requests import RankRequests
 from launcher.training.saving import (
     Saver,
@@ -44,7 +42,6 @@ from launcher.training.saving import (
     with_memory,
     without_evaluation_due,
 )
-from launcher.training.summary import summary
 
 _SMALLER_STEPS = (
     "lower accumulation.micro_batch_size (under accumulation=samples and tokens the global batch "

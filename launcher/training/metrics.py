@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from launcher.contracts import Observer, Row, Sink, StepReport, TrainState
-from launcher.training.closing import close_all
+from launcher.training.failures import close_all
 
 _LOSS_SUM, _LOSS_COUNT = "logging.loss_sum", "logging.loss_count"
 

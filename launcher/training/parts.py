@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,22 +16,28 @@ from launcher.config.schema import RunConfig
 from launcher.contracts import (
     BatchPlan,
     Clipping,
+    DataSplits,
     Engine,
     EngineParts,
+    Records,
     Request,
     Samples,
     Schedule,
     Task,
+    TrainState,
     World,
     unrecorded,
 )
 from launcher.errors import ConfigError, DataError
 from launcher.model import build_module
-from launcher.training.columns import check_columns
-from launcher.training.references import references_of
+from launcher.run_dir import RunDir, write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_POLL_S = 0.05
+"""How often the other ranks look for the baselines of rank 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +97,30 @@ def build(
     if references is not None:
         baselines = references_of(task, splits.validation, references, rank=world.rank)
     module = build_module(config.model, task.head, config.seed)
-    engine = config.parallelism.build(
+    engine = _build_engine(config, world, requests, module=module, task=task, plan=plan)
+    return Parts(
+        task=task,
+        train=train_samples,
+        validation=validation,
+        references=baselines,
+        plan=plan,
+        max_steps=horizon.max_steps,
+        schedule=schedule,
+        module=module,
+        engine=engine,
+    )
+
+
+def _build_engine(
+    config: RunConfig,
+    world: World,
+    requests: Callable[[], Request],
+    *,
+    module: nn.Module,
+    task: Task,
+    plan: BatchPlan,
+) -> Engine:
+    return config.parallelism.build(
         EngineParts(
             module=module,
             task=task,
@@ -105,14 +136,85 @@ def build(
             auxiliary_losses=partial(config.model.auxiliary_losses, module),
         )
     )
-    return Parts(
-        task=task,
-        train=train_samples,
-        validation=validation,
-        references=baselines,
-        plan=plan,
-        max_steps=horizon.max_steps,
-        schedule=schedule,
-        module=module,
-        engine=engine,
-    )
+
+
+def check_columns(splits: DataSplits, task: Task, *, task_kind: str, data_kind: str) -> None:
+    """Refuse records that lack a column of the task.
+
+    Raises:
+        DataError: Names the source, its columns, and the missing ones.
+    """
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    for name, records in parts.items():
+        if records is None:
+            continue
+        if missing := [column for column in task.columns if column not in records.columns]:
+            raise DataError(
+                f"task={task_kind} needs the columns {', '.join(task.columns)}, but the {name} "
+                f"part of data={data_kind} has no {', '.join(missing)} (it has: "
+                f"{', '.join(records.columns) or 'none'}); choose another data or task"
+            )
+
+
+def references_of(
+    task: Task, records: Records, path: Path, *, rank: int = 0
+) -> Mapping[str, float]:
+    """Return the task's baselines on held-out records, from a file if it has them.
+
+    The other ranks wait for rank 0 here: in the collective that follows they would give up after
+    `launch.timeout_s`, but a task may compute for longer.
+
+    Args:
+        task: Computes them.
+        records: The held-out records.
+        path: File that keeps them for resumed runs.
+        rank: This rank.
+    """
+    while (kept := _kept_references(path, records)) is None:
+        if rank == 0:
+            found = dict(task.references(records))
+            values = {"fingerprint": records.fingerprint, "references": found}
+            write_atomically(path, json.dumps(values, indent=1) + "\n")
+            return found
+        time.sleep(_POLL_S)
+    return kept
+
+
+def _kept_references(path: Path, records: Records) -> Mapping[str, float] | None:
+    """Return what the file has for the records; None if it is missing, damaged or of others."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        fits = stored["fingerprint"] == records.fingerprint
+        return dict(stored["references"]) if fits else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def summary(
+    config: RunConfig, run_dir: RunDir, world: World, parts: Parts, state: TrainState
+) -> list[tuple[str, str]]:
+    """Return what is printed before the first step, (label, text) in order."""
+    params = sum(p.numel() for p in parts.module.parameters())
+    plan = parts.plan
+    epochs = parts.max_steps * plan.samples_per_step / len(parts.train)
+    held_out = len(parts.validation)
+    limit = config.final_eval_max_samples
+    scored = f" ({limit:,} of them scored at the end)" if limit and limit < held_out else ""
+    lines = [
+        ("model", f"{config.model.kind}, {params:,} parameters"),
+        (
+            "data",
+            f"{config.data.kind}, {len(parts.train):,} samples, {held_out:,} held out{scored}",
+        ),
+        ("engine", f"{config.parallelism.kind} on {world.device}, {config.precision.kind}"),
+        ("optimizer", f"{config.optimizer.kind}, schedule {config.scheduler.kind}"),
+        ("batch", str(plan)),
+        ("steps", f"{parts.max_steps:,} ({epochs:.2f} epochs)"),
+        ("run", str(run_dir.path)),
+    ]
+    if parts.references:
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in parts.references.items())
+        lines.insert(2, ("held out", figures))
+    if state.step:
+        lines.append(("resumed", f"from step {state.step:,}"))
+    return lines

@@ -1,8 +1,9 @@
-"""Observers that report how far the run has come."""
+"""Observers that every run has: how far it is, and its best scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from typing_extensions import override
@@ -30,3 +31,37 @@ class Heartbeats(Observer):
     @override
     def __call__(self, report: StepReport) -> None:
         self.beat("step", report.state.step)
+
+
+class BestScores(Observer):
+    """Keeps the scores of the evaluation with the best objective, also over a resume.
+
+    Args:
+        objective: Validation score to compare.
+        mode: `min` or `max`.
+        memory: What observers remembered when the state was saved.
+    """
+
+    def __init__(self, objective: str, mode: str, memory: Mapping[str, float]) -> None:
+        self._objective, self._sign = objective, -1 if mode == "max" else 1
+        # With the objective in their names: the best of another score is no reference.
+        self._prefix = f"best.{mode}.{objective}."
+        self.scores: dict[str, float] = {
+            key.removeprefix(self._prefix): value
+            for key, value in memory.items()
+            if key.startswith(self._prefix)
+        }
+
+    @override
+    def __call__(self, report: StepReport) -> None:
+        new = report.scores.get(self._objective)
+        if new is None or not math.isfinite(new):
+            return
+        old = self.scores.get(self._objective)
+        if old is None or self._sign * new < self._sign * old:
+            finite = {k: v for k, v in report.scores.items() if math.isfinite(v)}
+            self.scores = {"step": report.state.step, **finite}
+
+    @override
+    def memory(self) -> Mapping[str, float]:
+        return {f"{self._prefix}{key}": value for key, value in self.scores.items()}

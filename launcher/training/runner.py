@@ -1,4 +1,4 @@
-"""Builds a run from its config and executes it, on every rank."""
+"""Builds a run from its config and executes it, on every rank; loads its model afterwards."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from signal import Signals
+from typing import TYPE_CHECKING
 
+from launcher.checkpoint import load_tensors
 from launcher.config.schema import RunConfig
 from launcher.contracts import CheckpointStore, TrainState, World, named_tensors
 from launcher.errors import CheckpointError
-from launcher.model import cast_parameters
+from launcher.model import build_module, cast_parameters
 from launcher.run_dir import RunDir
 from launcher.training import rng
-from launcher.training.closing import closing
 from launcher.training.execution import Execution
+from launcher.training.failures import closing, out_of_memory_context
 from launcher.training.finite import check_weights, param_names
-from launcher.training.out_of_memory import out_of_memory_context
 from launcher.training.parts import Parts, build
 from launcher.training.requests import RankRequests, stop_error, stop_signal
 from launcher.training.saving import without_evaluation_due
+
+if TYPE_CHECKING:
+    from torch import nn
+
 
 _log = logging.getLogger("trainctl.run")
 _SMALLER_PARTS = (
@@ -145,3 +151,22 @@ def _export(config: RunConfig, run_dir: RunDir, parts: Parts, step: int) -> str 
                 cast_parameters(module, dtype)
             parts.task.export(module, run_dir.export)
         return parts.task.sample(module)
+
+
+def load_model(config: RunConfig, checkpoint: Path) -> nn.Module:
+    """Build a run's model on the CPU with the weights of a checkpoint, in evaluation mode.
+
+    Args:
+        config: The run's config.
+        checkpoint: Folder of a published checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or of another model.
+    """
+    task = config.task.build(config.model.build_tokenizer())
+    module = build_module(config.model, task.head, config.seed)
+    # The checkpoint holds the parameters in the format in which they were trained.
+    config.precision.build("cpu").prepare(module)
+    live = {f"model.{name}": tensor for name, tensor in named_tensors(module).items()}
+    load_tensors(checkpoint, live)
+    return module.eval()

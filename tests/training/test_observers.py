@@ -21,7 +21,7 @@ from launcher.contracts import (
     UpdateStats,
     Window,
 )
-from launcher.training.closing import close_all, closing
+from launcher.training.failures import close_all, closing
 from launcher.training.loop import train
 from launcher.training.metrics import Recorder, RowBuilder
 from launcher.training.saving import with_memory

@@ -16,7 +16,7 @@ from launcher.contracts import BatchPlan, DataSplits, Samples
 from launcher.errors import DataError
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.training.batches import Windows
-from launcher.training.columns import check_columns
+from launcher.training.parts import check_columns
 from tests.conftest import Console, toy_words
 from tests.toy.encoders import Classification, MaskedLanguageModel, Words
 from tests.toy.shared import Texts

@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from launcher.contracts import Records
-from launcher.training.references import references_of
+from launcher.training.parts import references_of
 from tests.tasks import LogitsTask
 from tests.toy.shared import Texts
 
