@@ -42,7 +42,7 @@ def measured(config: RunConfig) -> dict[str, Any]:
     Raises:
         ConfigError: The optimizer cannot be built.
     """
-    from launcher.cli._meta_module import meta_module
+    from launcher.cli.params import meta_module
     from launcher.contracts import OptimizerTarget
     from launcher.optimizer import assign, state_bytes
 

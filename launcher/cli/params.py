@@ -11,6 +11,7 @@ from launcher.cli._console import bold, print_json, table
 if TYPE_CHECKING:
     from torch import nn
 
+    from launcher.config.schema import RunConfig
     from launcher.contracts import OptimizerOption
 
 
@@ -28,14 +29,19 @@ def main(argv: list[str]) -> int:
     add_composition_flags(arguments)
     flags, overrides = arguments.split(argv)
     config = composition(flags, overrides).load().config
-    from launcher.cli._meta_module import meta_module
-
     rows = described(meta_module(config), config.optimizer)
     if flags.json:
         print_json({"params": rows})
     else:
         print(_as_text(rows))
     return 0
+
+
+def meta_module(config: RunConfig) -> nn.Module:
+    """Build the network of a config on the meta device: names and shapes, no weights."""
+    from launcher.contracts import Head
+
+    return config.model.build(Head(config.task.head), "meta")
 
 
 def described(module: nn.Module, option: OptimizerOption) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ from launcher.contracts import (
     TaskOption,
 )
 from launcher.errors import ConfigError, Problem
-from launcher.registry import OPTION_TYPES, option_class
+from launcher.registry import OPTION_TYPES, kinds, option_class
 
 
 def _reader(group: str) -> Callable[[Any], Option]:
@@ -225,3 +225,39 @@ class RunConfig(Settings):
     def fingerprint(self) -> str:
         """16 hex digits that differ when anything in the config does."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema 2020-12 of a config: a group is a union over its kinds, by their `kind`.
+
+    Editors complete and check config.json with it.
+    """
+    from pydantic.json_schema import models_json_schema
+
+    options = {
+        (group, kind): option_class(group, kind) for group in GROUPS for kind in kinds(group)
+    }
+    by_class, shared = models_json_schema(
+        [(cls, "validation") for cls in dict.fromkeys(options.values())]
+    )
+    schema = RunConfig.model_json_schema()
+    definitions = {**schema.get("$defs", {}), **shared["$defs"]}
+    for group in GROUPS:
+        mapping = {}
+        for kind in kinds(group):
+            cls = options[group, kind]
+            reference = by_class[cls, "validation"]["$ref"]
+            definition = definitions[reference.rpartition("/")[2]]
+            # `kind` is the module's name, whether or not the class says so in its own annotation.
+            definition["properties"]["kind"] |= {"const": kind}
+            mapping[kind] = reference
+        schema["properties"][group] = {
+            "description": RunConfig.model_fields[group].description,
+            "oneOf": [{"$ref": reference} for reference in mapping.values()],
+            "discriminator": {"propertyName": "kind", "mapping": mapping},
+        }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "$defs": definitions,
+    }

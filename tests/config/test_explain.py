@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.diff import ABSENT, Difference, diff, side
-from launcher.config.explain import explain
+from launcher.config.explain import ABSENT, Difference, diff, explain, side
 from launcher.config.load import LoadedConfig, load_config
 from launcher.errors import ConfigError
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from launcher.config.json_schema import json_schema
-from launcher.config.schema import RunConfig
+from launcher.config.schema import RunConfig, json_schema
 from launcher.contracts import GROUPS
 from launcher.registry import kinds
 

@@ -134,7 +134,7 @@ def test_all_jobs_are_checked_before_one_starts() -> None:
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys; from launcher.config.load import load_config;"
-        "from launcher.config.json_schema import json_schema; load_config([]); json_schema();"
+        "from launcher.config.schema import json_schema; load_config([]); json_schema();"
         "print(*(m for m in ('torch', 'transformers', 'deepspeed', 'accelerate', 'rich')"
         " if m in sys.modules))"
     )
