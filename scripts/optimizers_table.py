@@ -390,14 +390,14 @@ def document() -> str:
 
 {made}
 
-*Bytes* of state per parameter after a step, by storage, and the *time* of a step in processor time,
-taking turns with torch's fused AdamW (medians; what happens every so many steps is shared out among
-them; temporaries come from memory that is kept), on {elements / 1e6:.1f} M parameters
-in the shapes of a GPT-2 that is 384 wide, whose table of tokens is more than half of it.
-GPT-2-small itself, and the libraries' own, are in [benchmarks.md](benchmarks.md).
-*Distance*: 2-norm of the difference to the reference's parameters after 50 steps of the golden
-problem, the largest of all cases that the tests walk; where the reference is its authors' package,
-after 8 steps of a small network beside it (AdEMAMix: after 50 of the golden problem).
+*Bytes*: bytes of state per parameter after one step, by storage. *Time*: processor time of a step
+relative to torch's fused AdamW, measured in turns (medians; periodic work is averaged over its
+period; freed memory is kept for temporaries), on {elements / 1e6:.1f} M parameters with
+the shapes of a GPT-2 of width 384, more than half of which are the token embedding.
+The same for GPT-2-small, and for the libraries' own optimizers, is in [benchmarks.md](benchmarks.md).
+*Distance*: 2-norm of the difference between the parameters and those of the reference after 50 steps
+of the golden problem, the maximum over all cases of the tests. If the reference is its authors'
+package: after 8 steps of a small network (AdEMAMix: 50 steps of the golden problem).
 
 | {" | ".join(COLUMNS)} |
 |{"---|" * len(COLUMNS)}

@@ -1,6 +1,6 @@
 """Writes docs/schedules.md: `python scripts/schedules_table.py`.
 
-One row per preset of conf/scheduler: its shape over a run, what it is, and after what it is made.
+One row per preset of conf/scheduler: its shape over a run, description and source.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ LEVELS = "▁▂▃▄▅▆▇█"
 HEAD = f"""\
 # Schedules
 
-`{COMMAND}` writes this page. A *shape* is that of the preset over a
-whole run; `trainctl lr scheduler=NAME` draws it for yours, and `trainctl list scheduler.KIND`
-explains its settings. Those that watch a score are drawn as if none came.
+`{COMMAND}` writes this page. A *shape* is the learning rate of the preset
+over a whole run; `trainctl lr scheduler=NAME` draws it for your run, and
+`trainctl list scheduler.KIND` explains its settings. Schedules that depend on a score are drawn
+without one.
 
-Conventions are those of Transformers and torch, off-by-ones included: the tests hold every schedule
-to their values, to 1e-12. A step whose update is skipped (loss or gradients not finite, loss scale
-overflowed) counts as a step. A length is in steps, or a fraction (`5%`), or has a unit: `2 epochs`,
-`10k samples`, `1B tokens`. Each kind but `adafactor` starts with a warm-up of `warmup_steps` to the
-power `warmup_power`.
+Conventions are those of Transformers and torch, off-by-ones included: the tests compare every
+schedule with their values, to 1e-12. A step whose update is skipped (loss or gradients not finite,
+loss scale overflowed) counts as a step. A length is in steps, or a fraction (`5%`), or has a unit:
+`2 epochs`, `10k samples`, `1B tokens`. Each kind but `adafactor` starts with a warm-up over
+`warmup_steps`, which rises as the power `warmup_power`.
 
-| preset | kind | shape | what it is | source |
+| preset | kind | shape | description | source |
 |---|---|---|---|---|
 """
 

@@ -111,7 +111,7 @@ def _help() -> str:
         [
             f"{bold('usage:')} trainctl VERB [group=option] [key=value] [options]",
             "",
-            "Trains a model from one resolved config and resumes it bit for bit.",
+            "Train a model from one resolved config; resume it bit for bit.",
             "",
             bold("verbs:"),
             table([(f"  {verb}", says) for verb, says in VERBS.items()]),
@@ -121,7 +121,7 @@ def _help() -> str:
             "  trainctl run optimizer=sgd optimizer.lr=0.1 max_steps=200",
             "  trainctl config explain optimizer.lr",
             "",
-            "`trainctl VERB --help` says more; --traceback shows where an error arose.",
+            "`trainctl VERB --help` lists its options; --traceback shows the origin of an error.",
         ]
     )
 

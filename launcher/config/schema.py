@@ -43,7 +43,7 @@ from launcher.registry import OPTION_TYPES, kinds, option_class
 
 def _reader(group: str) -> Callable[[Any], Option]:
     def read(value: Any) -> Option:
-        """The option of the kind that the value names, with the locations of errors preserved."""
+        """Return the option of the kind that the value names; error locations are preserved."""
         if isinstance(value, OPTION_TYPES[group]):
             return value
         if not isinstance(value, dict):
@@ -58,7 +58,7 @@ def _reader(group: str) -> Callable[[Any], Option]:
             raise PydanticCustomError(
                 "option", "{message}", {"key": problem.key, "message": problem.message}
             ) from error
-        # JSON mode is the one that config.json will meet again: arrays are tuples, text no number.
+        # JSON mode, as for config.json: arrays become tuples, and text is not read as a number.
         return option.model_validate_json(json.dumps(value))
 
     return read
@@ -79,17 +79,17 @@ class _Presets:
 
 
 class RunConfig(Settings):
-    """A run, complete: every value is here, none is a default of the code."""
+    """The complete config of a run. Every value is set here; the code has no defaults."""
 
     name: str = Field(max_length=128, pattern=r"^\w[\w.+=,@-]*$")
-    """What the run is called: one folder under `run_root`. Letters, digits and `_ . + = , @ -`."""
+    """Name of the run, and of its folder in `run_root`: letters, digits and `_ . + = , @ -`."""
     seed: int = Field(ge=0, lt=2**63)
-    """Where all randomness comes from: initial weights, data order, dropout."""
+    """Seed of all random numbers: initial weights, data order, dropout."""
     max_steps: int | None = Field(gt=0, le=10**12)
-    """Optimizer steps of the whole run; null leaves its length to max_epochs."""
+    """Optimizer steps of the whole run; null if max_epochs alone ends the run."""
     max_epochs: float | None = Field(gt=0, le=1e6)
-    """Passes over the training set; null leaves the run's length to max_steps. What comes first
-    ends the run."""
+    """Passes over the training set; null if max_steps alone ends the run. If both
+    are set, the first limit ends the run."""
     max_grad_norm: float | None = Field(gt=0, le=1e9)
     """Limit of the 2-norm of all gradients together; null does not clip."""
     max_grad_norm_per_parameter: float | None = Field(gt=0, le=1e9)
@@ -98,75 +98,76 @@ class RunConfig(Settings):
     max_grad_value: float | None = Field(gt=0, le=1e9)
     """Limit of the absolute value of every gradient element, applied last; null does not clip."""
     eval_every_steps: int | None = Field(gt=0, le=10**12)
-    """Score the held-out documents after every so many steps; null only at the end of the run."""
+    """Steps between evaluations on the held-out set; null evaluates only at the end of the run."""
     eval_max_samples: int | None = Field(gt=0, le=10**9)
-    """Held-out samples that an evaluation within the run scores; null takes all."""
+    """Held-out samples of an evaluation during the run; null takes all."""
     final_eval_max_samples: int | None = Field(gt=0, le=10**9)
-    """Held-out samples that the evaluation after the last step scores; null takes all."""
+    """Held-out samples of the evaluation after the last step; null takes all."""
     objective: str = Field(min_length=1)
-    """Validation score of the finished run that a sweep improves, as metrics.jsonl names it."""
+    """Validation score of the finished run that a sweep optimizes, by its name in metrics.jsonl."""
     objective_mode: Literal["min", "max"]
-    """Whether a lower or a higher objective is better; a sweeper gets the negative of one to
-    maximise."""
+    """Direction of the sweep: minimize or maximize the objective. Sweepers minimize: for `max` they
+    get the negative of the objective."""
     log_every_steps: int = Field(gt=0, le=10**12)
-    """Write a row of metrics after every so many steps."""
+    """Steps between two rows of metrics."""
     on_nonfinite: Literal["stop", "skip"]
-    """When loss or gradient norm is not finite: end the run, or skip the update and go on. A
-    skipped update counts as a step: the learning rate is where it would be without it."""
+    """When loss or gradient norm is not finite: end the run, or skip the update and continue. A
+    skipped update counts as a step of the learning rate schedule."""
     max_consecutive_skips: int | None = Field(gt=0, le=10**9)
-    """Skipped updates in a row after which the run ends as failed; null never gives up."""
+    """Number of skipped updates in a row after which the run fails; null for no limit."""
     run_root: str = Field(min_length=1, pattern=r"^[^\x00]*$")
-    """Folder of all runs, relative to the current one."""
+    """Folder of all runs, relative to the current folder."""
     model: Annotated[SerializeAsAny[ModelOption], PlainValidator(_reader("model")), _GROUP]
-    """Which network is trained."""
+    """The network, and its tokenizer."""
     task: Annotated[SerializeAsAny[TaskOption], PlainValidator(_reader("task")), _GROUP]
-    """What is learned from the documents."""
+    """The training task: samples, loss and metrics."""
     data: Annotated[SerializeAsAny[DataOption], PlainValidator(_reader("data")), _GROUP]
-    """Where the documents come from."""
+    """The source of the raw records."""
     optimizer: Annotated[
         SerializeAsAny[OptimizerOption], PlainValidator(_reader("optimizer")), _GROUP
     ]
-    """How gradients become updates."""
+    """The optimizer and its parameter groups."""
     scheduler: Annotated[
         SerializeAsAny[SchedulerOption], PlainValidator(_reader("scheduler")), _GROUP
     ]
-    """How the learning rate moves over the run."""
+    """The learning rate schedule."""
     precision: Annotated[
         SerializeAsAny[PrecisionOption], PlainValidator(_reader("precision")), _GROUP
     ]
-    """Which number formats are used."""
+    """Number formats of parameters and computation."""
     accumulation: Annotated[
         SerializeAsAny[AccumulationOption], PlainValidator(_reader("accumulation")), _GROUP
     ]
-    """How many samples make one optimizer step."""
+    """Global batch size and micro-batch size."""
     parallelism: Annotated[
         SerializeAsAny[ParallelismOption], PlainValidator(_reader("parallelism")), _GROUP
     ]
-    """Which engine runs the model."""
+    """The engine: one process, or several ranks."""
     observer: Annotated[SerializeAsAny[ObserverOption], PlainValidator(_reader("observer")), _GROUP]
-    """What watches the steps in addition to logging and checkpoints."""
+    """An observer of the steps, in addition to logging and checkpoints."""
     checkpoint: Annotated[
         SerializeAsAny[CheckpointOption], PlainValidator(_reader("checkpoint")), _GROUP
     ]
-    """When and how the state of the run is saved."""
+    """Checkpoints: interval and storage."""
     logging: Annotated[SerializeAsAny[LoggingOption], PlainValidator(_reader("logging")), _GROUP]
-    """Where the numbers of a run go."""
+    """Outputs for metrics and messages."""
     launch: Annotated[SerializeAsAny[LaunchOption], PlainValidator(_reader("launch")), _GROUP]
-    """Where the ranks run."""
+    """Start of the ranks: their number and device."""
 
     _presets: _Presets = PrivateAttr(default_factory=_Presets)
 
     def with_presets(self, values: Mapping[str, Any]) -> Self:
-        """Return this config, knowing the values that packaged presets set.
+        """Return this config with the values that packaged presets set.
 
-        Copies (`model_copy`) know them too; config.json does not: what is in it has been accepted.
+        Copies (`model_copy`) keep them; config.json does not contain them, since its values were
+        accepted at the start of the run.
         """
         config = self.model_copy()
         config._presets = _Presets(values)  # noqa: SLF001 - its own
         return config
 
     def is_from_preset(self, key: str) -> bool:
-        """Return whether a packaged preset set a key, and not the user; see `ConfigView`."""
+        """Return True if a packaged preset set a key, and not the user; see `ConfigView`."""
         if key not in self._presets.values:
             return False
         value: Any = self
@@ -194,7 +195,7 @@ class RunConfig(Settings):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The config that `to_json` wrote.
+        """Return the config that `to_json` wrote.
 
         Raises:
             ConfigError: The text is not one, or not one of this version of trainctl.

@@ -60,7 +60,7 @@ class MicroBatchSearch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What a network can take.
+    """Limits of a network.
 
     Attributes:
         vocab_size: Rows of the embedding table: ids are below it.
@@ -73,10 +73,10 @@ class ModelLimits:
 
 
 class ModelOption(Option):
-    """Which network is trained, and the tokenizer it goes with."""
+    """The network, and its tokenizer."""
 
     heads: ClassVar[Collection[HeadName]] = get_args(HeadName)
-    """Heads that the network can have, as far as the class alone knows."""
+    """Heads that the network supports, independent of field values."""
 
     @property
     def has_pretrained_weights(self) -> bool:
@@ -168,7 +168,7 @@ class ModelOption(Option):
 
 
 class DataOption(Option):
-    """Where the raw examples come from."""
+    """The source of the raw records."""
 
     @abstractmethod
     def build(self) -> DataSplits:
@@ -180,12 +180,12 @@ class DataOption(Option):
 
 
 class TaskOption(Option):
-    """What is learned from the records: samples, loss, metrics."""
+    """The training task: samples, loss and metrics."""
 
     head: ClassVar[HeadName]
     """The output layer that the task needs."""
     score_names: ClassVar[frozenset[str] | None] = None
-    """All scores that an evaluation may have; None where only the data tells (names of labels)."""
+    """All scores that an evaluation may have; None if they depend on the data (names of labels)."""
     seq_len: int = Field(gt=0, le=2**24)
     """Longest example, in tokens."""
 
@@ -195,7 +195,7 @@ class TaskOption(Option):
 
 
 class SchedulerOption(Option):
-    """How the learning rate moves over the run."""
+    """The learning rate schedule."""
 
     is_constant: ClassVar[bool] = False
     """One learning rate for the whole run, apart from a warm-up."""
@@ -212,7 +212,7 @@ class SchedulerOption(Option):
 
 
 class PrecisionOption(DeviceOption):
-    """Which number formats parameters, computation and reductions use."""
+    """Number formats of parameters, computation and reductions."""
 
     def state_bytes(self, elements: int) -> Mapping[str, int]:
         """Return the bytes kept in addition to the optimizer's state, by purpose.
@@ -233,7 +233,7 @@ class PrecisionOption(DeviceOption):
 
 
 class AccumulationOption(Option):
-    """How many samples make one optimizer step, and in how many pieces they are taken."""
+    """Global batch size, and its division into micro-batches."""
 
     @property
     def search(self) -> MicroBatchSearch | None:
@@ -255,7 +255,7 @@ class AccumulationOption(Option):
 
 
 class ParallelismOption(Option):
-    """Which engine runs the model, over how many ranks."""
+    """The engine, and its mesh of ranks."""
 
     @override
     def problems(self, config: ConfigView) -> Iterator[Problem]:
@@ -278,7 +278,7 @@ class ParallelismOption(Option):
 
 
 class ObserverOption(Option):
-    """What watches the steps of the run in addition to logging and checkpoints."""
+    """An observer of the steps, in addition to logging and checkpoints."""
 
     @abstractmethod
     @override
@@ -286,17 +286,17 @@ class ObserverOption(Option):
 
 
 class CheckpointOption(Option):
-    """When and how the state of the run is saved."""
+    """Checkpoints: interval and storage."""
 
     every_steps: int | None = Field(gt=0, le=10**12)
-    """Save after every so many optimizer steps; None for no such cadence."""
+    """Optimizer steps between two checkpoints; null for no such interval."""
     every_minutes: float | None = Field(gt=0, le=1e6)
-    """Save when so many minutes have passed since the last save; None for no such cadence."""
+    """Minutes between two checkpoints; null for no such interval."""
     export: bool
-    """Leave the trained model in RUN_DIR/export as transformers loads it."""
+    """Write the trained model to RUN_DIR/export, in the format of transformers."""
     export_dtype: Literal["source", DType]
-    """Number format of the exported weights; `source` is that of the weights that training started
-    from, and for new weights that in which they were trained."""
+    """Number format of the exported weights; `source` is the format of the initial weights: of the
+    pretrained checkpoint, or for new weights the format in which they are trained."""
 
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
@@ -323,7 +323,7 @@ class CheckpointOption(Option):
 
 
 class LoggingOption(Option):
-    """Where the numbers of a run go."""
+    """Outputs for metrics and messages."""
 
     def listen(self) -> None:
         """Show warnings from now on; called on rank 0 before anything is built."""
@@ -347,13 +347,13 @@ class LoggingOption(Option):
 
 
 class LaunchOption(Option):
-    """Where the ranks run."""
+    """Start of the ranks: their number and device."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
-    """Where the ranks compute; `auto` takes CUDA, then MPS, then the CPU."""
+    """Device of the ranks; `auto` takes CUDA, then MPS, then the CPU."""
     threads: int | None = Field(gt=0, le=1024)
-    """Threads of one CPU operation, per rank; null leaves the number to torch, and shares the cores
-    among several ranks."""
+    """Threads of one CPU operation, per rank; null uses the default of torch for one rank, and
+    divides the cores among several ranks."""
     timeout_s: float = Field(gt=0, le=86_400)
     """Seconds that a rank may take for one optimizer step, one micro-batch of an evaluation or one
     collective; a run that takes longer hangs and is ended."""

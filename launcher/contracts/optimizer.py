@@ -129,7 +129,7 @@ class UsualLr(NamedTuple):
 
 
 class OptimizerOption(DeviceOption):
-    """How gradients become updates."""
+    """The optimizer and its parameter groups."""
 
     group_options: ClassVar[frozenset[str]] = frozenset({"lr", "lr_scale", "weight_decay"})
     """What may differ from group to group: fields, and `lr_scale`, a factor on `lr`."""

@@ -56,7 +56,7 @@ class Settings(BaseModel):
     )
 
     read_on_event: ClassVar[frozenset[str]] = frozenset()
-    """Fields that a run reads only when something happens in it, such as an overflow."""
+    """Fields that a run reads only after an event, such as an overflow."""
 
     if not TYPE_CHECKING:  # a type checker would take every attribute for a field
 
@@ -74,27 +74,27 @@ class Settings(BaseModel):
 
 
 class Option(Settings, ABC):
-    """A config group's value."""
+    """Base class of the options of all config groups."""
 
     extra: ClassVar[str | None] = None
     """Extra of trainctl (`pip install 'trainctl[…]'`) that the kind needs; None where it needs
     none."""
 
     kind: str
-    """Which module of the group's package this is."""
+    """Name of the kind: its module in the group's package."""
 
     def preflight(self) -> None:
-        """Look at the world outside the config (files, folders) before anything starts.
+        """Check files and folders that the config names, before anything starts.
 
         Called in the launching process by `trainctl run` and `trainctl check`; must not import
-        torch and must not read more than it takes to find a mistake.
+        torch and must not read more than needed to find an error.
 
         Raises:
             TrainctlError: The run would fail; the message says why and what to do.
         """
 
     def problems(self, config: ConfigView) -> Iterator[Problem]:
-        """Yield what cannot work with the rest of the config, each with its key.
+        """Yield a problem for each setting that does not work with the rest of the config.
 
         Called by every command that reads a config: must not import torch or look at files. An
         override also yields from `super().problems(config)`.
@@ -103,17 +103,17 @@ class Option(Settings, ABC):
         yield from ()
 
     def cautions(self, config: ConfigView) -> Iterator[Problem]:
-        """Yield what may be meant, but is worth a warning; otherwise like `problems`."""
+        """Yield warnings for settings that work but may be a mistake; otherwise like `problems`."""
         del config
         yield from ()
 
     def unsupported_on(self, device_type: str) -> Mapping[str, str]:
-        """Return what cannot work on a kind of device: by field, why, and what to do."""
+        """Return the fields that a device type does not support, each with the reason and a fix."""
         del device_type
         return {}
 
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
-        """Return the fields that have no effect in this run: by field, why.
+        """Return the fields that have no effect in this run, each with the reason.
 
         A field that a run does not read is a mistake unless it is named here. To type one on the
         command line is an error. A nested field is named by its dotted key. An override also
@@ -128,7 +128,7 @@ class Option(Settings, ABC):
         return {}
 
     def observers(self, context: RunContext) -> Sequence[Observer]:
-        """Make the observers that this option adds to the run; most options add none.
+        """Return the observers that this option adds to the run; most options add none.
 
         Called on every rank, after the engine was built and its state restored.
         """
@@ -137,10 +137,10 @@ class Option(Settings, ABC):
 
 
 class DeviceOption(Option):
-    """An option that not every kind of device can carry out."""
+    """An option that some device types do not support."""
 
     devices: ClassVar[frozenset[str]] = frozenset(DEVICES)
-    """Kinds of device that can."""
+    """Supported device types."""
 
     @override
     def unsupported_on(self, device_type: str) -> Mapping[str, str]:

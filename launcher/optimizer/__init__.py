@@ -1,4 +1,4 @@
-"""How gradients become updates: one option per kind, and the rules for parameter groups.
+"""Optimizers: one option per kind, and the rules for parameter groups.
 
 * **Groups.** `param_groups` decides which parameter decays, its learning rate, and why; every kind
   builds from it, so that patterns, layer decay, overrides and freezing work alike everywhere.
