@@ -394,8 +394,8 @@ def document() -> str:
 relative to torch's fused AdamW, measured in turns (medians; periodic work is averaged over its
 period; freed memory is kept for temporaries), on {elements / 1e6:.1f} M parameters with
 the shapes of a GPT-2 of width 384, more than half of which are the token embedding.
-The same for GPT-2-small, and for the libraries' own optimizers, is in [benchmarks.md](benchmarks.md).
-*Distance*: 2-norm of the difference between the parameters and those of the reference after 50 steps
+Results for GPT-2-small and for other libraries are in [benchmarks.md](benchmarks.md).
+*Distance*: 2-norm of the difference from the parameters of the reference after 50 steps
 of the golden problem, the maximum over all cases of the tests. If the reference is its authors'
 package: after 8 steps of a small network (AdEMAMix: 50 steps of the golden problem).
 
