@@ -20,13 +20,8 @@ def type_text(field: FieldInfo) -> str:
 
 
 def meaning(settings: type[BaseModel], name: str) -> str:
-    """Return a field's meaning on one line; a subclass that narrows its type inherits it."""
-    docs = (
-        field.description
-        for parent in settings.__mro__
-        if issubclass(parent, BaseModel) and (field := parent.model_fields.get(name))
-    )
-    return " ".join(next(filter(None, docs), "").split())
+    """Return a field's meaning on one line."""
+    return " ".join((settings.model_fields[name].description or "").split())
 
 
 def choices(annotation: Any) -> Iterator[str]:

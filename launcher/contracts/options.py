@@ -58,6 +58,17 @@ class Settings(BaseModel):
     read_on_event: ClassVar[frozenset[str]] = frozenset()
     """Fields that a run reads only after an event, such as an overflow."""
 
+    @override
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Inherit the docs of fields whose type or range the class narrows."""
+        bases = [base for base in cls.__mro__[1:] if issubclass(base, Settings)]
+        for name, field in cls.model_fields.items():
+            inherited = (base.model_fields[name] for base in bases if name in base.model_fields)
+            field.description = field.description or next(
+                (doc for each in inherited if (doc := each.description)), None
+            )
+
     if not TYPE_CHECKING:  # a type checker would take every attribute for a field
 
         def __getattribute__(self, name: str) -> Any:
