@@ -11,8 +11,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import DataOption, DataSplits
-from launcher.data._files import FilePart, is_held_out, scan_file
-from launcher.data._records import TextRecords
+from launcher.data._files import FilePart, TextRecords, is_held_out, scan_file
 from launcher.errors import DataError
 
 # Other people's code, tests, and tables that a program wrote.

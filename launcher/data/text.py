@@ -14,9 +14,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, DataOption, DataSplits
-from launcher.data._files import BadFile, FilePart, is_held_out, scan_file, split_part
+from launcher.data._files import BadFile, FilePart, TextRecords, is_held_out, scan_file, split_part
 from launcher.data._formats import format_of_name, other_format
-from launcher.data._records import TextRecords
 from launcher.errors import DataError
 
 _log = logging.getLogger("trainctl.data")

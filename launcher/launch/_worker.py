@@ -109,7 +109,7 @@ def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
     if torch.device(world.device).type == "cuda":
         # Libraries' kernels, memory figures and random states are the current device's.
         torch.cuda.set_device(world.device)
-    from launcher.launch._group import process_group
+    from launcher.launch._world import process_group
 
     with process_group(world, config.launch.timeout_s):
         if trial:

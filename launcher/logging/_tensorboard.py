@@ -19,7 +19,7 @@ from typing import Any
 from typing_extensions import override
 
 from launcher.contracts import LogContext, Row, Sink
-from launcher.logging._append import AppendFile
+from launcher.logging._files import AppendFile
 
 _FLOAT32_MAX = 3.4028234663852886e38
 

@@ -32,7 +32,7 @@ class Standard(LoggingOption):
 
     @override
     def build(self, context: LogContext) -> Sequence[Sink]:
-        from launcher.logging._jsonl import JsonLines
+        from launcher.logging._files import JsonLines
 
         sinks: list[Sink] = [JsonLines(context)]
         if self.tensorboard:

@@ -91,7 +91,7 @@ class HuggingFace(ModelOption):
         from transformers import AutoConfig
         from transformers.utils import logging
 
-        from launcher.model._heads import build_on_meta
+        from launcher.model._network import build_on_meta
 
         read_config(self._folder)
         logging.disable_progress_bar()
@@ -124,7 +124,7 @@ class HuggingFace(ModelOption):
 
     @override
     def check_module(self, module: nn.Module, head: Head) -> None:
-        from launcher.model._causality import sees_later_tokens
+        from launcher.model._network import sees_later_tokens
 
         if head.name == "causal_lm" and sees_later_tokens(module):
             raise DataError(
@@ -143,7 +143,7 @@ class HuggingFace(ModelOption):
 
     @override
     def auxiliary_losses(self, module: nn.Module, outputs: Any) -> Mapping[str, Tensor]:
-        from launcher.model._auxiliary_losses import auxiliary_losses
+        from launcher.model._network import auxiliary_losses
 
         return auxiliary_losses(module, outputs)
 
@@ -159,7 +159,7 @@ class HuggingFace(ModelOption):
         """Load the weights; those that only the task's head has are left on the meta device."""
         import torch
 
-        from launcher.model._heads import auto_class, move_to_meta
+        from launcher.model._network import auto_class, move_to_meta
 
         module, report = auto_class(config, head).from_pretrained(
             self._folder,

@@ -101,7 +101,7 @@ class Llama(ModelOption):
     def build(self, head: Head, device: str) -> nn.Module:
         from transformers import LlamaConfig
 
-        from launcher.model._heads import build_on_meta
+        from launcher.model._network import build_on_meta
 
         tokenizer = self.build_tokenizer()
         config = LlamaConfig(

@@ -74,7 +74,7 @@ def launch(path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0) -
 def group(rank: Rank, size: int = 2) -> Iterator[None]:
     """Join the process group of the ranks; it waits far longer than the launcher."""
     from launcher.contracts import Layout, World
-    from launcher.launch._group import process_group
+    from launcher.launch._world import process_group
 
     with process_group(World(rank.number, size, rank.number, "cpu", Layout(dp_replicate=size)), 60):
         yield
@@ -136,7 +136,7 @@ def lost_in_save_first(rank: Rank) -> None:
 
     from launcher.checkpoint._ranks import Ranks
     from launcher.contracts import Layout, World
-    from launcher.launch._group import process_group
+    from launcher.launch._world import process_group
 
     world = World(rank.number, 2, rank.number, "cpu", Layout(dp_replicate=2))
     with process_group(world, 20):

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.contracts import LogContext
 from launcher.errors import LaunchError
-from launcher.logging._jsonl import JsonLines, drop_after
+from launcher.logging._files import JsonLines, drop_after
 
 
 def rows(path: Path) -> list[dict[str, float | None]]:
@@ -64,7 +64,7 @@ def test_a_killed_process_has_lost_no_row(tmp_path: Path) -> None:
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from launcher.contracts import LogContext\n"
-        "from launcher.logging._jsonl import JsonLines\n"
+        "from launcher.logging._files import JsonLines\n"
         "from launcher.run_dir import RunDir\n"
         "sink = JsonLines(LogContext(RunDir(Path(sys.argv[1])), 0, 9, []))\n"
         "for step in range(1, 8): sink.write({'step': step})\n"

@@ -30,7 +30,7 @@ from launcher.config.load import load_config
 from launcher.contracts import Head, ModelLimits
 from launcher.errors import ConfigError, DataError
 from launcher.model import build_module, cast_parameters
-from launcher.model._auxiliary_losses import auxiliary_losses
+from launcher.model._network import auxiliary_losses
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.model.hf import HuggingFace
 from tests.networks import small_llama

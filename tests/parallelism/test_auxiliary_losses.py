@@ -11,7 +11,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from launcher.contracts import BatchPlan, EngineParts, Request, Samples, Window, World
-from launcher.model._auxiliary_losses import auxiliary_losses
+from launcher.model._network import auxiliary_losses
 from launcher.model._tokenizers import ByteTokenizer
 from launcher.parallelism import DDPEngine, SingleEngine
 from launcher.task import GenerationSettings, LanguageModel

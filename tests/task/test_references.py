@@ -6,8 +6,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from launcher.task import _references
-from launcher.task._references import byte_references
+from launcher.task import _language_model
+from launcher.task._language_model import byte_references
 from tests.toy.shared import Texts
 
 
@@ -47,6 +47,6 @@ def test_random_bytes_do_not_compress_and_repetition_does() -> None:
 
 
 def test_xz_reads_only_the_beginning_of_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_references, "_XZ_LIMIT", 5000)
+    monkeypatch.setattr(_language_model, "_XZ_LIMIT", 5000)
     text = "again and " * 500
     assert baselines(text + "x" * 9999)["xz_bits_per_byte"] == baselines(text)["xz_bits_per_byte"]
