@@ -27,24 +27,24 @@ class LargestPlan(BatchPlan):
 
 
 class Auto(AccumulationOption):
-    """The largest micro-batch that fits, found at launch; the global batch stays what it is.
+    """The largest micro-batch that fits, found at launch; the global batch stays the same.
 
-    Candidates are the divisors of a rank's share, so that a smaller micro-batch means more
-    accumulation and nothing else. Each is tried by real ranks, on the longest samples. The run
-    itself is one with the kind `samples` or `tokens`, whose overrides RUN_DIR/decisions.txt holds;
-    a resumed run keeps the decision.
+    Candidates are the divisors of a rank's share, so that a smaller micro-batch changes only the
+    number of accumulated micro-batches. Each is tried by real ranks, on the longest samples. The
+    run itself uses the kind `samples` or `tokens` with the overrides in RUN_DIR/decisions.txt, and
+    a resume keeps them.
     """
 
     kind: Literal["auto"]
     """Search the largest micro-batch."""
     samples_per_step: int | None = Field(gt=0, le=10**9)
-    """Global batch: samples in one optimizer step over all ranks; null where tokens_per_step gives
-    it."""
+    """Global batch: samples in one optimizer step over all ranks; null if tokens_per_step is
+    set."""
     tokens_per_step: int | None = Field(gt=0, le=10**12)
-    """Global batch in tokens, every sample counted with the task's full seq_len; null where
-    samples_per_step gives it."""
+    """Global batch in tokens, every sample counted with the task's full seq_len; null if
+    samples_per_step is set."""
     max_micro_batch_size: int | None = Field(gt=0, le=10**9)
-    """Samples that may pass through one device at once; null for a rank's whole share."""
+    """Largest micro-batch of a rank, in samples; null for its whole share of the global batch."""
     memory_limit_gib: float | None = Field(gt=0, le=1e6)
     """Memory that each rank may use, in GiB: of its CUDA device, as torch's allocator counts it; on
     the CPU, its resident memory. Null: the memory that is free when the run starts, within the

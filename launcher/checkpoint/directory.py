@@ -19,12 +19,13 @@ class Directory(CheckpointOption):
 
     kind: Literal["directory"]
     keep: int = Field(ge=1, le=10**6)
-    """How many of the newest verified checkpoints stay; 2 or more survive damage to the newest."""
+    """Number of verified checkpoints to keep; with 2 or more, damage to the newest is no loss of
+    the run."""
     asynchronous: bool
     """Copy the tensors to CPU memory (as much again as model and optimizer take, divided among the
     ranks) and write in the background; if off, training waits until the checkpoint is on disk."""
     timeout_s: float = Field(gt=0, le=86_400)
-    """How long to wait for the disk and for other ranks, in seconds, before a save that is still
+    """Seconds to wait for the disk and for other ranks before a save that is still
     being written ends the run."""
 
     @property

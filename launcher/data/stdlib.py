@@ -23,10 +23,10 @@ _SKIPPED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "sitecustomize", "user
 
 
 class StandardLibrary(DataOption):
-    """The source text of this Python's standard library, tests left out; some 11 MB.
+    """The source text of this Python's standard library, tests left out; about 11 MB.
 
-    The files, their order and the split are the same wherever the same version of Python is
-    installed whole.
+    The files, their order and the split are the same on every machine with a complete installation
+    of the same Python version.
     """
 
     validation_fraction: float = Field(gt=0, lt=1)

@@ -28,9 +28,9 @@ _SNIFFED = 4096
 class TextFiles(DataOption):
     """Text files in UTF-8, one record each (column `text`); a part is held out for validation.
 
-    Held out are `validation_files`, or else whole files by a hash of their path below the folder of
-    all files, or else, where that would hold out none or more than half of the text (as with a
-    single file), the end of each file from a line on. A file above 4 MiB becomes several records.
+    The held-out set is `validation_files`. If null, it is whole files, chosen by a hash of their
+    path below the common folder. If that is none or more than half of the text (as with a single
+    file), it is the end of each file. A file above 4 MiB becomes several records.
     """
 
     files: str | tuple[str, ...] = Field(min_length=1)
@@ -40,19 +40,19 @@ class TextFiles(DataOption):
     """Files to hold out, likewise; a file that `files` matches too is held out.
     Null to split `files`."""
     validation_fraction: float = Field(gt=0, lt=1)
-    """Share to hold out where `validation_files` is null."""
+    """Fraction of the text to hold out if `validation_files` is null."""
     allow_structured: bool
     """Read JSON Lines and CSV files as plain text, syntax included; false refuses them."""
     on_error: Literal["stop", "skip"]
-    """What to do about a file that is empty, unreadable, not UTF-8 or in another format: stop the
-    run, or leave it out and count it."""
+    """Action for a file that is empty, unreadable, not UTF-8 or in another format: stop the run, or
+    leave it out and count it."""
 
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
         found = super().not_applicable(config)
         if self.validation_files is None:
             return found
-        return {**found, "validation_fraction": "validation_files says what is held out"}
+        return {**found, "validation_fraction": "validation_files is the held-out set"}
 
     @override
     def preflight(self) -> None:
@@ -133,7 +133,7 @@ def _matches(patterns: str | Sequence[str], key: str) -> list[Path]:
 
 
 def _no_file(pattern: str, matches: Sequence[Path]) -> str:
-    """Say why a pattern gives no regular file."""
+    """Return the reason why a pattern matches no regular file."""
     if any(path.is_dir() for path in matches):
         return f"matches only folders in {Path.cwd()}; write {pattern.rstrip('/*')}/**/*.txt"
     for path in matches:

@@ -1,4 +1,4 @@
-"""Ends a run that no longer improves."""
+"""End of a run whose score no longer improves."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class EarlyStopping(ObserverOption):
-    """End the run normally when a validation score has stopped improving.
+    """End the run normally when a validation score stops improving.
 
     The scores are the same on all ranks, so that all of them stop after the same step. A score that
-    is not finite is no improvement. A resumed run continues to count where the checkpoint was.
+    is not finite is no improvement. A resumed run continues the count of the checkpoint.
     """
 
     read_on_event: ClassVar[frozenset[str]] = frozenset({"mode", "patience", "min_delta"})
@@ -32,7 +32,7 @@ class EarlyStopping(ObserverOption):
     patience: int = Field(ge=1, le=10**12)
     """Evaluations in a row without an improvement after which the run ends."""
     min_delta: float = Field(ge=0, le=1e9)
-    """Least difference from the best score that is an improvement."""
+    """Smallest difference from the best score that counts as an improvement."""
 
     @property
     @override
@@ -49,7 +49,7 @@ class _EarlyStopping(Observer):
 
     Args:
         option: The settings.
-        memory: What `memory` returned when the state was saved; without its keys for a new run.
+        memory: The mapping that `memory` returned at the save; empty for a new run.
     """
 
     def __init__(self, option: EarlyStopping, memory: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class NoObserver(ObserverOption):
-    """Nothing in addition to logging and checkpoints."""
+    """No observer in addition to logging and checkpoints."""
 
     kind: Literal["none"]
 

@@ -23,11 +23,11 @@ _NO_WARMUP = (
 
 
 class Adafactor(OptimizerOption):
-    """Second moments by row and column, clipped updates, a learning rate of its own.
+    """Factored second moments (by row and column), clipped updates, its own learning rate.
 
-    Two rates are possible: the relative step min(1e-2, 1/√step), or that of the run's schedule.
-    `relative_step: null` lets the schedule decide: `scheduler=adafactor` leaves the rate to the
-    optimizer, any other sets it.
+    The learning rate is the relative step min(1e-2, 1/√step), or that of the run's schedule.
+    With `relative_step: null`, `scheduler=adafactor` selects the relative step, and any other
+    scheduler sets the rate.
 
     Source: Shazeer & Stern 2018, arXiv:1804.04235; where the paper is silent,
         `transformers.optimization.Adafactor`.
@@ -47,25 +47,23 @@ class Adafactor(OptimizerOption):
 
     kind: Literal["adafactor"]
     lr: float | None = Field(gt=0, le=1e3)
-    """Peak learning rate; null for the relative step, or, under a schedule, for the largest of it:
-    0.01."""
+    """Peak learning rate. Null for the relative step; with a schedule, null is 0.01, its
+    maximum."""
     eps: tuple[Positive, Annotated[float, Field(ge=0, le=1e6)]]
-    """What is added to squared gradients; the least root mean square that scale_parameter takes."""
+    """Added to squared gradients; lower bound of the root mean square for scale_parameter."""
     clip_threshold: float = Field(gt=0, le=1e9)
     """Limit of the root mean square of an update, before the learning rate."""
     decay_rate: float = Field(ge=-100, lt=0)
-    """The second moment keeps 1 - step^decay_rate of itself."""
+    """The decay of the second moment is 1 - step^decay_rate."""
     beta1: float | None = Field(ge=0, lt=1)
-    """How much of the running mean of updates is kept; null has none, and saves four bytes per
+    """Decay of the running mean of updates; null for no running mean, which saves four bytes per
     parameter."""
     scale_parameter: bool
     """Multiply the learning rate by each parameter's root mean square."""
     relative_step: bool | None
-    """Take the relative step instead of a schedule's rate; null takes it exactly if
-    scheduler=adafactor."""
+    """Use the relative step instead of the schedule's rate; null: only with scheduler=adafactor."""
     warmup_init: bool
-    """Let the relative step rise by 1e-6 a step until it meets its curve, which takes 10,000
-    steps."""
+    """Warm up the relative step by 1e-6 per step until it reaches 1/√step, after 10,000 steps."""
 
     @property
     @override
@@ -111,7 +109,7 @@ class Adafactor(OptimizerOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Our Adafactor; it walks in blocks that fit the device's cache."""
+        """Build our Adafactor; it updates in blocks that fit the device's cache."""
         from launcher.optimizer._blockwise.adafactor import AdafactorOptimizer
         from launcher.optimizer._groups.param_groups import param_groups
 

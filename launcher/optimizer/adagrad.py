@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Adagrad(LearningRate, FusedOption):
-    """Steps shrink with the sum of all squared gradients so far.
+    """Gradients divided by the root of the sum of all squared gradients.
 
     Source: Duchi et al. 2011, JMLR 12, figure 1, diagonal form.
     """
@@ -35,7 +35,7 @@ class Adagrad(LearningRate, FusedOption):
     lr_decay: float = Field(ge=0, le=1e6)
     """The learning rate is divided by 1 + lr_decay times the steps done."""
     initial_accumulator_value: float = Field(ge=0, le=1e6)
-    """What the sum of squared gradients starts from."""
+    """Initial value of the sum of squared gradients."""
     eps: Epsilon
     """Added to the root of the sum."""
 

@@ -1,8 +1,7 @@
 """Adam-mini, our own.
 
-The authors' package tells blocks apart by names fixed in its code, asks torch.cuda rather than the
-process group how many ranks there are, and prints; its arithmetic is kept here and tested against
-it.
+The authors' package finds blocks by hard-coded names, takes the number of ranks from torch.cuda
+instead of the process group, and prints. This is the same arithmetic, tested against the package.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class AdamMini(Moments):
     query_key: tuple[Pattern, ...]
     """Patterns of query and key matrices. Unlike other patterns they need not match anything."""
     head_dim: int | None = Field(gt=0, le=2**20)
-    """Rows of a query or key matrix that make a head; null to ask the model's config."""
+    """Rows of a query or key matrix that make a head; null takes it from the model's config."""
 
     @override
     def refuses_shards(self) -> str:

@@ -1,9 +1,9 @@
-"""TensorFlow's AdamWeightDecay, as Transformers had it: our own, as torch has no such thing.
+"""Transformers' AdamWeightDecay for TensorFlow: our own, since torch has none.
 
-What `include_in_weight_decay` and `exclude_from_weight_decay` were are `groups.decay` and
-`groups.no_decay` here, the former winning as it did there. `create_optimizer` excluded norms and
-biases by name; `groups.no_decay_types` does so by type. With `groups.no_decay_types: []` everything
-decays, which was the class's own default.
+`groups.decay` replaces `include_in_weight_decay`, and `groups.no_decay` replaces
+`exclude_from_weight_decay`; the former wins, as in Transformers. `create_optimizer` excluded norms
+and biases by name; `groups.no_decay_types` does so by type. With `groups.no_decay_types: []`
+everything decays, which was the class's own default.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Adamax(Moments, ForeachOption):
-    """Adam that divides by the largest gradient of late rather than their root mean square.
+    """Adam with the infinity norm: divides by a decaying maximum of gradients.
 
     Source: Kingma & Ba 2014, arXiv:1412.6980, algorithm 2.
     """
@@ -25,7 +25,7 @@ class Adamax(Moments, ForeachOption):
 
     kind: Literal["adamax"]
     betas: tuple[Beta, Beta]
-    """Decay of the running mean of gradients and of their largest magnitude."""
+    """Decay of the running mean of gradients and of their maximum magnitude."""
     eps: Epsilon
     """Added to the gradient's magnitude."""
 

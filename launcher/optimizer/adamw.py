@@ -30,7 +30,7 @@ class AdamW(Moments, DecoupledDecay, FusedOption):
     amsgrad: bool
     """Divide by the largest second moment so far."""
     bias_correction: bool
-    """Correct the moments for their start at zero. Off, as BERT was trained, first updates are
+    """Correct the moments for their initial zeros. Without it, as for BERT, the first updates are
     small."""
     capturable: bool
     """Keep step counts on the device, so that CUDA graphs and torch.compile can capture the

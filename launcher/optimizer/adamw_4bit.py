@@ -1,4 +1,4 @@
-"""4-bit AdamW from torchao, the only kept library that has it."""
+"""4-bit AdamW from torchao, the only maintained library that has it."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -23,7 +23,7 @@ class AdamW4bit(LowBit, Moments):
 
     kind: Literal["adamw_4bit"]
     block_size: int = Field(ge=32, multiple_of=2, le=2**20)
-    """Elements that share one scale; parameters that no whole number of blocks fills keep 32-bit
+    """Elements that share one scale; parameters whose size is no multiple of it keep 32-bit
     moments."""
     min_4bit_size: int = Field(ge=0, le=2**40)
     """Smaller parameters keep 32-bit moments, in elements."""

@@ -1,7 +1,8 @@
 """Adan from torch-optimi.
 
-Its authors' package compiles kernels when it is installed; torch-optimi's has Triton's, keeps
-bfloat16 and float16 weights exact by Kahan summation, and takes its steps in torch elsewhere.
+Its authors' package compiles kernels when it is installed; torch-optimi uses Triton kernels, or
+torch operations without Triton, and compensates the rounding of bfloat16 and float16 weights by
+Kahan summation.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Adan(SecondMoment, KahanSum, LibraryOption):
-    """Adam that also follows how gradients change: Nesterov's momentum without a second gradient.
+    """Adam with Nesterov momentum, computed from the differences of successive gradients.
 
-    Source: Xie et al. 2022, arXiv:2208.06677, algorithm 1, with Adam's correction of the zero start
-        of its three means, as in the authors' code.
+    Source: Xie et al. 2022, arXiv:2208.06677, algorithm 1, with Adam's bias correction for its
+    three means, as in the authors' code.
     """
 
     elementwise: ClassVar[bool] = True

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class APOLLO(Moments, Matrices):
-    """Gradients scaled by what AdamW does to their low-rank image.
+    """Gradients scaled by factors that AdamW gives for their low-rank projection.
 
-    Hidden matrices are treated so (rule in `_hidden.py`), the rest is trained by AdamW.
+    This applies to hidden matrices (rule in `_hidden.py`); AdamW trains the rest.
 
     Source: Zhu et al. 2024, arXiv:2412.05270, algorithm 1, and its package apollo-torch 1.0.3.
     """
@@ -37,15 +37,15 @@ class APOLLO(Moments, Matrices):
     update_every: int = Field(ge=1, le=10**12)
     """Optimizer steps between new projections."""
     scale: float = Field(gt=0, le=1e6)
-    """Its root multiplies the updates; of the order of a matrix's width over the rank."""
+    """The updates are multiplied by its root; about a matrix's width divided by the rank."""
     scaling: Literal["channel", "tensor"]
     """One factor per channel, or per matrix (APOLLO-Mini, with rank 1)."""
     projection: Literal["random", "svd"]
     """`random` depends on a parameter's name and the step alone; `svd` follows the gradient."""
     growth_limit: float | None = Field(gt=1, le=1e6)
-    """Most that an update's norm may grow in a step, as a factor; null for any."""
+    """Upper limit of the growth of an update's norm per step, as a factor; null for no limit."""
     side: Literal["std", "reverse_std", "left", "right"]
-    """Which dim of a matrix is projected: `std` its shorter one, `reverse_std` its longer one."""
+    """Dim of a matrix that is projected: `std` the shorter one, `reverse_std` the longer one."""
 
     @override
     def refuses_shards(self) -> str:

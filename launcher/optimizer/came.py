@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class CAME(LearningRate, ForeachOption, LibraryOption):
-    """Adafactor with momentum, whose updates shrink where they disagree with it.
+    """Adafactor with momentum; updates are smaller where they differ from the momentum.
 
     Second moments, and the distances between updates and their momentum, are kept by row and
     column: about four bytes per parameter in all, those of the momentum.
@@ -41,7 +41,7 @@ class CAME(LearningRate, ForeachOption, LibraryOption):
     betas: tuple[Beta, Beta, Beta]
     """Decay of the running means of updates, of squared gradients, and of squared distances."""
     eps: tuple[Positive, Positive]
-    """What is added to squared gradients, and to squared distances."""
+    """Added to squared gradients, and to squared distances."""
     clip_threshold: float = Field(gt=0, le=1e9)
     """Limit of the root mean square of an update, before the learning rate."""
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class GaLore(Moments, Matrices):
-    """AdamW whose moments live in a low-rank space of the gradients.
+    """AdamW with moments of a low-rank projection of the gradients.
 
-    Hidden matrices are projected (rule in `_hidden.py`), the rest is trained by AdamW.
+    Hidden matrices are projected (rule in `_hidden.py`); AdamW trains the rest.
 
     Source: Zhao et al. 2024, arXiv:2403.03507, algorithm 2, and its package galore-torch 1.0.
     """
@@ -38,7 +38,7 @@ class GaLore(Moments, Matrices):
     scale: float = Field(gt=0, le=1e6)
     """Factor on the projected updates."""
     side: Literal["std", "reverse_std", "left", "right"]
-    """Which dim of a matrix is projected: `std` its shorter one, `reverse_std` its longer one."""
+    """Dim of a matrix that is projected: `std` the shorter one, `reverse_std` the longer one."""
 
     @override
     def refuses_shards(self) -> str:

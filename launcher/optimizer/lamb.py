@@ -1,4 +1,4 @@
-"""LAMB, ours: few lines on the seam that Adafactor needs anyway, so that shards can complete it.
+"""LAMB, ours: few lines on the base class of Adafactor, which also supports shards.
 
 timm's equals it but brings a library of image models; bitsandbytes' leaves the decay out of the
 trust ratio and never scales an update up.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Lamb(Moments):
-    """Adam whose updates are scaled to the norm of what they update.
+    """Adam with each parameter's update scaled to the norm of its weights.
 
     Source: You et al. 2019, arXiv:1904.00962, algorithm 2; options as in timm's `Lamb`, without its
         own clipping: the run's max_grad_norm does that.
@@ -30,9 +30,9 @@ class Lamb(Moments):
     kind: Literal["lamb"]
     eps: float = Field(gt=0, le=1)
     bias_correction: bool
-    """Undo the pull of the moments' zero start."""
+    """Correct the moments for their initial zeros."""
     grad_averaging: bool
-    """Weigh a new gradient with 1 - beta1 in the running mean; off, with 1."""
+    """Weight of a new gradient in the running mean: 1 - beta1 if true, else 1."""
     trust_clip: bool
     """Never scale an update up."""
     always_adapt: bool

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Lion(LearningRate, KahanSum, LibraryOption):
-    """The sign of an interpolated momentum; wants a third to a tenth of AdamW's lr.
+    """The sign of an interpolated momentum; needs a third to a tenth of AdamW's lr.
 
     Source: Chen et al. 2023, arXiv:2302.06675, algorithm 2.
     """

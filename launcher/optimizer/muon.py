@@ -1,8 +1,8 @@
 """Muon from torch.optim: maintained with torch, and the reference of its field.
 
-Muon is for hidden matrices; the rest is trained by torch's AdamW. Which parameter goes where is
-told by the rule in `_hidden.py`: two-dimensional parameters inside numbered blocks are hidden
-matrices; embeddings, the head, vectors and stacked experts are not.
+Muon trains hidden matrices, and torch's AdamW the rest, by the rule in `_hidden.py`:
+two-dimensional parameters inside numbered blocks are hidden matrices; embeddings, the head, vectors
+and stacked experts are not.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Muon(LearningRate, Matrices):
     lr: float = Field(gt=0, le=1e3)
     """Peak learning rate of the hidden matrices; the schedule scales it."""
     momentum: Beta
-    """How much of the running mean of gradients is kept."""
+    """Decay of the running mean of gradients."""
     nesterov: bool
-    """Look ahead along the momentum."""
+    """Use Nesterov momentum."""
     ns_steps: int = Field(ge=1, lt=100)
     """Newton-Schulz iterations that orthogonalise the momentum."""
     adjust_lr: Literal["original", "match_rms_adamw"]
-    """How a matrix's shape scales its learning rate: `original` by sqrt(max(1, rows / columns)),
+    """Scaling of the learning rate by a matrix's shape: `original` by sqrt(max(1, rows / columns)),
     `match_rms_adamw` by 0.2 sqrt(max(rows, columns)), after which rates tuned for AdamW fit."""
     adamw_lr: float = Field(gt=0, le=1e3)
-    """Peak learning rate of the rest; the schedule scales it in the same measure."""
+    """Peak learning rate of the rest; the schedule scales it by the same factor."""
     betas: tuple[Beta, Beta]
     """AdamW's decay of the running mean of gradients and of their squares."""
     eps: Epsilon

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NAdam(Moments, DecoupledDecay, ForeachOption):
-    """Adam with Nesterov's momentum, of which there is more as the run goes on.
+    """Adam with Nesterov momentum, which increases during the run.
 
     Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", algorithm 2, with its schedule
         of the momentum, as torch.optim.NAdam computes it.
@@ -28,8 +28,8 @@ class NAdam(Moments, DecoupledDecay, ForeachOption):
 
     kind: Literal["nadam"]
     momentum_decay: float = Field(ge=0, le=1e3)
-    """How fast the momentum grows to the first beta from half of it: at step t it is
-    beta · (1 - 0.96 ** (t · momentum_decay) / 2), half-way after 4,200 steps at 0.004."""
+    """Speed at which the momentum grows from half of the first beta to the first beta: at step t it
+    is beta · (1 - 0.96 ** (t · momentum_decay) / 2), half-way after 4,200 steps at 0.004."""
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:

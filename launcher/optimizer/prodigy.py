@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Prodigy(Moments, DecoupledDecay, LibraryOption):
-    """Adam that estimates its own step size from the distance travelled.
+    """Adam that estimates its own step size from the distance to the initial weights.
 
     Source: Mishchenko & Defazio 2023, arXiv:2306.06101, algorithm 4.
     """
@@ -41,11 +41,11 @@ class Prodigy(Moments, DecoupledDecay, LibraryOption):
     d0: float = Field(gt=0, le=1e3)
     """First estimate of the distance."""
     d_coef: float = Field(gt=0, le=1e6)
-    """Factor on the estimate: the knob to tune."""
+    """Factor of the estimate: the setting to tune."""
     growth_rate: float | None = Field(gt=1, le=1e9)
-    """Most that the estimate may grow in a step, as a factor; null for any."""
+    """Upper limit of the growth of the estimate per step, as a factor; null for no limit."""
     slice_p: int = Field(ge=1, le=2**20)
-    """Estimate from every so many-th entry of each tensor, to save memory; 1 is exact."""
+    """Use every slice_p-th entry of each tensor for the estimate, to save memory; 1 is exact."""
 
     @override
     def refuses_shards(self) -> str:

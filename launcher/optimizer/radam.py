@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class RAdam(Moments, DecoupledDecay, ForeachOption):
-    """Adam that trusts its second moment as far as it has seen gradients: it needs no warm-up.
+    """Adam with rectified variance of the first steps: it needs no warm-up.
 
-    Its first five steps are steps of momentum, which are of the gradient's size: clip it.
+    Its first five steps are momentum steps proportional to the gradient: use gradient clipping.
 
     Source: Liu et al. 2019, arXiv:1908.03265, algorithm 2.
     """

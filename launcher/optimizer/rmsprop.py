@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RMSprop(LearningRate, ForeachOption):
-    """Gradients over the root of their running mean square.
+    """Gradients divided by the root of their running mean square.
 
     Source: Tieleman & Hinton 2012, lecture 6.5; `centered` is Graves 2013, arXiv:1308.0850, eq.
     38-45.
@@ -35,7 +35,7 @@ class RMSprop(LearningRate, ForeachOption):
     eps: Epsilon
     """Added to the root."""
     momentum: float = Field(ge=0, lt=1)
-    """How much of the last update is kept; 0 for none."""
+    """Momentum of the updates; 0 for none."""
     centered: bool
     """Divide by the gradient's standard deviation rather than its root mean square."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ScheduleFreeAdamW(ScheduleFree, Moments):
-    """AdamW whose averaged weights make a decaying schedule needless.
+    """AdamW with averaged weights, which replace a decaying schedule.
 
     Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ScheduleFreeRAdam(ScheduleFree, Moments):
-    """Rectified Adam whose averaged weights make a decaying schedule, and warm-up, needless.
+    """RAdam with averaged weights, which replace a decaying schedule; it needs no warm-up.
 
     Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1, with the rectification of Liu et al.
         2019, arXiv:1908.03265, in the place of its warm-up.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ScheduleFreeSGD(ScheduleFree):
-    """SGD whose averaged weights make a decaying schedule needless; wants ten times SGD's lr.
+    """SGD with averaged weights, which replace a decaying schedule; needs ten times SGD's lr.
 
     Source: Defazio et al. 2024, arXiv:2405.15682, equations 3 to 5.
     """

@@ -40,7 +40,7 @@ class SGD(LearningRate, FusedOption):
 
     kind: Literal["sgd"]
     momentum: float = Field(ge=0, lt=1)
-    """How much of the last update is kept; 0 for none."""
+    """Momentum of the updates; 0 for none."""
     dampening: float = Field(ge=0, le=1)
     """Share of the gradient that does not enter the momentum."""
     nesterov: bool

@@ -12,25 +12,25 @@ from launcher.contracts import ConfigView, Engine, EngineParts, Layout, Parallel
 
 
 class DDP(ParallelismOption):
-    """Data parallelism with whole weights on every rank (DistributedDataParallel).
+    """Data parallelism with full weights on every rank (DistributedDataParallel).
 
     Source: Li et al. 2020, arXiv:2006.15704.
     """
 
     kind: Literal["ddp"]
     bucket_mb: int = Field(gt=0, le=4096)
-    """Gradients that travel in one collective, in MiB."""
+    """Size of the gradients in one all-reduce, in MiB."""
     gradient_as_bucket_view: bool
     """Let gradients be views of the communication buffers, which saves a copy of all gradients."""
     static_graph: bool
     """The graph is the same in every step and every micro-batch: fewer checks, and activation
     checkpointing of any kind works."""
     find_unused_parameters: bool
-    """Look in every step for parameters that take no part in the loss; costs a pass over the
+    """Find parameters that do not contribute to the loss, in every step; costs a pass over the
     graph."""
     gradient_compression: Literal["bf16", "fp16"] | None
-    """Number format in which gradients travel: half the traffic, and rounded; null for their
-    own."""
+    """Number format of gradients in the all-reduce: half the traffic, but rounded; null for no
+    compression."""
 
     @override
     def layout(self, ranks: int) -> Layout:

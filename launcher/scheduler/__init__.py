@@ -14,7 +14,7 @@ Transformers' `get_scheduler` and torch's `lr_scheduler`; tests compare them to 
 * **Skipped updates** (an overflow of the loss scale, a loss that is not finite) count as steps. The
   schedule is a function of the data seen; otherwise two runs that skip differently would end with
   different rates. `TrainState.skipped` counts them.
-* **Memory.** Only kinds that watch a score remember anything: in `TrainState.memory`, which changes
+* **Memory.** Only kinds that depend on a score have state: in `TrainState.memory`, which changes
   only in `observe`, after an evaluation.
 * **Groups.** `lr` is the rate of a parameter group without a learning rate of its own; the others
   are in proportion to it at every step, minima included.

@@ -87,7 +87,7 @@ class Watching(WarmedUp, ABC):
 
 
 def current(peak_lr: float, memory: Mapping[str, float]) -> float:
-    """Return the remembered rate, in proportion if the peak was changed on resume."""
+    """Return the saved rate, scaled if the peak was changed on resume."""
     if "lr" not in memory:
         return peak_lr
     return memory["lr"] * (peak_lr / memory["peak_lr"])

@@ -21,7 +21,7 @@ class CosineWithRestarts(MinLrSchedule):
     kind: Literal["cosine_with_restarts"]
     """Fall along a cosine several times."""
     num_cycles: int = Field(ge=1, le=10**6)
-    """How many cosines fill the run."""
+    """Number of cosines in the run."""
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:

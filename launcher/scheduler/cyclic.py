@@ -22,11 +22,12 @@ class Cyclic(MinLrSchedule):
     kind: Literal["cyclic"]
     """Go up and down in triangles."""
     step_size_up: Length
-    """Steps from the minimum to the top."""
+    """Steps from the minimum to the peak."""
     step_size_down: Length | None
-    """Steps from the top to the minimum; null: as many as up."""
+    """Steps from the peak to the minimum; null: step_size_up."""
     mode: Literal["triangular", "triangular2", "exp_range"]
-    """Height of the triangles: all the same; each half the one before; gamma ^ step."""
+    """Height of the triangles: all the same; each half as high as the previous one; gamma ^
+    step."""
     gamma: float = Field(gt=0, le=1)
     """Factor of the height per step in mode exp_range; 1 in the others."""
 

@@ -1,4 +1,4 @@
-"""The same factor for equal stretches of time."""
+"""Exponential decay or growth of the learning rate."""
 
 import math
 from typing import Literal
@@ -12,10 +12,10 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class Exponential(WarmedUp):
-    """The peak times `gamma` for every `decay_steps` that have passed, without steps in between.
+    """The peak times gamma ^ (step / decay_steps), which changes on every step.
 
-    With `gamma` above 1 it rises: a learning-rate range test. Past the end of the run it goes on
-    where it falls, and stays where it rises.
+    With `gamma` above 1 it rises: a learning-rate range test. Past the end of the run a falling
+    rate continues to fall, and a rising one stays.
 
     Source: torch's `ExponentialLR`, whose `decay_steps` is 1.
     """

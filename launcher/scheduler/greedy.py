@@ -1,4 +1,4 @@
-"""Higher rates while a score gets better, lower ones when it stops."""
+"""Increase the rate while a score improves; reduce it when the score stops improving."""
 
 import math
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from launcher.scheduler._watching import Watching, current
 class Greedy(Watching):
     """Divides by `factor` after a run of better scores, multiplies by it after a run of worse ones.
 
-    At the minimum it counts down and restarts from the peak. Past the end of the run it stays,
-    until a score says otherwise.
+    At the minimum it counts down and restarts from the peak. Past the end of the run it stays until
+    the next score.
 
     Source: Transformers' `GreedyLR` (`greedy`).
     """
@@ -27,15 +27,15 @@ class Greedy(Watching):
     }
 
     kind: Literal["greedy"]
-    """Rise while a score gets better, fall when it stops."""
+    """Rise while a score improves, fall when it stops improving."""
     max_lr: float = Field(gt=0, le=1e3)
     """Highest learning rate."""
     warmup_evaluations: int = Field(ge=0, le=10**12)
     """Evaluations after a rise that do not count; GreedyLR calls it `warmup`."""
     smooth: bool
-    """Watch the mean of the last finite scores, not the last score."""
+    """Use the mean of the last finite scores instead of the last score."""
     window_size: int = Field(ge=1, le=10**6)
-    """Scores in that mean."""
+    """Number of scores in that mean."""
     reset_start: int = Field(ge=1, le=10**12)
     """Further reductions at the minimum before the schedule restarts from the peak."""
 
@@ -58,11 +58,11 @@ class Greedy(Watching):
 
 @dataclass(frozen=True, slots=True)
 class GreedyClimb(Schedule):
-    """The rate that the memory holds, and how a score changes it.
+    """The rate in the memory, and its change by a score.
 
-    The memory: `lr`, and the `peak_lr` it was worked out for; the `best` score; evaluations in a
-    row that were `good` or `bad`; evaluations to pass over, `cooldown` and `pause`; reductions left
-    until the reset, `left`; the last scores, `score.0` the oldest.
+    The memory: `lr`, and the `peak_lr` for which it was computed; the `best` score; evaluations in
+    a row that were `good` or `bad`; evaluations to ignore, `cooldown` and `pause`; reductions
+    left until the reset, `left`; the last scores, `score.0` the oldest.
     """
 
     peak_lr: float

@@ -1,4 +1,4 @@
-"""The schedule that needs no end."""
+"""A schedule that does not depend on the length of the run."""
 
 import math
 from typing import Literal
@@ -12,7 +12,7 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class InverseSqrt(WarmedUp):
-    """One over the square root of the step: it falls ever more slowly and never ends.
+    """Proportional to 1 / sqrt(step): it decays ever more slowly, without an end.
 
     The factor of step t of the run is sqrt(timescale / (t + shift)).
 
@@ -22,10 +22,10 @@ class InverseSqrt(WarmedUp):
     kind: Literal["inverse_sqrt"]
     """Fall as one over the square root of the step."""
     timescale: Length | None
-    """Steps after which the fall is felt: four times as many halve the rate. Null: warmup_steps, or
-    10000 without a warm-up."""
+    """Time scale in steps: each time the number of steps is multiplied by four, the rate halves.
+    Null: warmup_steps, or 10000 without a warm-up."""
     shift: int | None = Field(ge=-(10**12), le=10**12)
-    """Steps added to the step; null: timescale - warmup_steps, which makes the fall start at the
+    """Steps added to the step; null: timescale - warmup_steps, so that the decay starts at the
     peak."""
 
     @override

@@ -9,7 +9,7 @@ from launcher.scheduler._curves import Curve, WarmedUp
 
 
 class Linear(WarmedUp):
-    """From the peak straight to 0, which the step after the last would have.
+    """A line from the peak to 0, which it reaches one step after the last.
 
     Past the end of the run it stays 0.
 

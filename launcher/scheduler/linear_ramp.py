@@ -1,4 +1,4 @@
-"""A straight line between any two rates."""
+"""A straight line between two learning rates."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class LinearRamp(WarmedUp):
-    """A straight line from one factor of the peak to another, which then stays.
+    """A straight line from one factor of the peak to another; then constant.
 
     Source: torch's `LinearLR`.
     """
@@ -19,9 +19,9 @@ class LinearRamp(WarmedUp):
     kind: Literal["linear_ramp"]
     """Move in a straight line, up or down."""
     start_factor: float = Field(ge=0, le=1e6)
-    """First rate over the peak."""
+    """First rate divided by the peak."""
     end_factor: float = Field(ge=0, le=1e6)
-    """Last rate over the peak."""
+    """Last rate divided by the peak."""
     total_iters: Length | None
     """Steps from the first rate to the last; null: the run, without its warm-up."""
 

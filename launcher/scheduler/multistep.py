@@ -1,4 +1,4 @@
-"""A staircase with steps at chosen places."""
+"""Reductions at chosen steps."""
 
 from bisect import bisect_right
 from typing import Annotated, Literal

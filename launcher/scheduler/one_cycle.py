@@ -1,4 +1,4 @@
-"""Up and down once, as torch does it."""
+"""One cycle: up to the peak, then down, as in torch."""
 
 import math
 from itertools import pairwise
@@ -14,22 +14,22 @@ from launcher.scheduler._curves import Curve, WarmedUp
 class OneCycle(WarmedUp):
     """From a low rate up to the peak, and down to a much lower one on the last step.
 
-    Its rise is its own; `warmup_steps` is a ramp to the peak before it, and 0 as a rule. Past the
+    The cycle has its own rise; `warmup_steps` adds a ramp before it, and is usually 0. Past the
     end of the run it keeps the last step's rate.
 
     Source: torch's `OneCycleLR`; Smith and Topin 2017, arXiv:1708.07120.
     """
 
     kind: Literal["one_cycle"]
-    """Rise to the peak once and fall far below the start."""
+    """Rise to the peak once and fall far below the initial rate."""
     pct_start: float = Field(gt=0, lt=1)
-    """Part of the run that rises."""
+    """Fraction of the run in which the rate rises."""
     anneal_strategy: Literal["cos", "linear"]
     """Shape of each phase."""
     div_factor: float = Field(ge=1, le=1e12)
-    """Peak over the first rate."""
+    """Peak divided by the first rate."""
     final_div_factor: float = Field(ge=1, le=1e12)
-    """First rate over the last."""
+    """First rate divided by the last."""
     three_phase: bool
     """Fall to the first rate as fast as it rose, then on to the last; else fall in one phase."""
 
@@ -40,7 +40,7 @@ class OneCycle(WarmedUp):
         return Curve(peak_lr, lambda step: cycle.factor(min(step, steps - 1)))
 
     def cycle(self, peak_lr: float, steps: int) -> Curve:
-        """The phases, of which the last goes on past the end as torch's does.
+        """The phases, of which the last continues past the end, as in torch.
 
         Raises:
             ScheduleError: A phase has no length.

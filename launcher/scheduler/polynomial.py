@@ -1,4 +1,4 @@
-"""A power of the time that is left."""
+"""A power of the remaining fraction of the run."""
 
 from typing import Literal, Self
 
@@ -10,7 +10,7 @@ from launcher.scheduler._curves import Curve, WarmedUp, factor_of_peak, refuse_b
 
 
 class Polynomial(WarmedUp):
-    """From the peak to an end value as a power of the time left; the step after the last has it.
+    """From the peak to an end value, one step after the last, as a power of the remaining time.
 
     Past the end of the run it stays at the end value.
 
@@ -21,11 +21,11 @@ class Polynomial(WarmedUp):
     kind: Literal["polynomial"]
     """Fall as a power of the time left."""
     lr_end: float | None = Field(ge=0, le=1e3)
-    """Learning rate at the end, below the peak; null where lr_end_ratio says it. Both null: 0."""
+    """Learning rate at the end, below the peak; null if lr_end_ratio sets it. Both null: 0."""
     lr_end_ratio: float | None = Field(ge=0, lt=1)
-    """Learning rate at the end over the peak; null where lr_end says it."""
+    """Learning rate at the end divided by the peak; null if lr_end sets it."""
     power: float = Field(gt=0, le=1e3)
-    """Exponent: 1 is a straight line, 2 falls fast at first, 0.5 falls fast at last."""
+    """Exponent: 1 is a straight line, 2 falls faster at the start, 0.5 falls faster at the end."""
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:

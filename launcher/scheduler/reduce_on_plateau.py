@@ -1,4 +1,4 @@
-"""Lower rates when a score stops getting better."""
+"""Reduce the rate when a score stops improving."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from launcher.scheduler._watching import Watching, current
 
 
 class ReduceOnPlateau(Watching):
-    """The peak, multiplied by `factor` whenever a score has not become better for a while.
+    """The peak, multiplied by `factor` after `patience` evaluations without a better score.
 
-    Past the end of the run it stays, until a score says otherwise.
+    Past the end of the run it stays until the next score.
 
     Source: torch's `ReduceLROnPlateau`, which Transformers calls `reduce_lr_on_plateau`.
     """
 
     kind: Literal["reduce_on_plateau"]
-    """Fall when a score stops getting better."""
+    """Fall when a score stops improving."""
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
@@ -29,10 +29,10 @@ class ReduceOnPlateau(Watching):
 
 @dataclass(frozen=True, slots=True)
 class Plateau(Schedule):
-    """The rate that the memory holds, and how a score changes it.
+    """The rate in the memory, and its change by a score.
 
-    The memory: `lr`, and the `peak_lr` it was worked out for; the `best` score; evaluations since,
-    `bad`; evaluations to pass over, `cooldown`.
+    The memory: `lr`, and the `peak_lr` for which it was computed; the `best` score; evaluations
+    since, `bad`; evaluations to ignore, `cooldown`.
     """
 
     peak_lr: float

@@ -25,10 +25,10 @@ class Stage(Settings):
     """One schedule of a sequence, and its length."""
 
     steps: Length | None
-    """Length of the stage; null in the last: all that is left."""
+    """Length of the stage; null in the last: the remaining steps."""
     schedule: AnySchedule
     """The schedule; its step 0 is the stage's first, and the stage is its whole run. Each starts
-    from the optimizer's peak, not from the last rate of the stage before."""
+    from the optimizer's peak, not from the last rate of the previous stage."""
 
 
 class Sequence(WarmedUp):

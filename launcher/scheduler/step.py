@@ -1,4 +1,4 @@
-"""A staircase with equal steps."""
+"""Reductions at equal intervals."""
 
 from typing import Literal
 

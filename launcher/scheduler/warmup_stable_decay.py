@@ -1,4 +1,4 @@
-"""Trapezoid: up, level, down."""
+"""Warm-up, constant rate, decay."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ _RISES: Mapping[Shape, Callable[[float], float]] = {
 class WarmupStableDecay(MinLrSchedule):
     """A warm-up from the minimum, a constant phase at the peak, a decay to the minimum.
 
-    The cool-down ends with the run unless `stable_steps` or `decay_start` place it. To cool down
+    The decay ends with the run unless `stable_steps` or `decay_start` is set. To cool down
     from a checkpoint of step k, resume with decay_start=k and max_steps=k + decay_steps; the steps
     before k keep their rates if the warm-up is not a part of the run. After the cool-down, and past
     the end of the run, the rate stays at the minimum.
@@ -33,14 +33,14 @@ class WarmupStableDecay(MinLrSchedule):
     """
 
     kind: Literal["warmup_stable_decay"]
-    """Warm up, stay level, cool down."""
+    """Warm up, stay constant, decay."""
     decay_steps: Length
-    """Length of the cool-down."""
+    """Length of the decay."""
     stable_steps: Length | None
     """Length of the constant phase; null: what warm-up and decay leave."""
     decay_start: Length | None
-    """Step of the run on which the cool-down begins, another way to give stable_steps; null: that
-    says it."""
+    """Step of the run on which the cool-down begins, as an alternative to stable_steps; null if
+    stable_steps sets it."""
     warmup_type: Shape
     """Shape of the warm-up: `linear`, `cosine` (slow at both ends), `1-sqrt` (slow at first)."""
     decay_type: Shape
