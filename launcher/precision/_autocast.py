@@ -1,9 +1,11 @@
-"""Formats with float32 parameters: float32 throughout, or autocast."""
+"""Formats with float32 parameters: float32 throughout, autocast with its loss scale, float8."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,8 +13,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.contracts import Precision
-from launcher.precision._full_eval import FullEval, dtype_of, rounded_parameters
-from launcher.precision._loss_scale import DynamicLossScale
+from launcher.errors import ConfigError, NonFinite, Problem
+from launcher.precision._options import FullEval
+
+_log = logging.getLogger("trainctl.precision")
+
+_MULTIPLE = 16
+"""Float8 kernels take matrices whose sides are multiples of this."""
 
 
 class Float32(Precision):
@@ -77,3 +84,176 @@ class ScaledAutocast(Autocast):
     @override
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.loss_scale.load_state(state)
+
+
+class DynamicLossScale:
+    """Loss scale that doubles after `growth_interval` updates and halves at each overflow.
+
+    Differences to torch's GradScaler: the state is tensors, so that nothing is pickled; below a
+    minimum the run ends, because the gradients are then wrong, not too large; and the engine
+    decides once for all ranks whether an update is skipped.
+
+    Args:
+        init_scale: First value; a power of two.
+        growth_interval: Updates without overflow before the value is doubled.
+        min_scale: Smallest value; a power of two.
+
+    Source: Micikevicius et al. 2018, arXiv:1710.03740, §3.2; torch.amp.GradScaler.
+    """
+
+    def __init__(self, *, init_scale: float, growth_interval: int, min_scale: float) -> None:
+        self.value = init_scale
+        self._growth_interval = growth_interval
+        self._min_scale = min_scale
+        self._good_updates = 0
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """Return the loss times the factor."""
+        return loss * self.value
+
+    def unscale(self, grads: Sequence[Tensor]) -> None:
+        """Divide the gradients in place; exact, because the factor is a power of two."""
+        if grads:
+            torch._foreach_mul_(list(grads), 1.0 / self.value)
+
+    def update(self, *, overflowed: bool) -> None:
+        """Halve, or count towards doubling.
+
+        Raises:
+            NonFinite: Gradients overflow at the smallest factor.
+        """
+        if not overflowed:
+            self._good_updates += 1
+            if self._good_updates >= self._growth_interval:
+                self._good_updates = 0
+                # Beyond this the scaled loss itself, a float32, could overflow.
+                self.value = min(self.value * 2, 2.0**64)
+            return
+        self._good_updates = 0
+        if self.value <= self._min_scale:
+            raise NonFinite(
+                f"gradients overflow at the least loss scale, {self._min_scale:g}: the model "
+                "diverges, or computes numbers beyond 65504; write precision=bf16, or lower the "
+                "learning rate"
+            )
+        self.value = max(self.value / 2, self._min_scale)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return factor and count as tensors of shape (), float64 and int64, on the CPU."""
+        return {
+            "loss_scale": torch.tensor(self.value, dtype=torch.float64),
+            "good_updates": torch.tensor(self._good_updates),
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `state` returned; a missing or unknown name is a KeyError."""
+        if odd := state.keys() ^ self.state().keys():
+            raise KeyError(*sorted(odd))
+        self.value = float(state["loss_scale"])
+        self._good_updates = int(state["good_updates"])
+
+
+class Float8(Autocast):
+    """See `fp8`.
+
+    Args:
+        device_type: `cuda`; others only where torch emulates the products.
+        recipe: torchao's name of how values are scaled.
+        skip: Patterns of layers that are left alone.
+    """
+
+    def __init__(self, device_type: str, recipe: str, skip: Sequence[str]) -> None:
+        super().__init__(device_type, None, torch.bfloat16)
+        self._recipe = recipe
+        self._skip = tuple(skip)
+
+    @override
+    def prepare(self, module: nn.Module) -> None:
+        """Replace linear layers in place; parameters and their names stay.
+
+        Raises:
+            ConfigError: A pattern matches no linear layer, or no layer can be replaced.
+        """
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+        super().prepare(module)
+        chosen = self._chosen(module)
+        convert_to_float8_training(
+            module,
+            module_filter_fn=lambda _, name: name in chosen,
+            config=Float8LinearConfig.from_recipe_name(self._recipe),
+        )
+        _log.info("float8 in %d linear layers", len(chosen))
+
+    def _chosen(self, module: nn.Module) -> set[str]:
+        linear = {
+            name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)
+        }
+        for place, pattern in enumerate(self._skip):
+            if not any(re.search(pattern, name) for name in linear):
+                key = f"precision.skip[{place}]"
+                raise ConfigError([Problem(key, f"{pattern!r} matches no linear layer")])
+        chosen = {
+            name
+            for name, part in linear.items()
+            if part.in_features % _MULTIPLE == 0
+            and part.out_features % _MULTIPLE == 0
+            and not any(re.search(pattern, name) for pattern in self._skip)
+        }
+        if not chosen:
+            message = (
+                f"fp8 finds no linear layer that is not skipped and has sides of multiples of "
+                f"{_MULTIPLE}; write precision=bf16"
+            )
+            raise ConfigError([Problem("precision.kind", message)])
+        return chosen
+
+
+def dtype_of(format_: FullEval) -> torch.dtype:
+    """Return torch's dtype of a format."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}[format_]
+
+
+@contextmanager
+def rounded_parameters(module: nn.Module, device_type: str, dtype: torch.dtype) -> Iterator[None]:
+    """Run the module with rounded copies of its parameters, under autocast.
+
+    Autocast covers inputs and buffers of other formats. Not for sharded parameters, which the
+    engine itself replaces in the module.
+    """
+
+    def rounded(param: nn.Parameter) -> nn.Parameter:
+        if not param.is_floating_point():
+            return param
+        return nn.Parameter(param.detach().to(dtype), requires_grad=False)
+
+    with replaced_parameters(module, rounded), torch.autocast(device_type, dtype=dtype):
+        yield
+
+
+@contextmanager
+def replaced_parameters(
+    module: nn.Module, make: Callable[[nn.Parameter], nn.Parameter]
+) -> Iterator[dict[nn.Parameter, nn.Parameter]]:
+    """Replace a module's parameters until the context ends; names and sharing stay.
+
+    Args:
+        module: The module.
+        make: Return the replacement of a parameter; called once per parameter, shared or not.
+
+    Yields:
+        Replacements by parameter.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    places: list[tuple[nn.Module, str, nn.Parameter]] = []
+    try:
+        for part in module.modules():
+            for name, param in list(part.named_parameters(recurse=False)):
+                if param not in made:
+                    made[param] = make(param)
+                places.append((part, name, param))
+                setattr(part, name, made[param])
+        yield made
+    finally:
+        for part, name, param in places:
+            setattr(part, name, param)

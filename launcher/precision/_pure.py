@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.contracts import OptimizerOption, OptimizerTarget, Precision, Shard, Sharding
-from launcher.precision._full_eval import replaced_parameters
+from launcher.precision._autocast import replaced_parameters
 from launcher.precision._rounding import Rounding, resize
 
 _BYTES_PER_ELEMENT = 8

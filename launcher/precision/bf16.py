@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
 
-from launcher.precision._full_eval import FullEvalOption
+from launcher.precision._options import FullEvalOption
 
 if TYPE_CHECKING:
     from launcher.contracts import Precision
@@ -22,7 +22,7 @@ class Bf16(FullEvalOption):
         import torch
 
         from launcher.precision._autocast import Autocast
-        from launcher.precision._devices import warn_if_emulated
+        from launcher.precision._options import warn_if_emulated
 
         warn_if_emulated("bf16", device_type)
         return Autocast(device_type, self.full_eval, torch.bfloat16)

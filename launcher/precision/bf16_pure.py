@@ -41,7 +41,7 @@ class Bf16Pure(PrecisionOption):
 
     @override
     def build(self, device_type: str) -> Precision:
-        from launcher.precision._devices import warn_if_emulated
+        from launcher.precision._options import warn_if_emulated
         from launcher.precision._pure import PureBf16
         from launcher.precision._rounding import Compensated, Stochastic
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import override
 
-from launcher.precision._full_eval import FullEvalOption
+from launcher.precision._options import FullEvalOption
 
 if TYPE_CHECKING:
     from launcher.contracts import Precision
@@ -52,9 +52,8 @@ class Fp16(FullEvalOption):
 
     @override
     def build(self, device_type: str) -> Precision:
-        from launcher.precision._autocast import ScaledAutocast
-        from launcher.precision._devices import warn_if_emulated
-        from launcher.precision._loss_scale import DynamicLossScale
+        from launcher.precision._autocast import DynamicLossScale, ScaledAutocast
+        from launcher.precision._options import warn_if_emulated
 
         warn_if_emulated("fp16", device_type)
         loss_scale = DynamicLossScale(

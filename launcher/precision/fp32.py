@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
 
-from launcher.precision._full_eval import FullEvalOption
+from launcher.precision._options import FullEvalOption
 
 if TYPE_CHECKING:
     from launcher.contracts import Precision
@@ -20,7 +20,7 @@ class Fp32(FullEvalOption):
     @override
     def build(self, device_type: str) -> Precision:
         from launcher.precision._autocast import Float32
-        from launcher.precision._devices import set_tf32
+        from launcher.precision._options import set_tf32
 
         set_tf32(allowed=False)
         return Float32(device_type, self.full_eval)

@@ -46,12 +46,12 @@ class Fp8(PrecisionOption):
 
     @override
     def build(self, device_type: str) -> Precision:
-        from launcher.precision._devices import require_cuda
+        from launcher.precision._options import require_cuda
 
         self.preflight()
         # Hopper is the first to multiply with a scale per row.
         capability = (8, 9) if self.recipe == "tensorwise" else (9, 0)
         require_cuda(self.kind, device_type, capability, "bf16")
-        from launcher.precision._float8 import Float8
+        from launcher.precision._autocast import Float8
 
         return Float8(device_type, self.recipe, self.skip)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
-from launcher.precision._full_eval import FullEvalOption
+from launcher.precision._options import FullEvalOption
 
 if TYPE_CHECKING:
     from launcher.contracts import Precision
@@ -28,7 +28,7 @@ class Tf32(FullEvalOption):
     @override
     def build(self, device_type: str) -> Precision:
         from launcher.precision._autocast import Float32
-        from launcher.precision._devices import require_cuda, set_tf32
+        from launcher.precision._options import require_cuda, set_tf32
 
         require_cuda(self.kind, device_type, (8, 0), "fp32")
         set_tf32(allowed=True)

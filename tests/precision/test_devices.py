@@ -6,7 +6,7 @@ import torch
 from launcher import registry
 from launcher.contracts import PrecisionOption
 from launcher.errors import LaunchError
-from launcher.precision._devices import require_cuda
+from launcher.precision._options import require_cuda
 
 Build = Callable[..., PrecisionOption]
 

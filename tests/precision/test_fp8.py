@@ -42,7 +42,7 @@ def test_refused_without_cuda(build_option: Build) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise", "rowwise_with_gw_hp"])
 def test_only_layers_that_fit_are_replaced_and_parameters_stay(recipe: str) -> None:
-    from launcher.precision._float8 import Float8
+    from launcher.precision._autocast import Float8
 
     module = network()
     before = dict(module.named_parameters())
@@ -60,7 +60,7 @@ def test_only_layers_that_fit_are_replaced_and_parameters_stay(recipe: str) -> N
 @needs_torchao
 @pytest.mark.filterwarnings("ignore")
 def test_float8_products_are_near_those_of_bf16() -> None:
-    from launcher.precision._float8 import Float8
+    from launcher.precision._autocast import Float8
 
     precision = Float8("cpu", "tensorwise", [])
     module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32))
@@ -85,7 +85,7 @@ def test_float8_products_are_near_those_of_bf16() -> None:
     [(["nothing"], "precision.skip.*matches no linear layer"), (["."], "finds no linear layer")],
 )
 def test_patterns_must_fit(skip: list[str], message: str) -> None:
-    from launcher.precision._float8 import Float8
+    from launcher.precision._autocast import Float8
 
     with pytest.raises(ConfigError, match=message):
         Float8("cpu", "tensorwise", skip).prepare(network())

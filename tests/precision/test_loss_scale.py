@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from launcher.contracts import PrecisionOption
 from launcher.errors import NonFinite
-from launcher.precision._loss_scale import DynamicLossScale
+from launcher.precision._autocast import DynamicLossScale
 
 Build = Callable[..., PrecisionOption]
 

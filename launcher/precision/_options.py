@@ -1,13 +1,23 @@
-"""Device requirements of number formats."""
+"""What the options of formats share: the format of evaluations, and device requirements."""
 
 from __future__ import annotations
 
 import logging
 from typing import Literal
 
+from launcher.contracts import PrecisionOption
 from launcher.errors import LaunchError
 
 _log = logging.getLogger("trainctl.precision")
+
+FullEval = Literal["bf16", "fp16"]
+
+
+class FullEvalOption(PrecisionOption):
+    """A precision whose evaluations may use another number format."""
+
+    full_eval: FullEval | None
+    """Number format of weights and activations in evaluations; null: as in training."""
 
 
 def require_cuda(kind: str, device_type: str, capability: tuple[int, int], instead: str) -> None:
