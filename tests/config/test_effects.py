@@ -48,7 +48,7 @@ from launcher.errors import ConfigError
                 "data.validation_fraction=0.1",
             ],
             "data.validation_fraction",
-            "validation_files says what is held out",
+            "validation_files is the held-out set",
         ),
         (
             ["parallelism=ddp", "parallelism.bucket_mb=50"],
