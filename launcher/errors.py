@@ -1,7 +1,7 @@
 """Errors, and the exit status of each.
 
     TrainctlError
-    ├── UsageError         2   the words of a command line are not ones that the verb knows
+    ├── UsageError         2   the command line has words that the verb does not accept
     ├── ConfigError        2   every problem at once: key, what is wrong, what to do, who set it
     ├── LaunchError        3   the world cannot be built: run directory, lock, ports, devices
     ├── NonFinite         10   loss or gradient norm is not finite; the weights are untouched
@@ -49,14 +49,14 @@ class TrainctlError(Exception):
 
 
 class UsageError(TrainctlError):
-    """A command line has a word that the verb does not know."""
+    """The command line has a word that the verb does not accept."""
 
     exit_status = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a config.
+    """One problem of a config.
 
     Attributes:
         key: Dotted path of the setting, e.g. `optimizer.lr`; "" when no key can be named.
@@ -96,7 +96,7 @@ class ConfigError(TrainctlError):
         return cls([Problem(**each) for each in attributes["problems"]])
 
     def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[explicit-override] # likewise
-        """Another process may raise it, and pickle would hand the message to the constructor."""
+        """Support pickle, which would call the constructor with the message alone."""
         return type(self), (self.problems,)
 
 
@@ -145,19 +145,19 @@ class Hang(TrainctlError):
 
 
 class DataError(TrainctlError):
-    """The data cannot be read as what the config says it is."""
+    """The data cannot be read, or is not in the configured format."""
 
     exit_status = 13
 
 
 class CheckpointError(TrainctlError):
-    """A checkpoint cannot be written, or is not fit to be loaded."""
+    """A checkpoint cannot be written or loaded."""
 
     exit_status = 14
 
 
 class LostRank(CheckpointError):
-    """A rank did not answer while checkpoints were saved or loaded: it may report why itself."""
+    """A rank did not answer during a save or load; its own error has the reason."""
 
 
 class RankFailed(TrainctlError):
@@ -198,7 +198,7 @@ def record(error: TrainctlError) -> dict[str, Any]:
 def revive(values: Mapping[str, Any]) -> TrainctlError:
     """Build the error that `record` describes.
 
-    A class that this process does not know, such as one of an option package, becomes a
+    A class that is not available in this process, such as one of an option package, becomes a
     `RankFailed` with its text and exit status.
     """
     message: str = values["message"]

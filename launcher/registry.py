@@ -1,4 +1,4 @@
-"""The folder is the registry: a module of `launcher.<group>` is a kind, and needs no other mention.
+"""Kinds of each group: every module of `launcher.<group>` is a kind, without further registration.
 
 Packages add kinds by entry points of the group `trainctl.options`, named `<group>.<kind>`, that
 point at the option class. A packaged kind cannot be replaced.
@@ -23,7 +23,7 @@ ENTRY_POINTS = "trainctl.options"
 OPTION_TYPES: dict[str, type[Option]] = {
     group: getattr(contracts, f"{group.capitalize()}Option") for group in GROUPS
 }
-"""What every kind of a group derives from."""
+"""Base class of each group's options."""
 
 
 def kinds(group: str) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ def _added(group: str) -> dict[str, EntryPoint]:
 
 @cache
 def _entry_points(_path: tuple[str, ...]) -> dict[str, dict[str, EntryPoint]]:
-    """Entry points by group and kind; slow to find, so only looked for once per sys.path."""
+    """Return entry points by group and kind; the search is slow, and cached per sys.path."""
     found: dict[str, dict[str, EntryPoint]] = {}
     for entry_point in entry_points(group=ENTRY_POINTS):
         group, _, kind = entry_point.name.partition(".")
@@ -92,7 +92,7 @@ def _only_option(group: str, module_name: str) -> type[Option]:
 
 
 def _loaded(group: str, entry_point: EntryPoint) -> type[Option]:
-    """The class an entry point names; what is wrong with a stranger's package is said."""
+    """Load the class that an entry point names; report errors of the installed package."""
     package = entry_point.dist.name if entry_point.dist else entry_point.value
     where = f"the package {package} adds {group}={entry_point.name.partition('.')[2]}"
     try:

@@ -97,7 +97,7 @@ class RunDir:
 
     @property
     def decisions(self) -> Path:
-        """Overrides that compose the same run with everything decided at launch written out."""
+        """Overrides that compose the same run, with the values that were chosen at launch."""
         return self.path / "decisions.txt"
 
     @property
@@ -117,7 +117,7 @@ class RunDir:
 
     @property
     def lock(self) -> Path:
-        """The file that the launcher and the ranks of a running run hold a flock on."""
+        """Lock file: the launcher and the ranks hold a flock on it during the run."""
         return self.path / "run.lock"
 
     @property
@@ -153,7 +153,7 @@ class RunDir:
 
     @property
     def export(self) -> Path:
-        """The model in the form that transformers loads."""
+        """The model, in the format of transformers."""
         return self.path / "export"
 
     def log(self, rank: int) -> Path:
@@ -218,7 +218,7 @@ def checksum(text: str) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file: a reader, or a crash at any moment, sees the old text or the new."""
+    """Replace a file atomically: after a crash it has the old text or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

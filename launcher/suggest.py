@@ -9,12 +9,12 @@ _PREFIX = 3
 
 
 def edit_distance(a: str, b: str, limit: int) -> int:
-    """Slips between two words: letters left out, added, mistaken, or two neighbours exchanged.
+    """Return the edit distance of two words; swapped neighbours count as one edit.
 
     Args:
         a: One word.
         b: The other.
-        limit: Where counting stops: a greater distance comes back as `limit + 1`.
+        limit: Upper limit: `limit + 1` is returned for a greater distance.
 
     Source: optimal string alignment distance (Damerau 1964, without overlapping exchanges).
     """
@@ -35,14 +35,14 @@ def edit_distance(a: str, b: str, limit: int) -> int:
 
 
 def closest(word: str, options: Iterable[str], limit: int | None = None) -> list[str]:
-    """The options with the fewest slips to the word; else those that begin with it; else none.
+    """Return the most similar options; else those that begin with the word; else none.
 
-    Case, and whether parts are joined by `-` or `_`, are no slips.
+    Case, and `-` instead of `_`, do not count as edits.
 
     Args:
-        word: What was typed.
-        options: What could have been.
-        limit: The most slips; a third of the word's letters if None.
+        word: The word as typed.
+        options: The valid words.
+        limit: Largest edit distance; a third of the word's letters if None.
     """
     options = list(options)
     limit = max(1, len(word) // 3) if limit is None else limit
@@ -63,7 +63,7 @@ def _folded(word: str) -> str:
 
 
 def closest_keys(key: str, known: Iterable[str]) -> list[str]:
-    """The dotted keys that were meant by `key`.
+    """Return the dotted keys that are most similar to `key`.
 
     A key matches with slips in any of its parts or with a dot left out; failing that, without one
     of its parts (`optimizer.adamw.lr` finds `optimizer.lr`), or by its end alone (`lr` does too).

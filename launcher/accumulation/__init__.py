@@ -4,7 +4,7 @@ Every kind defines the global batch in its own way and solves one equation (`Bat
 
     samples_per_step = micro_batch_size × micro_batches × ranks
 
-`plan` is pure arithmetic without torch, data or device, so that `trainctl check` knows the batch
+`plan` is pure arithmetic without torch, data or device, so that `trainctl check` can show the batch
 before anything starts. Contradicting numbers are a ValueError that names the nearest valid ones.
 
 For a custom training loop, use `launcher.gradient_accumulator`: the engines do not need it, because

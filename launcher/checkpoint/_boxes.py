@@ -1,4 +1,4 @@
-"""Boxes of whole tensors: views of a rank's part, and the check that none is missing."""
+"""Boxes (index ranges) of full tensors: views of a rank's part, and the check for missing ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from launcher.contracts import Box, LocalShard
 
 State = Mapping[str, Tensor | LocalShard]
-"""Tensors by name: plain ones are whole, a LocalShard is this rank's part of a whole one."""
+"""Tensors by name: a plain tensor is full, a LocalShard is this rank's part of a full tensor."""
 
 
 def local_tensor(value: Tensor | LocalShard) -> Tensor:
@@ -34,7 +34,7 @@ def parts(value: Tensor | LocalShard) -> list[tuple[Box, Tensor]]:
     A tensor without elements is one box on every rank: it too must have an entry in the file.
 
     Raises:
-        ValueError: The local tensor is not what its shard says.
+        ValueError: The local tensor does not match its shard.
     """
     tensor, shape = local_tensor(value).detach(), whole_shape(value)
     whole = Box((0,) * len(shape), shape)

@@ -1,7 +1,7 @@
 """Rounds in which the ranks agree on a save or a load: reports to rank 0, answers from it.
 
 An error on one rank is raised on all of them, with the number of the rank, so that no rank waits
-for one that has given up.
+for one that has stopped.
 """
 
 from __future__ import annotations

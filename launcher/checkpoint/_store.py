@@ -302,5 +302,5 @@ class _Background:
     def _run(self) -> None:
         try:
             self._call()
-        except BaseException as error:  # noqa: BLE001 - raised again where the save was asked for
+        except BaseException as error:  # noqa: BLE001 - raised again where the save was requested
             self.error = error

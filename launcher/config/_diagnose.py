@@ -1,4 +1,4 @@
-"""Hydra's, OmegaConf's and YAML's complaints as problems: which word or line, what, what to do."""
+"""Problems from the errors of Hydra, OmegaConf and YAML: the word or line, the cause, the fix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _said_by(word: Override) -> str:
 
 
 def unparsable(word: str, error: BaseException) -> Problem:
-    """A word that is not in the grammar."""
+    """Report a word that is not in Hydra's grammar."""
     origin = f"{COMMAND_LINE}: {word}"
     key, equals, _ = word.partition("=")
     if not equals and re.fullmatch(r"[\w./@-]+", word):
@@ -48,7 +48,7 @@ def unparsable(word: str, error: BaseException) -> Problem:
 
 
 def sweep(word: str, parsed: Override) -> Problem:
-    """Several values where one run needs one."""
+    """Report several values where one run needs one."""
     key = parsed.key_or_group
     message = "has several values; run one job for each with -m"
     if key not in _CHOICES:
@@ -57,7 +57,7 @@ def sweep(word: str, parsed: Override) -> Problem:
 
 
 def not_on_resume(word: Override) -> Problem | None:
-    """A word that can only begin a run."""
+    """Report a word that is allowed only for a new run."""
     key = word.key_or_group
     if key == "recipe" or word.is_hydra_override():
         message = "can only be given when a run starts; name the settings that should change"
@@ -102,7 +102,7 @@ def _no_option(group: str, value: str, loader: Loader) -> str:
 
 
 def bad_word(word: Override, error: BaseException, loader: Loader) -> list[Problem]:
-    """A group's option that Hydra cannot merge: the word is wrong, or the file that it names."""
+    """Report a group's option that Hydra cannot merge: the word or the file is wrong."""
     key = word.key_or_group
     file = _file(loader, f"{key}/{word.value()}")
     if file and (problems := _bad_file(file, error, loader)):
@@ -118,7 +118,7 @@ def bad_word(word: Override, error: BaseException, loader: Loader) -> list[Probl
 
 
 def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
-    """A value that cannot be set: most often its key does not exist."""
+    """Report a value that cannot be set, usually because its key does not exist."""
     origin = _said_by(word)
     key = word.key_or_group
     if isinstance(word.value(), dict):
@@ -136,7 +136,7 @@ def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
 
 
 def needed(word: Override, cfg: DictConfig) -> Problem | None:
-    """A setting that every config has, left out; what a mapping of any keys holds may go."""
+    """Report the deletion of a required setting; only keys of a free mapping can be deleted."""
     from launcher.config.schema import RunConfig
 
     key = word.key_or_group
@@ -149,7 +149,7 @@ def needed(word: Override, cfg: DictConfig) -> Problem | None:
 
 
 def no_groups(config_name: str, loader: Loader) -> Problem:
-    """A primary config that composes nothing but itself."""
+    """Report a primary config that does not include `config`."""
     file = _file(loader, config_name)
     return Problem(
         "",
@@ -180,7 +180,7 @@ def unknown_key(key: str, mapping: Any, value: str = "") -> str:
 
 
 def _unknown_in(group: str, field: str, values: dict[Any, Any], advice: str) -> str:
-    """Say which other kind of a group has a field, or what there is."""
+    """Return which other kind of a group has a field, or the existing fields."""
     if others := other_kinds_with(group, field, values.get("kind")):
         named = " and ".join(f"{group}={other}" for other in others)
         verb = "have" if len(others) > 1 else "has"
@@ -248,7 +248,7 @@ def _every_file(loader: Loader) -> Iterator[ConfigFile]:
 
 
 def _bad_defaults(root: yaml.Node | None, file: ConfigFile, loader: Loader) -> Iterator[Problem]:
-    """The items of a file's defaults list that name nothing."""
+    """Return the items of a file's defaults list that match no file."""
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     folder = file.config_path.rpartition("/")[0]
     for key, value in pairs:
@@ -308,7 +308,7 @@ def _first_lines(error: BaseException) -> str:
 
 
 def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all values and mappings of a config."""
+    """Return the dotted keys of all values and mappings of a config."""
     if OmegaConf.is_config(cfg):
         cfg = OmegaConf.to_container(cfg, resolve=False)
     if isinstance(cfg, dict):

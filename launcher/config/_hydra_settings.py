@@ -1,10 +1,10 @@
 """Hydra's own settings that a config may contain, and the keys that name code to run.
 
-Hydra executes what its `hydra` node says before any job's config is validated: logging configs and
-callbacks call what they name, `env_set` sets variables of the process, a search path `pkg://x`
-imports x. So only settings that are plain data are allowed. They are refused twice: where a file or
-a word writes them (`refusal`, with the origin), and in what Hydra composed (`CheckedLoader`), since
-which files the jobs of a sweeper read is only known when Hydra reads them.
+Hydra executes the settings of its `hydra` node before any job's config is validated: logging
+configs and callbacks call what they name, `env_set` sets variables of the process, a search path
+`pkg://x` imports x. So only settings that are plain data are allowed. They are refused twice: where
+a file or a word writes them (`refusal`, with the origin), and in what Hydra composed
+(`CheckedLoader`), since which files the jobs of a sweeper read is only known when Hydra reads them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _ELSE += "hydra.launcher.*, hydra.sweeper.*, hydra/launcher=NAME and hydra/sweep
 
 
 def no_code(key: str) -> str:
-    """Return the refusal of a key that names code."""
+    """Return the error message for a key that names code."""
     return f"{NO_CODE}: {key} is not allowed"
 
 

@@ -1,4 +1,4 @@
-"""Resolves plain aliases `${a.b}`; refuses what would compute, or read the environment."""
+"""Resolve plain aliases `${a.b}`; refuse interpolations that compute or read the environment."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _lookup(raw: Any, parts: list[str]) -> Any:
 
 
 def _unresolvable(raw: Any) -> dict[Path, Problem]:
-    """The aliases that run in a circle or lead nowhere."""
+    """Return the aliases that are circular or whose target does not exist."""
     bad = {}
     aliases = dict(_texts(raw))
     cfg = OmegaConf.create(raw)
@@ -102,7 +102,7 @@ def _unresolvable(raw: Any) -> dict[Path, Problem]:
                 node = node[part]
         except (OmegaConfBaseException, RecursionError):
             bad[path] = _unresolvable_alias(path, text)
-    # A mapping may hold an alias of itself, which only shows when all of it is wanted.
+    # A mapping may hold an alias of itself, which is found only when the whole mapping is resolved.
     return bad or {path: _unresolvable_alias(path, text) for path, text in aliases.items()}
 
 

@@ -1,4 +1,4 @@
-"""Words of a command line that are no overrides as they were typed, and what to write instead.
+"""Words of a command line that are no valid overrides, and the correction.
 
 A shell splits at spaces, editors replace hyphens and quotes with typographic ones, and other tools
 take `key value` or `key: value`. Those words are found before Hydra parses the others.

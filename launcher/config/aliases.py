@@ -1,8 +1,8 @@
-"""Words of other tools, and what to write instead: data only.
+"""Words of other tools, and the corresponding overrides: data only.
 
 A key is looked up in lower case with `_` for `-`. `{}` is replaced by the value that was typed. An
-answer that depends on the value is a mapping by value. An answer in parentheses says why there is
-nothing to write.
+answer that depends on the value is a mapping by value. An answer in parentheses is a reason why
+there is no corresponding override.
 """
 
 from __future__ import annotations

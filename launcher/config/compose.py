@@ -1,6 +1,6 @@
-"""Composes a config: Hydra merges, here every value's origin is kept and every problem collected.
+"""Compose a config: Hydra merges; this module adds the origins of values and collects problems.
 
-Private names of Hydra that this package leans on, each present in 1.3.8 and 1.4:
+Private names of Hydra that this package uses, each present in 1.3.8 and 1.4:
 `ConfigLoaderImpl` with `_compose_config_from_defaults_list` and `_apply_overrides_to_config`,
 `FileConfigSource` (_hydra_ext), `BasicSweeper.split_arguments` (load), `get_args_parser`
 (multirun).
@@ -67,7 +67,7 @@ class Composed:
     origins: tuple[Origin, ...]
 
     def why(self, key: str) -> list[Origin]:
-        """Every writer of a key, of what it is part of, or of something in it; the last one won."""
+        """Return every writer of a key, of its parents and of its children; the last one wins."""
         return [
             origin
             for origin in self.origins
@@ -115,7 +115,7 @@ class Composed:
 
 
 class Loader(NoSearchPathLoader):
-    """Hydra's loader, remembering which files it composed from, in the order of merging."""
+    """Hydra's loader, which records the files that it composed, in the order of merging."""
 
     read: Sequence[tuple[str, ConfigFile]] = ()
 
@@ -162,7 +162,7 @@ def compose(
     config_name: str = "config",
     config_dirs: Sequence[str | Path] = (),
 ) -> Composed:
-    """Compose a config that may still be nonsense: nothing is validated.
+    """Compose a config without validation.
 
     Raises:
         ConfigError: Every word and file that cannot be composed.
@@ -178,7 +178,7 @@ def compose_leniently(
     config_name: str = "config",
     config_dirs: Sequence[str | Path] = (),
 ) -> tuple[Composed | None, list[Problem]]:
-    """Compose as far as possible, leaving out the words that are wrong.
+    """Compose as far as possible, without the invalid words.
 
     Returns:
         What could be composed, None if nothing could; and every problem met on the way.
@@ -250,7 +250,7 @@ def make_loader() -> Loader:
 
 
 def parsed(overrides: Sequence[str], loader: Loader) -> tuple[list[Override], list[Problem]]:
-    """Words in Hydra's override grammar, and what is wrong with the others."""
+    """Return the words in Hydra's override grammar, and the problems of the others."""
     parser = OverridesParser.create()
     words: list[Override] = []
     readable, problems = _words.readable(overrides, loader)
@@ -268,7 +268,7 @@ def parsed(overrides: Sequence[str], loader: Loader) -> tuple[list[Override], li
 
 
 def _permitted(words: Sequence[Override], origins: Origins) -> list[Override]:
-    """The words without those that no config may have."""
+    """Return the words without those that no config may contain."""
     return [
         word
         for word in words

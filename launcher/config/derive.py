@@ -1,4 +1,4 @@
-"""Numbers that follow from a config, each computed here and nowhere else."""
+"""Values derived from a config, each computed only here."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def batch_plan(config: RunConfig) -> BatchPlan:
-    """The batch equation.
+    """Compute the batch plan: global batch = micro-batch size × micro-batches × ranks.
 
     Raises:
-        ValueError: Its numbers contradict each other; `rules` says so before a run starts.
+        ValueError: Its numbers are inconsistent; `rules` reports this before a run starts.
     """
     layout = config.parallelism.layout(config.launch.ranks)
     return config.accumulation.plan(seq_len=config.task.seq_len, ranks=layout.data_ranks)

@@ -1,4 +1,4 @@
-"""Settings without effect: which they are, and who set them."""
+"""Settings without effect, and their origins."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def without_effect(
 
 
 def _origin(key: str, provenance: Mapping[str, str]) -> str:
-    """Who set a key, or the list that it is in; "" when that is not known."""
+    """Return the origin of a key, or of the list that contains it; "" if unknown."""
     while key not in provenance and "." in key:
         key = key.rpartition(".")[0]
     return provenance.get(key, "")

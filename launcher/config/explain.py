@@ -24,7 +24,7 @@ from launcher.suggest import closest_keys, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """All that is known about one key.
+    """Explanation of one key.
 
     Attributes:
         key: The dotted key: a setting, or a mapping of settings.
@@ -44,7 +44,7 @@ class Explanation:
 
 
 def explain(loaded: LoadedConfig, key: str) -> Explanation:
-    """Everything about one key of a config.
+    """Return the explanation of one key of a config.
 
     Raises:
         ConfigError: There is no such key.

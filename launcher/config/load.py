@@ -1,4 +1,4 @@
-"""Loads a config: compose, validate, apply every rule; the only way from words to a `RunConfig`."""
+"""Load a config from overrides: compose, validate, apply every rule."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LoadedConfig:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """For every leaf, the file and line or the word that set it."""
+        """Origin of every leaf: the file and line, or the word, that set it."""
         return self.composed.provenance()
 
 
@@ -102,7 +102,7 @@ def sweep_jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ())
         config_dirs: The user's folders; `optimizer=glob(*)` looks options up.
 
     Returns:
-        Empty when another sweeper is chosen: which jobs it will start, only it knows.
+        Empty when another sweeper is chosen: its jobs are not known in advance.
 
     Raises:
         ConfigError: A word is not in the grammar, or has values that cannot be listed.
@@ -147,7 +147,7 @@ def advice_for_flag(flag: str, value: str) -> str:
 def refuse_code(
     overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]
 ) -> None:
-    """Look for code in the config of a sweep whose jobs are not known.
+    """Refuse code in the config of a sweep whose jobs are not known in advance.
 
     Hydra builds the `hydra.callbacks` of a config before the config of any job is validated.
 

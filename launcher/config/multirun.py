@@ -1,4 +1,4 @@
-"""`run -m`, and Hydra's own flags (`--cfg`, `--info`, `--hydra-help`): hydra.main drives.
+"""`run -m` and Hydra's own flags (`--cfg`, `--info`, `--hydra-help`), through hydra.main.
 
 The task that hydra.main calls is the launcher: it validates one job's config and starts
 its ranks as children, so that Hydra's basic, joblib and submitit launchers and any sweeper work
@@ -39,14 +39,14 @@ Launch = Callable[[LoadedConfig, Sequence[str]], float | None]
 def run_multirun(
     launch: Launch, argv: Sequence[str], *, admit: Callable[[Sequence[LoadedConfig]], bool]
 ) -> int:
-    """Do what Hydra's command line does with these words, once every job's config is checked.
+    """Run Hydra's command line with these words, after every job's config was checked.
 
     Args:
         launch: What a job is. Called in this process, or wherever `hydra/launcher=…` sends it.
         argv: Overrides and Hydra's flags; `--config-dir` may be repeated and may replace packaged
             files.
         admit: Sees the config of every job before the first one starts; False starts none. Sees
-            nothing when only the chosen sweeper knows the jobs.
+            nothing if the chosen sweeper determines the jobs while it runs.
 
     Returns:
         0; a job that failed raises its error when the other jobs have ended.

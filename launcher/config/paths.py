@@ -34,7 +34,7 @@ def shown(path: Path) -> str:
 
 
 def expand_home(words: Iterable[str]) -> list[str]:
-    """Expand `~` at the beginning of values, which shells leave alone behind `key=`.
+    """Expand `~` at the beginning of values, which shells do not expand after `key=`.
 
     The path is quoted: Hydra's grammar has no `~` in values, and a home folder may hold blanks.
     Words that hold quotes are left to the user.

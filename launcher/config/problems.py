@@ -1,4 +1,4 @@
-"""Pydantic's complaints as problems: which key, what is wrong, what to do."""
+"""Problems from Pydantic's errors: the key, the cause, the fix."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def rule_of(key: str) -> tuple[Kind, str]:
     """Return whether a setting may change on resume, and why.
 
     Raises:
-        KeyError: The table knows neither the key nor what it is part of.
+        KeyError: The table has neither the key nor a parent of it.
     """
     parts = key.split(".")
     for depth in range(len(parts), 0, -1):
@@ -101,7 +101,7 @@ def rule_of(key: str) -> tuple[Kind, str]:
 
 
 def classify(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Every setting that differs between two configs, sorted by key; null is as good as absent."""
+    """Return every setting that differs between two configs, sorted by key; null equals absent."""
     before, after = dict(leaves(old)), dict(leaves(new))
     changed = [
         key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)

@@ -1,4 +1,4 @@
-"""The problems of a config: what its options find, and the rules that belong to no option."""
+"""Problems of a config: those of its options, and the rules that belong to no option."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EPOCHS_IN_STEPS = (1e-3, 1e9)
 
 
 def batch_is_whole(config: RunConfig) -> Iterator[Problem]:
-    """Micro-batches, ranks and global batch must make one equation."""
+    """The global batch must be divisible by micro-batch size and ranks."""
     if isinstance(plan := _plan(config), ValueError):
         yield Problem("accumulation", str(plan))
 
@@ -54,7 +54,7 @@ def schedule_fits(config: RunConfig) -> Iterator[Problem]:
 
 
 def _boundless(schedule: Schedule, max_steps: int) -> Iterator[Problem]:
-    """A step whose learning rate is no number: settings may be in range and yet beyond reason."""
+    """The learning rate of every step must be finite, even if each setting is in its range."""
     for step in sorted({0, 1, max_steps // 2, max_steps - 1}):
         try:
             rate = schedule.lr(step, {})

@@ -1,4 +1,4 @@
-"""`RunConfig`: the whole config as one frozen, typed value, and all that a rank reads."""
+"""`RunConfig`: the complete config as one frozen, typed value; ranks read nothing else."""
 
 from __future__ import annotations
 
@@ -219,12 +219,12 @@ class RunConfig(Settings):
             raise ConfigError(problems_in(error, cls, mapping)) from error
 
     def to_json(self) -> str:
-        """The one text of this config: sorted keys, so that equal configs are equal files."""
+        """Return this config as JSON with sorted keys: equal configs give equal files."""
         values = self.model_dump(mode="json")
         return json.dumps(values, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
     def fingerprint(self) -> str:
-        """16 hex digits that differ when anything in the config does."""
+        """Return 16 hex digits that change with any value of the config."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 

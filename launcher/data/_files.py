@@ -1,4 +1,4 @@
-"""Text files as parts that are read when they are asked for, and which of them are held out."""
+"""Text files as parts that are read on access, and the choice of the held-out set."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FilePart:
 
     @property
     def name(self) -> str:
-        """The file, and the line where the part does not begin with the first."""
+        """Name of the part: the file, and its first line if that is not line 1."""
         return self.label if self.line == 1 else f"{self.label}:{self.line}"
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ def scan_file(
 
 
 def split_part(part: FilePart, fraction: float) -> tuple[FilePart, FilePart]:
-    """Split a part into its beginning and its end, at the first line start behind the cut.
+    """Split a part in two, at the first line start after the cut.
 
     Without one, at the last line start before the cut; a single line is split within the line.
 
@@ -139,7 +139,7 @@ def split_part(part: FilePart, fraction: float) -> tuple[FilePart, FilePart]:
 
 
 def limit_size(part: FilePart, largest: int = _LARGEST) -> Iterator[FilePart]:
-    """Yield a part in pieces of at most `largest` bytes, cut at line starts where possible."""
+    """Split a part into parts of at most `largest` bytes, at line starts where possible."""
     if len(part) <= largest:
         yield part
         return

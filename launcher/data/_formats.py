@@ -1,4 +1,4 @@
-"""Recognizes files that hold text in another format, and says how to convert them."""
+"""Recognize files in other formats than text, and suggest a command that converts them."""
 
 from __future__ import annotations
 

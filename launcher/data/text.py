@@ -21,7 +21,7 @@ from launcher.errors import DataError
 _log = logging.getLogger("trainctl.data")
 
 _SHOWN = 5
-"""Bad files that an error names before it only counts them."""
+"""Maximum number of bad files that an error names."""
 _SNIFFED = 4096
 
 
@@ -153,7 +153,7 @@ def _stop_at(bad: Sequence[BadFile]) -> None:
 
 
 def _split(parts: Sequence[FilePart], fraction: float) -> DataSplits:
-    """Hold out whole files, or the end of each if no fair share of the text is in whole files."""
+    """Hold out whole files, or the end of each file if the files are too few for a fair split."""
     # Names below the common folder do not depend on where the corpus lies.
     top = os.path.commonpath([part.path.absolute().parent for part in parts])
     splits: dict[bool, list[FilePart]] = {True: [], False: []}

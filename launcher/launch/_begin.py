@@ -68,12 +68,12 @@ def begin(
 
 
 def _mark_void(run_dir: RunDir, config: RunConfig, error: TrainctlError) -> None:
-    """Delete a new run that failed on its settings or data before its first step, or say so."""
+    """Delete the directory of a run that failed on its settings or data before its first step."""
     stopped = isinstance(error, Preempted | Interrupted)
     if stopped or run_dir.has_rows() or config.checkpoint.has_saved(run_dir):
         return
     if isinstance(error, ConfigError | DataError):
-        # The message says everything that the directory does.
+        # The message contains everything that is in the directory.
         shutil.rmtree(run_dir.path, ignore_errors=True)
     else:
         error.add_note(f"nothing was trained: {run_dir.path} has only logs, and may be deleted")

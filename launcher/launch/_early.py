@@ -2,7 +2,7 @@
 
 It is `python -m launcher.launch._worker` without a run directory, which it learns through a socket,
 together with the file descriptors that a rank inherits otherwise. It is rank 0 of the run if the
-config asks for what it was started with: the worker, and an environment without `launch.threads`,
+config needs what it was started with: the worker, and an environment without `launch.threads`,
 which libraries read when they are imported. Otherwise, and after an error, it is killed before it
 has printed anything.
 """
@@ -68,7 +68,7 @@ class EarlyRank:
             descriptors: File descriptors that it is given.
 
         Returns:
-            The process; None if a rank of this run has to be started afresh.
+            The process; None if a rank of this run must be started again.
         """
         *program, path = command
         fits = program == self._command and environment == self._environment

@@ -45,11 +45,11 @@ RANK_VARIABLES = frozenset(
         "MPI_LOCALNRANKS",
     ]
 )
-"""Variables that say which rank a process is."""
+"""Variables that set the rank of a process."""
 
 
 def without_rank() -> dict[str, str]:
-    """Return this process's environment without the variables that say which rank it is.
+    """Return this process's environment without the variables that set its rank.
 
     The launcher may itself have been started by torchrun, srun or mpirun; its ranks are its own.
     """
@@ -64,7 +64,7 @@ def common_to_ranks() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         # A run must not start to download in the middle of the night.
         "HF_HUB_OFFLINE": "1",
-        # Threads that spin at a barrier starve each other as soon as anything else wants a core: a
-        # small model on two busy cores ran ten times slower than on one. What the user set wins.
+        # Threads that spin at a barrier starve each other as soon as another process needs a core:
+        # a small model on two busy cores ran ten times slower than on one. What the user set wins.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }

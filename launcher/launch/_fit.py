@@ -130,11 +130,11 @@ def find_micro_batch_size(
 
 
 def largest_fitting(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The largest candidate that fits, or None; each answer has been seen, none is inferred.
+    """Return the largest candidate that fits, or None; every result comes from a trial.
 
     Args:
         candidates: Ascending. If one fits, so do those below it.
-        fits: Tries one; asked for the largest first, then at each half of what is left.
+        fits: Tries one candidate: the largest first, then a binary search.
     """
     if fits(candidates[-1]):
         return candidates[-1]

@@ -70,7 +70,7 @@ def _update(run_dir: RunDir, found: dict[str, Any], launch: dict[str, Any]) -> N
         launches = [
             each for each in values.get("launches", ()) if each["started"] != launch["started"]
         ]
-        # The code of the first launch is that of the run; a later one says its own.
+        # The code of the first launch is that of the run; each later launch records its own.
         if launches:
             launch = {**launch, **{k: v for k, v in found.items() if values.get(k) != v}}
             found = {}

@@ -81,7 +81,7 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
     failures = [
         failure for rank in ranks if (failure := _failure(rank, records.get(rank.rank))) is not None
     ]
-    # A program that starts the ranks itself ends with a status that says nothing about them.
+    # The exit status of a program that starts the ranks itself contains no information about them.
     failures += [
         _Failure(_severity(values), values["time"], rank)
         for rank, values in records.items()
@@ -205,7 +205,7 @@ def _error(
         return RankFailed(f"rank {rank} ended with status {status}; see {log}", status or 1)
     number = signal.Signals(-status)
     text = f"rank {rank} was killed by {number.name}; see {log}"
-    # Gloo ends the process when the other side sends what was not asked for.
+    # Gloo aborts the process when the other side sends unexpected data.
     if number is signal.SIGABRT and ranks > 1 and in_collective(log_tail(log)):
         text = f"rank {rank} was aborted in a collective: {MISMATCH} ({log})"
     return RankFailed(text, 128 + number)

@@ -50,13 +50,13 @@ class RankProcess:
                 os.kill(self.pid, number)
 
     def send_group(self, number: int) -> None:
-        """Send a signal to it and to what it started, if it runs."""
+        """Send a signal to it and its child processes, if it runs."""
         if self.status is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End it because the launcher says so."""
+        """Kill it on behalf of the launcher."""
         self.killed = self.killed or self.status is None
         self.send(number)
 
@@ -77,7 +77,7 @@ def _has_ended(pid: int) -> bool:
 
 @dataclass(slots=True)
 class Waiter:
-    """Waits until a process ends or time passes; signal handlers run meanwhile."""
+    """Wait until a process ends or a timeout; signal handlers run meanwhile."""
 
     _descriptors: dict[RankProcess, int] = field(default_factory=dict)
 
@@ -105,7 +105,7 @@ class Waiter:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold back signals while ranks are started.
+    """Block signals while ranks are started.
 
     A rank inherits the mask: a signal that comes before it has its handlers waits for them. One for
     the launcher waits until there are ranks to forward it to.

@@ -65,7 +65,7 @@ def record_failed(run_dir: RunDir, rank: int, error: BaseException) -> int:
     try:
         _write(run_dir, rank, values)
     except OSError as problem:
-        # Only the console is left to say why this rank ends.
+        # Only the console is left to report why this rank ends.
         text = values["traceback"] or f"trainctl: rank {rank}: {found}"
         print(f"{text}\n(not written: {problem})", file=sys.stderr, flush=True)  # noqa: T201
     return found.exit_status

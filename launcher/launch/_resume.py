@@ -1,4 +1,4 @@
-"""Resume of an existing run: what may be resumed, the settings that change, and the start."""
+"""Resume of an existing run: checks, changed settings, start."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Signals of a launcher and of its ranks.
 
-A rank's handler only takes a note; the loop asks for it between steps. The launcher forwards
+A rank's handler only sets a flag, which the loop reads between steps. The launcher forwards
 signals to its ranks (`_supervisor`); as long as it has none, they end it as they would end a run.
 """
 
@@ -16,7 +16,7 @@ from types import FrameType
 from launcher.errors import Interrupted, Preempted
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Signals that ask a run to save and end."""
+"""Signals on which a run saves and ends."""
 DUMP = signal.SIGUSR2
 """Signal on which a rank writes the Python stacks of its threads to its log."""
 
@@ -50,7 +50,7 @@ def signals_end_launch() -> Iterator[None]:
 
 
 class StopFlag:
-    """The first signal that asked the run to end.
+    """The first signal that requested the end of the run.
 
     SIGTERM, SIGHUP, SIGUSR1 (Slurm's warning) and SIGINT (Ctrl-C) are noted; a second Ctrl-C leaves
     at once.

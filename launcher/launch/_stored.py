@@ -123,7 +123,7 @@ def keep(run_dir: RunDir) -> None:
 
 
 def undo(run_dir: RunDir) -> Sequence[str]:
-    """Restore what the last change replaced, and return its overrides; empty if there is none."""
+    """Undo the last change, and return its overrides; empty if there is none."""
     record = run_dir.read_record()
     pending = record.get(_PENDING)
     if not isinstance(pending, Mapping) or not isinstance(pending.get("files"), Mapping):

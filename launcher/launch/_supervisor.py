@@ -42,7 +42,7 @@ class Supervisor:
 
     @contextmanager
     def forwarding(self) -> Iterator[None]:
-        """Forward signals to the ranks, which decide how they end. No rank is left afterwards."""
+        """Forward signals to the ranks until all of them have exited."""
         # A thread, as of a sweep's launcher, may not set handlers; the main thread's stay.
         ours = handled() if threading.current_thread() is threading.main_thread() else []
         before = {number: signal.signal(number, self._forward) for number in ours}

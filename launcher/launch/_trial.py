@@ -38,17 +38,17 @@ _ATTEMPTS = 24
 def run_trial(
     config: RunConfig, run_dir: RunDir, world: World, stop: Callable[[], Signals | None]
 ) -> Outcome:
-    """Do everything in a run that uses memory, and record the peak.
+    """Run everything in a training step that uses memory, and record the peak.
 
     Args:
         config: The config, with accumulation=auto and the size that is tried as upper bound.
         run_dir: The trial's directory.
         world: This process's place among the ranks.
-        stop: The signal that asked the run to end, or None.
+        stop: The signal that requested the end of the run, or None.
 
     Raises:
         OutOfMemory: The micro-batch does not fit.
-        TrainctlError: The run could not start with any micro-batch, or was asked to end.
+        TrainctlError: The run could not start with any micro-batch, or a signal ended it.
     """
     search = config.accumulation.search
     assert search is not None, "a trial's config has a search"  # noqa: S101

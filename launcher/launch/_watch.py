@@ -16,11 +16,11 @@ from launcher.launch._processes import RankProcess, process_state, waits_for_dis
 from launcher.launch._signals import DUMP
 from launcher.run_dir import RunDir
 
-# How long some things take is not known beforehand: reading data, writing a checkpoint. There a
-# rank that computes makes progress, and one that waits for it is not alone.
+# Some phases have no known duration: reading data, writing a checkpoint. There a rank that computes
+# makes progress, and the ranks that wait for it are not hanging.
 _UNBOUNDED = {"build", "save", "end"}
 _BUSY = 0.02
-"""Share of a core above which a rank computes: idle threads take less."""
+"""Share of a core above which a rank is busy: idle threads use less."""
 _DUMP_S = 2.0
 _STOPPED = {"T", "t"}
 _WORKING = {"R", "D"}
@@ -69,7 +69,7 @@ class Watch:
         )
 
     def _look(self, rank: RankProcess, passed: float) -> bool:
-        """Update what is known of a rank; True if how long its phase may take is known."""
+        """Update the state of a rank; True if the duration of its phase is bounded."""
         seen = self._seen.setdefault(rank.rank, _Seen())
         beat = self.heartbeats.read(rank.rank)
         bounded = beat.phase not in _UNBOUNDED

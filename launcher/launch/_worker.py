@@ -37,7 +37,7 @@ def main(path: str, run: Callable[[RunDir, StopFlag], Outcome] | None = None) ->
 
     Args:
         path: The run directory.
-        run: What the rank does; by default it trains as config.json says.
+        run: What the rank does; by default it trains with config.json.
     """
     _die_with_launcher()
     stop = StopFlag()

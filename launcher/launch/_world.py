@@ -1,4 +1,4 @@
-"""This process's place among the ranks, from the environment, and their process group."""
+"""Rank and world size of this process, from the environment, and the process group."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
 
 
 def _store(world: World, timeout: timedelta) -> Store | None:
-    """The store through which the ranks find each other; None to ask torch for it, by MASTER_ADDR.
+    """Return the rendezvous store of the ranks; None to let torch create it from MASTER_ADDR.
 
     The launcher has bound the port and rank 0 inherits it, so that no other program can take it in
     between.

@@ -53,7 +53,7 @@ class TorchEngine:
         params: `trainable_parameters`, taken once.
         device: This rank's device.
         world: This rank's place among the ranks.
-        requests: Called once per step: what this rank asks all ranks to do.
+        requests: Called once per step: the requests of this rank to all ranks.
         mean_loss: The window's global mean loss, as `reduce_loss` left it. Shape ().
         auxiliary_losses: The parts of it that the module itself added, by name, likewise.
 
