@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import launcher
 from launcher.checkpoint import _manifest
-from launcher.checkpoint._boxes import State
 from launcher.checkpoint._checkpoint_dir import CheckpointDir
 from launcher.checkpoint._draft import Draft
 from launcher.checkpoint._manifest import FileRecord, Manifest
 from launcher.checkpoint._ranks import Ranks
+from launcher.checkpoint._state import State
 from launcher.checkpoint._storage import Storage
 from launcher.errors import CheckpointError
 

@@ -44,9 +44,9 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from typing_extensions import override
 
-from launcher.checkpoint._boxes import State, check_cover, parts, whole_shape
 from launcher.checkpoint._draft import Draft
 from launcher.checkpoint._ranks import Ranks
+from launcher.checkpoint._state import State, check_cover, parts, whole_shape
 from launcher.contracts import Box, LocalShard
 
 STATE = "state"

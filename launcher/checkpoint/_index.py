@@ -30,9 +30,8 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from torch.distributed.checkpoint.utils import _create_file_view
 from typing_extensions import override
 
-from launcher.checkpoint._boxes import State, check_cover, parts
 from launcher.checkpoint._dcp import STATE
-from launcher.checkpoint._staging import fill
+from launcher.checkpoint._state import State, check_cover, fill, parts
 from launcher.contracts import Box
 from launcher.errors import CheckpointError
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.checkpoint import _manifest
-from launcher.checkpoint._boxes import State, local_tensor, whole_shape
 from launcher.checkpoint._manifest import Manifest
 from launcher.checkpoint._ranks import Ranks
+from launcher.checkpoint._state import State, local_tensor, whole_shape
 from launcher.contracts import Snapshot, param_of
 from launcher.errors import CheckpointError
 

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable
 
 from launcher.checkpoint import _manifest
-from launcher.checkpoint._boxes import State, whole_bytes
 from launcher.checkpoint._checkpoint_dir import CheckpointDir
 from launcher.checkpoint._commit import Pending, commit, foreign, invalid_reason
 from launcher.checkpoint._manifest import Manifest, Verdict
 from launcher.checkpoint._ranks import Ranks
 from launcher.checkpoint._restore import restore, rng_prefix
-from launcher.checkpoint._staging import Staging
+from launcher.checkpoint._state import Staging, State, whole_bytes
 from launcher.checkpoint._storage import Storage
 from launcher.contracts import EngineState, Snapshot, World
 from launcher.errors import CheckpointError

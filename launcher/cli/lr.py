@@ -126,11 +126,11 @@ def _sampled(schedule: Schedule, max_steps: int) -> dict[int, float]:
 
 
 def _write_picture(path: Path, schedule: Schedule, max_steps: int, title: str) -> None:
-    from launcher.cli import _picture
+    from launcher.cli._plot import svg
 
     values = list(_sampled(schedule, max_steps).values())
     try:
-        _picture.svg(values, max_steps, title, path)
+        svg(values, max_steps, title, path)
     except OSError as error:
         raise TrainctlError(f"cannot write {path}: {error.strerror}") from error
     print(f"wrote {path}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -9,13 +10,14 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from launcher.contracts import OptimizerOption, OptimizerTarget, UsualLr
-from launcher.optimizer._blockwise.relative_step import LARGEST_RELATIVE_STEP, relative_step
 from launcher.optimizer._groups.fields import Positive
 
 if TYPE_CHECKING:
     import torch
 
 
+_LARGEST_RELATIVE_STEP = 1e-2
+"""The relative step before the root of the step count brings it down."""
 _NO_WARMUP = (
     "is the start of the relative step, which is not taken here; set it to false "
     "(scheduler.warmup_steps warms a schedule up)"
@@ -69,7 +71,7 @@ class Adafactor(OptimizerOption):
     @override
     def peak_lr(self) -> float | None:
         if self.lr is None and self.relative_step is None:
-            return LARGEST_RELATIVE_STEP
+            return _LARGEST_RELATIVE_STEP
         return self.lr
 
     @override
@@ -126,3 +128,12 @@ class Adafactor(OptimizerOption):
             warmup_init=self.warmup_init,
             sharding=target.sharding,
         )
+
+
+def relative_step(step: int, *, warmup_init: bool) -> float:
+    """The learning rate at a step, counted from 1, before the parameters' scale.
+
+    Source: Shazeer & Stern 2018, arXiv:1804.04235, §9; the warm-up as in transformers.
+    """
+    start = 1e-6 * step if warmup_init else _LARGEST_RELATIVE_STEP
+    return min(start, 1.0 / math.sqrt(step))

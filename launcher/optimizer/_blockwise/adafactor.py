@@ -30,7 +30,7 @@ from launcher.optimizer._blockwise.adafactor_small import SmallTensors
 from launcher.optimizer._blockwise.blocks import Blocks, Scratch, blocks_of, compute_dtype
 from launcher.optimizer._blockwise.buckets import SMALL_ELEMENTS, Bucket
 from launcher.optimizer._blockwise.per_tensor import PerTensor, Shapes, Sums
-from launcher.optimizer._blockwise.relative_step import relative_step
+from launcher.optimizer.adafactor import relative_step
 
 
 class AdafactorOptimizer(PerTensor):
