@@ -1,4 +1,4 @@
-"""The state that is saved: boxes (index ranges) of full tensors, and copies for a background save."""
+"""The state that is saved: boxes (index ranges) of full tensors, and copies for async saves."""
 
 from __future__ import annotations
 
