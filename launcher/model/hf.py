@@ -57,7 +57,7 @@ class HuggingFace(ModelOption):
             return  # preflight reports it
         name, *_ = values.get("architectures") or [""]
         what = ""
-        # Others are found when the model is built: see _heads and check_module.
+        # Others are found when the model is built: see _network and check_module.
         if name.endswith("ForMaskedLM") and not values.get("is_decoder"):
             what = f"an encoder ({name}), in which every token attends to those after it"
         elif values.get("is_encoder_decoder"):

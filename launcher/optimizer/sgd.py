@@ -58,7 +58,7 @@ class SGD(LearningRate, FusedOption):
         import torch
 
         from launcher.optimizer._groups.param_groups import param_groups
-        from launcher.optimizer._torch.fused_sgd import FusedSGD
+        from launcher.optimizer._torch.base_optimizer import FusedSGD
 
         groups = param_groups(target, self)
         flags = self.kernel_flags(groups, target.device_type)
