@@ -63,11 +63,11 @@ def begin(
         try:
             return run_dir, run_ranks(config, run_dir, lock, early, quiet=quiet)
         except TrainctlError as error:
-            _mark_void(run_dir, config, error)
+            _discard_failed(run_dir, config, error)
             raise
 
 
-def _mark_void(run_dir: RunDir, config: RunConfig, error: TrainctlError) -> None:
+def _discard_failed(run_dir: RunDir, config: RunConfig, error: TrainctlError) -> None:
     """Delete the directory of a run that failed on its settings or data before its first step."""
     stopped = isinstance(error, Preempted | Interrupted)
     if stopped or run_dir.has_rows() or config.checkpoint.has_saved(run_dir):
