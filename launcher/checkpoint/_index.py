@@ -158,7 +158,7 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301 - this one cannot call what it
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             return getattr(torch, global_name)
         raise pickle.UnpicklingError(
-            f"it asks for {module_name}.{global_name}, which no checkpoint of trainctl holds; "
+            f"it refers to {module_name}.{global_name}, which no checkpoint of trainctl contains; "
             "nothing was run"
         )
 
@@ -241,6 +241,6 @@ def _refused(path: Path, what: str = "the index") -> Iterator[None]:
         raise
     except BaseException as error:
         raise CheckpointError(
-            f"{path}: refused, although its checksum is right: {what} is not what it should be: "
+            f"{path}: refused, although its checksum is right: {what} is invalid: "
             f"{error}; do not use this checkpoint unless you trust its source"
         ) from error

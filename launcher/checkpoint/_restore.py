@@ -123,7 +123,7 @@ def _check_same_model(path: Path, saved: Kinds, lives: Sequence[Kinds]) -> None:
         "missing in the checkpoint": {
             name for name in names - saved.keys() if param_of(name, params) in reached
         },
-        "left over in the checkpoint": saved.keys() - names,
+        "unexpected in the checkpoint": saved.keys() - names,
         "different": differing,
     }
     if any(problems.values()):

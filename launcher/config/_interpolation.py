@@ -72,7 +72,7 @@ def _problem(path: Path, text: str, raw: Any) -> Problem | None:
     for name in _ALIAS.findall(text):
         if not name.startswith(".") and "[" not in name and _lookup(raw, name.split(".")) is None:
             hint = did_you_mean(closest_keys(name, known))
-            return Problem(key, f"refers to {name}, which is not there{hint}")
+            return Problem(key, f"refers to {name}, which does not exist{hint}")
     return None
 
 
@@ -107,7 +107,9 @@ def _unresolvable(raw: Any) -> dict[Path, Problem]:
 
 
 def _unresolvable_alias(path: Path, text: str) -> Problem:
-    return Problem(".".join(map(str, path)), f"the alias {text!r} leads nowhere, or to itself")
+    return Problem(
+        ".".join(map(str, path)), f"the alias {text!r} refers to a missing key, or to itself"
+    )
 
 
 def _put_none(raw: Any, path: Path) -> None:

@@ -364,4 +364,4 @@ def _way_is_free(key: str, cfg: DictConfig) -> None:
         else:
             return
         if not OmegaConf.is_config(node):
-            raise ConfigKeyError(f"{part} is a value and holds no settings")
+            raise ConfigKeyError(f"{part} is a value without settings")

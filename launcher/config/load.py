@@ -124,7 +124,7 @@ def sweep_jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ())
     try:
         [grid] = BasicSweeper.split_arguments(words, max_batch_size=None)
     except COMPOSITION_ERRORS as error:
-        raise ConfigError([Problem("", f"these words make no grid: {error}")]) from error
+        raise ConfigError([Problem("", f"these words are no valid sweep: {error}")]) from error
     return [list(job) for job in grid]
 
 

@@ -182,7 +182,8 @@ def _refused(change: Change, allow: Sequence[str]) -> Problem | None:
     allowed = any(change.key == key or change.key.startswith(f"{key}.") for key in allow)
     if change.kind == "allow" and not allowed:
         return Problem(
-            change.key, f"changes the run: {change.reason}; add --allow {change.key} if you mean it"
+            change.key,
+            f"changes the run: {change.reason}; add --allow {change.key} if this is intended",
         )
     return None
 

@@ -256,7 +256,7 @@ class Engine(Protocol):
         """Load what `state` returned, strictly.
 
         Raises:
-            CheckpointError: Keys are missing, left over, or of another shape.
+            CheckpointError: Keys are missing, unexpected, or of another shape.
         """
 
     def close(self) -> None:

@@ -306,14 +306,16 @@ class OptimizerOption(DeviceOption):
         """
         if unknown := sorted(values.keys() - self.group_options):
             can = ", ".join(sorted(self.group_options))
-            raise ValueError(f"{', '.join(unknown)}: cannot differ by group; what can: {can}")
+            raise ValueError(
+                f"{', '.join(unknown)}: cannot be set by group; settings that can: {can}"
+            )
         changed = dict(values)
         if changed.keys() & {"lr", "lr_scale"} and self.lr is None:
             raise ValueError("lr: the optimizer sets its own, so that a group cannot have another")
         scale = changed.pop("lr_scale", None)
         if scale is not None:
             if "lr" in changed or isinstance(scale, bool) or not isinstance(scale, int | float):
-                raise ValueError("lr_scale: must be a number, and stand beside no lr")
+                raise ValueError("lr_scale: must be a number, and not combined with lr")
             changed["lr"] = (self.lr or 0) * scale
         if "lr" in changed and changed["lr"] is None:
             raise ValueError("lr: must be a number")

@@ -84,7 +84,7 @@ def _header(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-                raise DataError(f"{path}: is cut off or not a safetensors file ({size} bytes)")
+                raise DataError(f"{path}: is truncated or not a safetensors file ({size} bytes)")
             header = json.loads(file.read(length))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
@@ -95,7 +95,7 @@ def _header(path: Path) -> dict[str, Any]:
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     for name, tensor in tensors.items():
         if not _is_entry(tensor, size - 8 - length):
-            raise DataError(f"{path}: the entry of {name} is damaged, or the file is cut off")
+            raise DataError(f"{path}: the entry of {name} is damaged, or the file is truncated")
     return tensors
 
 

@@ -191,7 +191,7 @@ class HuggingFace(ModelOption):
         """Return the names of the weights that the files need not have: those of another head.
 
         Raises:
-            DataError: Other weights are missing, left over, or of another shape.
+            DataError: Other weights are missing, unexpected, or of another shape.
         """
         base = f"{module.base_model_prefix}."
         # Only some heads read the pooled output of an encoder.
@@ -206,7 +206,7 @@ class HuggingFace(ModelOption):
         drawn = {key for key in missing if of_head(key)}
         problems = {
             "missing": missing - drawn,
-            "left over": {key for key in report.get("unexpected_keys") or () if not of_head(key)},
+            "unexpected": {key for key in report.get("unexpected_keys") or () if not of_head(key)},
             "of another shape": report.get("mismatched_keys"),
         }
         found = [

@@ -64,7 +64,7 @@ def load_optimizer(
         stateless: See `optimizer_template`.
 
     Raises:
-        CheckpointError: A key is missing or left over.
+        CheckpointError: A key is missing or unexpected.
     """
     expected = optimizer_template(optimizer, names, stateless)
     params = frozenset(names.values())
@@ -73,7 +73,7 @@ def load_optimizer(
     if needed != state.keys():
         missing, left = sorted(needed - state.keys()), sorted(state.keys() - needed)
         raise CheckpointError(
-            f"the checkpoint is of another optimizer: missing {missing[:5]}, left over {left[:5]}"
+            f"the checkpoint is of another optimizer: missing {missing[:5]}, unexpected {left[:5]}"
         )
     _forget(optimizer, [param for param, name in names.items() if name not in reached])
     for holder, key, name in _places(optimizer, names):

@@ -282,7 +282,7 @@ class TorchEngine:
         if given.keys() != live.keys():
             missing, left = sorted(live.keys() - given.keys()), sorted(given.keys() - live.keys())
             raise CheckpointError(
-                f"the checkpoint is of another model: missing {missing[:5]}, left over {left[:5]}"
+                f"the checkpoint is of another model: missing {missing[:5]}, unexpected {left[:5]}"
             )
         with torch.no_grad():
             for name, tensor in live.items():

@@ -35,7 +35,7 @@ class Multistep(WarmedUp):
                 raise ScheduleError(
                     "milestones",
                     f"has {describe(written, milestone)}, which is never reached: the run has "
-                    f"{steps} steps after its warm-up; take it out or lengthen the run",
+                    f"{steps} steps after its warm-up; remove it or lengthen the run",
                 )
         milestones.sort()
         gamma = self.gamma

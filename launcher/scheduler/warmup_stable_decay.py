@@ -52,8 +52,8 @@ class WarmupStableDecay(MinLrSchedule):
     def _one_start(self) -> Self:
         if self.stable_steps is not None and self.decay_start is not None:
             raise ValueError(
-                f"stable_steps {self.stable_steps} and decay_start {self.decay_start} both say "
-                "when the cool-down begins; set one of them to null"
+                f"stable_steps {self.stable_steps} and decay_start {self.decay_start} both "
+                "set the start of the decay; set one of them to null"
             )
         return self
 
@@ -114,7 +114,7 @@ class WarmupStableDecay(MinLrSchedule):
                 raise ScheduleError(
                     "decay_start",
                     f"is {describe(self.decay_start, start)}, but the warm-up takes {warmup} "
-                    "steps; start the cool-down later or shorten the warm-up",
+                    "steps; start the decay later or shorten the warm-up",
                 )
             stable = start - warmup
         elif self.stable_steps is not None:

@@ -120,10 +120,12 @@ def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainSt
         stored = RunConfig.from_json(snapshot.config)
         if (stored.data, stored.task, stored.model) == (config.data, config.task, config.model):
             raise CheckpointError(
-                f"the training data is not what step {snapshot.step} was trained on: files were "
-                "changed, added or removed since; restore them, or start a new run"
+                f"the training data has changed since step {snapshot.step}: files were "
+                "changed, added or removed; restore them, or start a new run"
             )
-        _log.warning("the data was changed on purpose: going on at sample position of the old data")
+        _log.warning(
+            "the data was changed on purpose: continuing at the sample position of the old data"
+        )
     parts.engine.load_state(snapshot.engine)
     # A rank that did not exist when the checkpoint was saved keeps the generators as this start has
     # seeded them; what a step draws from torch is seeded at each step.

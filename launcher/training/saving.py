@@ -70,7 +70,7 @@ def with_memory(state: TrainState, observers: Iterable[Observer]) -> TrainState:
     for observer in observers:
         new = observer.memory()
         if taken := memory.keys() & new.keys():
-            raise ValueError(f"two observers remember {', '.join(sorted(taken))}; rename one")
+            raise ValueError(f"two observers save the state {', '.join(sorted(taken))}; rename one")
         memory |= new
     return replace(state, observers=memory)
 

@@ -310,9 +310,12 @@ def reshape_weight(folder: Path) -> None:
     ("damage", "message"),
     [
         (drop_weight, r"1 missing \(such as model.norm.weight\)"),
-        (add_weight, r"1 left over \(such as extra\)"),
+        (add_weight, r"1 unexpected \(such as extra\)"),
         (reshape_weight, r"1 of another shape \(such as .*model.norm.weight"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "is cut off or not"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99),
+            "is truncated or not",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_an_error(

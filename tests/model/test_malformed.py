@@ -230,11 +230,14 @@ CASES: dict[str, tuple[Damage, str]] = {
         lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
         "the weights are pickled",
     ),
-    "weights empty": (put(WEIGHTS, ""), "is cut off or not a safetensors file"),
-    "weights of four bytes": (put(WEIGHTS, "abcd"), "is cut off or not a safetensors file"),
-    "weights cut off": (cut(WEIGHTS, 0.5), "is damaged, or the file is cut off"),
-    "weights cut in the header": (cut(WEIGHTS, 0.02), "is cut off or not a safetensors file"),
-    "weights text": (put(WEIGHTS, "version https://git-lfs.github.com/spec/v1\n"), "is cut off or"),
+    "weights empty": (put(WEIGHTS, ""), "is truncated or not a safetensors file"),
+    "weights of four bytes": (put(WEIGHTS, "abcd"), "is truncated or not a safetensors file"),
+    "weights cut off": (cut(WEIGHTS, 0.5), "is damaged, or the file is truncated"),
+    "weights cut in the header": (cut(WEIGHTS, 0.02), "is truncated or not a safetensors file"),
+    "weights text": (
+        put(WEIGHTS, "version https://git-lfs.github.com/spec/v1\n"),
+        "is truncated or",
+    ),
     "weights with a header of no JSON": (
         put(WEIGHTS, struct.pack("<Q", 4) + b"{{{{"),
         "is not a safetensors file",
@@ -260,7 +263,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "weights without shape": (header(lambda values: values[NORM].update(shape=None)), "is damaged"),
     "weights with an entry of text": (header(lambda values: {**values, NORM: "x"}), "is damaged"),
     "one weight missing": (weights(lambda tensors: tensors.pop(NORM)), "1 missing"),
-    "one weight too many": (weights(lambda t: t.update(extra=torch.ones(1))), "1 left over"),
+    "one weight too many": (weights(lambda t: t.update(extra=torch.ones(1))), "1 unexpected"),
     "one weight of another shape": (
         weights(lambda t: t.update({NORM: torch.ones(3)})),
         "1 of another shape",

@@ -232,13 +232,13 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(build_option: Build, k
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"beta": 0.9}, "beta: cannot differ by group; what can: betas"),
-        ({"implementation": "loop"}, "cannot differ by group"),
+        ({"beta": 0.9}, "beta: cannot be set by group; settings that can: betas"),
+        ({"implementation": "loop"}, "cannot be set by group"),
         ({"betas": [0.9, 1.5]}, "betas.1: Input should be less than 1"),
         ({"lr": -1}, "lr: Input should be greater than 0"),
         ({"lr": "fast"}, "lr: Input should be a valid number"),
         ({"lr": None}, "lr: must be a number"),
-        ({"lr": 1e-3, "lr_scale": 2.0}, "stand beside no lr"),
+        ({"lr": 1e-3, "lr_scale": 2.0}, "not combined with lr"),
         ({"lr_scale": True}, "lr_scale: must be a number"),
         ({"weight_decay": -0.1}, "weight_decay"),
     ],

@@ -243,13 +243,13 @@ def test_state_moves_to_a_fresh_engine_bitwise() -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("change", ["missing", "left over", "shape", "optimizer"])
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "optimizer"])
 def test_loading_is_strict(change: str) -> None:
     under_test = engine(Toy())
     state = {k: v.clone() for k, v in tensors(under_test).items()}
     if change == "missing":
         del state["model.head.weight"]
-    elif change == "left over":
+    elif change == "unexpected":
         state["model.other"] = torch.zeros(1)
     elif change == "shape":
         state["model.head.weight"] = torch.zeros(2, 2)

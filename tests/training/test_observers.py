@@ -114,7 +114,7 @@ def test_memories_are_joined_and_their_names_are_unique() -> None:
 
     state = with_memory(TrainState(step=2), [Remembering(reason="a"), Remembering(reason="b")])
     assert state == TrainState(step=2, observers={"a": 1.0, "b": 1.0})
-    with pytest.raises(ValueError, match="two observers remember a"):
+    with pytest.raises(ValueError, match="two observers save the state a"):
         with_memory(state, [Remembering(reason="a"), Remembering(reason="a")])
 
 
