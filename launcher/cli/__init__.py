@@ -1,6 +1,6 @@
 """The command line: `trainctl VERB words`.
 
-A verb is one module of this package with `main(argv) -> int`, imported when it is asked for, so
+A verb is one module of this package with `main(argv) -> int`, imported when it is called, so
 that `trainctl --help` pays for none of them; its line in `VERBS` is all that help and completion
 know about it. Verbs read words, call the packages below and print. Here, and nowhere else, an
 exception becomes text and an exit status (`launcher.errors` lists them).
@@ -152,6 +152,6 @@ def _open_standard_streams() -> None:
 
 
 def _forget_stdout() -> None:
-    """Give the interpreter somewhere to flush what the reader of our pipe did not want."""
+    """Redirect stdout, so that the interpreter can flush the rest after the pipe was closed."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -67,7 +67,7 @@ def _own_words(verb: str, rest: Sequence[str], last: str) -> Iterator[str]:
 
 
 def _flags(verb: str) -> list[str]:
-    """The verb's own --help says which flags there are, so that nothing else need know."""
+    """Read the flags from the verb's --help, so that they are defined only once."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(io.StringIO()):
         main([*verb.split(), "--help"])

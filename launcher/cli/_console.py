@@ -25,7 +25,7 @@ def dim(text: str) -> str:
 
 
 def announce(text: str) -> None:
-    """Say on a terminal what is being done, before seconds pass without output."""
+    """Print the current activity on a terminal, before seconds without output."""
     if sys.stderr is not None and sys.stderr.isatty():
         print(f"trainctl: {text}", file=sys.stderr, flush=True)
 
@@ -63,7 +63,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def print_json(value: object) -> None:
-    """One JSON document; numbers that JSON does not know are an error, not `NaN`."""
+    """One JSON document; numbers that JSON does not support are an error, not `NaN`."""
     import json
 
     print(json.dumps(value, indent=2, allow_nan=False))

@@ -72,7 +72,7 @@ def ticks(highest: float) -> list[float]:
 
 
 def step_ticks(num_steps: int, at_most: int) -> list[int]:
-    """Round steps from 0 on, about as many as asked for, that lie on the axis."""
+    """Round steps from 0 on, about as many as requested, that lie on the axis."""
     if num_steps <= 1:
         return [0]
     distance = (num_steps - 1) / max(1, at_most)

@@ -69,7 +69,7 @@ def summary(path: Path) -> str:
 
 
 def kind(path: Path, seen: frozenset[Path] = frozenset()) -> str | None:
-    """The kind of a preset, its own or that of the preset it extends; None when no file says it."""
+    """The kind of a preset, its own or that of the preset it extends; None if no file sets it."""
     values = _read(path)
     if isinstance(values.get("kind"), str):
         return str(values["kind"])

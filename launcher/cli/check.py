@@ -66,7 +66,9 @@ def _jobs(flags: Namespace, overrides: Sequence[str], arguments: Arguments) -> l
     words = sweep_jobs(overrides, flags.config_dir)
     if not words:
         refuse_code(overrides, flags.config_name, flags.config_dir)
-        arguments.error("only the sweeper knows its jobs; check one of them without -m")
+        arguments.error(
+            "this sweeper's jobs are not known in advance; check one of them without -m"
+        )
     return [composition(flags, job) for job in words]
 
 

@@ -1,4 +1,4 @@
-"""`trainctl completion bash|zsh`: at every Tab the shell asks for candidates."""
+"""`trainctl completion bash|zsh`: candidates for the shell's Tab completion."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ compdef _trainctl trainctl
 
 
 def main(argv: list[str]) -> int:
-    """Print the shell's hook; `query LINE` is how the hook asks back."""
+    """Print the shell's hook; the hook calls `query LINE`."""
     arguments = Arguments(
         "completion",
         "bash|zsh",
-        "Print the tab completion of a shell; it knows verbs, groups, presets, keys and recipes.",
+        "Print the tab completion of a shell: verbs, groups, presets, keys and recipes.",
         'eval "$(trainctl completion bash)"    # in ~/.bashrc',
         'eval "$(trainctl completion zsh)"     # in ~/.zshrc, after compinit',
     )

@@ -111,8 +111,8 @@ class RunConfig(Settings):
     log_every_steps: int = Field(gt=0, le=10**12)
     """Steps between two rows of metrics."""
     on_nonfinite: Literal["stop", "skip"]
-    """When loss or gradient norm is not finite: end the run, or skip the update and continue. A
-    skipped update counts as a step of the learning rate schedule."""
+    """Action if loss or gradient norm is not finite: end the run, or skip the update and continue.
+    A skipped update counts as a step of the learning rate schedule."""
     max_consecutive_skips: int | None = Field(gt=0, le=10**9)
     """Number of skipped updates in a row after which the run fails; null for no limit."""
     run_root: str = Field(min_length=1, pattern=r"^[^\x00]*$")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ConfigView(Protocol):
-    """What `Option.problems` may read; `RunConfig` documents the fields.
+    """The fields that `Option.problems` may read; `RunConfig` documents them.
 
     A protocol, because the class itself needs the options and is defined above them.
     """

@@ -1,4 +1,4 @@
-"""What the loop needs of an engine, and the mesh of ranks that it runs on."""
+"""Interface between training loop and engine, and the mesh of ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an option of each group must offer; that of the optimizers is in `optimizer`."""
+"""Base class of the options of each group; that of the optimizers is in `optimizer`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ModelOption(Option):
 
     @property
     def has_pretrained_weights(self) -> bool:
-        """Whether training starts from weights of an earlier training."""
+        """True if training starts from pretrained weights."""
         return False
 
     @property
@@ -93,10 +93,10 @@ class ModelOption(Option):
 
     @abstractmethod
     def limits(self) -> ModelLimits:
-        """What the network can take, known without building it.
+        """Limits of the network, without building it.
 
         Raises:
-            DataError: The file that says so cannot be read.
+            DataError: The file with the limits cannot be read.
         """
 
     @override
@@ -269,7 +269,7 @@ class ParallelismOption(Option):
         """Return the mesh that a number of ranks form; must not import torch.
 
         Raises:
-            ValueError: This number of ranks forms no such mesh; the message says which would.
+            ValueError: This number of ranks forms no such mesh; the message names numbers that do.
         """
 
     @abstractmethod

@@ -61,7 +61,7 @@ class Observer(ABC):
 
     Observers are called in the order of `GROUPS`; those of `logging` and `checkpoint` come last, so
     that a row is on disk before the state that follows it, and a checkpoint holds what every other
-    observer remembers. An exception ends the run at once and as failed.
+    observer saves. An exception ends the run at once and as failed.
 
     All ranks must return a `Stop` after the same step. They do if it follows from what is equal on
     all ranks: the report's numbers, except those of `window`, and the config. A decision from a
@@ -90,7 +90,7 @@ class RunContext:
     Attributes:
         run_dir: Where files go.
         world: This process's place among the ranks.
-        start: The state that the run starts from, with what observers remembered.
+        start: The state that the run starts from, with the state of the observers.
         logged_step: Last step whose row is final: that of `start`, or the one before it if the
             evaluation of that step was interrupted and is repeated.
         max_steps: The step at which the run ends if no observer stops it before.

@@ -1,4 +1,4 @@
-"""What an option of the group `optimizer` must offer, parameter groups included."""
+"""Base class of the options of the group `optimizer`, and of its parameter groups."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _compiles(pattern: str) -> str:
-    """A regular expression, or a ValueError that says why it is none."""
+    """Validate a regular expression; the ValueError has the reason."""
     try:
         re.compile(pattern)
     except re.error as error:
@@ -40,14 +40,14 @@ Pattern = Annotated[str, AfterValidator(_compiles)]
 class GroupOverride(Settings):
     """Other options for some parameters: `{pattern: embed, lr: 1.0e-3, betas: [0.9, 0.99]}`.
 
-    Beside `pattern` it takes the optimizer's own `group_options`.
+    Next to `pattern` it takes the optimizer's own `group_options`.
     """
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
 
     pattern: Pattern
-    """Which parameters."""
+    """Regular expression of parameter names."""
 
     @property
     def values(self) -> dict[str, JsonValue]:
@@ -56,7 +56,7 @@ class GroupOverride(Settings):
 
 
 class ParamGroups(Settings):
-    """Which parameters the optimizer treats alike.
+    """Rules that divide the parameters into groups.
 
     A pattern is a regular expression that must match (`re.search`) at least one parameter's name; a
     shared parameter answers to each of its names.
@@ -89,14 +89,14 @@ class ParamGroups(Settings):
 
 
 _FAR = 10
-"""Factor between two model sizes beyond which one's learning rate says little of the other's."""
+"""Factor between two model sizes above which their learning rates are not comparable."""
 _SCALARS = frozenset({"step", "mu_product"})
-"""What torch's optimizers keep once for each parameter: of the shape of a scalar parameter too."""
+"""State that torch's optimizers keep once per parameter, whatever its shape."""
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerTarget:
-    """What an optimizer is built for.
+    """Module and device for which an optimizer is built.
 
     Attributes:
         module: The network. Its parameters are the tensors that the optimizer steps: where an
@@ -123,16 +123,16 @@ class UsualLr(NamedTuple):
     """Learning rates that are usual for fine-tuning pretrained weights, lowest and highest."""
 
     full: tuple[float, float]
-    """Where all weights are trained."""
+    """Range if all weights are trained."""
     adapter: tuple[float, float]
-    """Where small added matrices are trained (LoRA)."""
+    """Range if small added matrices are trained (LoRA)."""
 
 
 class OptimizerOption(DeviceOption):
     """The optimizer and its parameter groups."""
 
     group_options: ClassVar[frozenset[str]] = frozenset({"lr", "lr_scale", "weight_decay"})
-    """What may differ from group to group: fields, and `lr_scale`, a factor on `lr`."""
+    """Settings that can differ between groups: fields, and `lr_scale`, a factor of `lr`."""
     owns_schedule: ClassVar[bool] = False
     """The optimizer finds its own learning rates: only a constant schedule, warm-up aside, fits
     it."""
@@ -140,7 +140,7 @@ class OptimizerOption(DeviceOption):
     """The update of an element depends on nothing of the other elements: shards can be updated like
     tensors."""
     clips_itself: ClassVar[bool] = False
-    """The optimizer limits its own updates: clipping the global gradient norm beside it changes its
+    """The optimizer limits its own updates: clipping the global gradient norm as well changes its
     maths."""
 
     usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": None}
@@ -165,7 +165,7 @@ class OptimizerOption(DeviceOption):
 
     @property
     def peak_lr(self) -> float | None:
-        """What a schedule scales; None where none may.
+        """Return the rate that a schedule scales; None if no schedule may scale it.
 
         It is `lr`, except where an optimizer that can set its own rate is put under a schedule
         without having been told one.
@@ -279,7 +279,7 @@ class OptimizerOption(DeviceOption):
         """Return why the optimizer cannot update shards of tensors; None where it can.
 
         It can where it is `elementwise`, and where a kind that overrides this takes what it must
-        know of whole tensors from `OptimizerTarget.sharding`.
+        know of full tensors from `OptimizerTarget.sharding`.
         """
         return None if self.elementwise else "it needs whole tensors"
 
@@ -292,7 +292,7 @@ class OptimizerOption(DeviceOption):
         return None
 
     def void_under_schedule(self) -> Mapping[str, str]:
-        """What is set in vain where a schedule gives the rates: by field, why, and what to do."""
+        """Return the fields that are ignored under a schedule, each with the reason and a fix."""
         return {}
 
     def overridden(self, values: Mapping[str, JsonValue]) -> Self:
@@ -341,7 +341,7 @@ class OptimizerOption(DeviceOption):
 
         Raises:
             ConfigError: A pattern matches no parameter, the device or an installed library does not
-                offer what the option asks for, or the parameters are shards and the optimizer
+                support what the option needs, or the parameters are shards and the optimizer
                 `refuses_shards`.
         """
 

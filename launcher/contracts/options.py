@@ -1,4 +1,4 @@
-"""What every option is."""
+"""Base classes of all options."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Option(Settings, ABC):
         torch and must not read more than needed to find an error.
 
         Raises:
-            TrainctlError: The run would fail; the message says why and what to do.
+            TrainctlError: The run would fail; the message has the reason and a fix.
         """
 
     def problems(self, config: ConfigView) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """Records which settings are read by attribute, to find those that have no effect.
 
 `Settings` reports every read of a field here, so that options of third parties need nothing. What
-walks over all fields (`model_dump`, `==`, `repr`) reads no attribute and does not count.
+iterates over all fields (`model_dump`, `==`, `repr`) reads no attribute and does not count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 
 class Reads:
-    """Which leaves of a config were read.
+    """Record of the leaves of a config that were read.
 
     A leaf is a field that holds no settings, or a key of a mapping, such as
     `optimizer.groups.frozen`; settings in a list count by their place in it
@@ -28,7 +28,7 @@ class Reads:
     def __init__(self, config: BaseModel) -> None:
         self._leaves: dict[str, None] = {}
         self._read: set[str] = set()
-        # By identity, since equal settings may stand in several places; holding the settings keeps
+        # By identity, since equal settings may occur in several places; holding the settings keeps
         # the numbers from being given to others.
         self._places: dict[int, tuple[BaseModel, Mapping[str, str]]] = {}
         self._add(config, "")
@@ -79,7 +79,7 @@ class Reads:
 
 
 active: Reads | None = None
-"""Where reads are recorded now; one per process, since a run's threads read settings too."""
+"""The current record of reads; one per process, since a run's threads read settings too."""
 
 
 @contextmanager

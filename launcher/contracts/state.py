@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """The run's counters, and what its schedule and observers remember.
+    """The run's counters, and the state of its schedule and observers.
 
     Attributes:
         step: Optimizer steps done. A skipped update counts: schedules are functions of the data

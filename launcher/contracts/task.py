@@ -55,7 +55,7 @@ class Metrics(Protocol):
 
 
 class Task(ABC):
-    """The live task. It knows neither engines, nor ranks, nor optimizers.
+    """The live task, independent of engines, ranks and optimizers.
 
     Attributes:
         head: The output layer that the model must have; complete once `samples` has read the

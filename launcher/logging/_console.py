@@ -46,7 +46,7 @@ class RunConsole(Console):
 
 @functools.cache
 def console() -> RunConsole:
-    """Return the console on standard output, coloured as the terminal and NO_COLOR say."""
+    """Return the console on standard output, coloured according to the terminal and NO_COLOR."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot draw a character gets a question mark, not the run a traceback.
         sys.stdout.reconfigure(errors="replace")

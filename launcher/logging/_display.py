@@ -26,7 +26,7 @@ def display(mode: Literal["auto", "live", "plain"], context: LogContext) -> Sink
         terminal.force_terminal()
     live = mode == "live" or (mode == "auto" and terminal.file.isatty())
     _print_header(context.summary)
-    # Nothing can be redrawn on a dumb terminal, whoever asks.
+    # A dumb terminal cannot redraw lines.
     return LiveDisplay(context) if live and not terminal.is_dumb_terminal else PlainLines(context)
 
 

@@ -18,7 +18,7 @@ class Standard(LoggingOption):
 
     kind: Literal["standard"]
     console: Literal["auto", "live", "plain", "none"]
-    """What the console shows: a `live` display that is redrawn in place, a `plain` line per logged
+    """Console output: a `live` display that is redrawn in place, a `plain` line per logged
     step, or `none`; `auto` is live on a terminal and plain elsewhere."""
     tensorboard: bool
     """Write event files to RUN_DIR/tensorboard."""

@@ -1,6 +1,6 @@
 """Networks and their tokenizers; one module per kind.
 
-A kind is a `ModelOption`: it says what the network can take (`limits`), builds it for a task's head
+A kind is a `ModelOption`: it has the limits of the network (`limits`), builds it for a task's head
 (`build`), and makes its tokenizer (`build_tokenizer`). Nothing here knows how the network is
 trained, sharded or cast; nothing is ever downloaded, unpickled, or run from a model's folder.
 

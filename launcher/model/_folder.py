@@ -185,7 +185,7 @@ def read_json(path: Path, need: str) -> dict[str, Any]:
 
 
 def short(error: BaseException) -> str:
-    """Return the beginning of a library's message, which may list everything that it knows."""
+    """Return the beginning of a library's message, which may contain long lists."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} …"
 

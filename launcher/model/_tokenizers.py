@@ -85,7 +85,7 @@ class FolderTokenizer(Tokenizer):
         self.eos_id = int(eos_id)
         self.vocab_size = len(self._tokenizer)
         self.bos_id = self._tokenizer.bos_token_id
-        # Tokenizers do not say it: some have a BOS token that they never add.
+        # Tokenizers have no attribute for it: some have a BOS token that they never add.
         self.adds_bos = self.bos_id is not None and self._tokenizer("a").input_ids[0] == self.bos_id
 
     @override

@@ -1,4 +1,4 @@
-"""Any model that transformers knows, from a local folder."""
+"""Any model that transformers supports, from a local folder."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Llama(ModelOption):
     init_std: float = Field(ge=0, le=1)
     """Standard deviation of the normal distribution that weights are drawn from."""
     tie_embeddings: bool
-    """Whether input and output embeddings are one matrix."""
+    """Share one matrix between input and output embeddings."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

@@ -1,7 +1,7 @@
 """Number formats of parameters, computation and reductions.
 
 This package holds the formats, their device requirements, loss scaling, and the rounding of weights
-in sixteen bits. It knows nothing of ranks (parallelism) or of what is computed (task, model).
+in sixteen bits. It is independent of ranks (parallelism) and of task and model.
 
 An engine uses a format through `contracts.Precision`, which documents how.
 

@@ -1,4 +1,4 @@
-"""What the options of formats share: the format of evaluations, and device requirements."""
+"""Common code of the options: the format of evaluations, and device requirements."""
 
 from __future__ import annotations
 

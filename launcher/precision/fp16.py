@@ -31,7 +31,7 @@ class Fp16(FullEvalOption):
     """Autocast to float16 over float32 master weights, with dynamic loss scaling.
 
     An update whose gradients overflow is skipped and counted, and the scale is halved; the schedule
-    goes on, because it is a function of the data seen.
+    continues, because it is a function of the data seen.
     """
 
     kind: Literal["fp16"]

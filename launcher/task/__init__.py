@@ -2,7 +2,7 @@
 
 A kind is a `TaskOption`: its `build` makes the live `Task`, which encodes records to samples,
 computes the summed loss and the predictions of a micro-batch, turns the predictions on held-out
-samples into scores, and exports the model. It knows nothing of engines, devices or optimizers.
+samples into scores, and exports the model. It is independent of engines, devices and optimizers.
 
 To add one: `launcher/task/<kind>.py` with one public subclass of `TaskOption`, and a preset
 `conf/task/<kind>.yaml` that gives every field a value. A task may derive from the live task that

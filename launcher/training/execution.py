@@ -219,7 +219,7 @@ class Execution:
 
 @contextlib.contextmanager
 def _describing_samples(progress: Progress, samples: Samples) -> Iterator[None]:
-    """Say of an error in a step which step it was, and which samples it met."""
+    """Add the step and its samples to the message of an error."""
     try:
         yield
     except Diverged:

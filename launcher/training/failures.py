@@ -1,4 +1,4 @@
-"""What happens when something fails: everything is closed, and running out of memory is named."""
+"""Failures: everything is closed, and running out of memory is reported as `OutOfMemory`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _SIGNS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an exception says that memory ran out."""
+    """Return True if an exception reports that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # On the CPU torch has no class for it.
@@ -56,7 +56,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def out_of_memory_context(what: Callable[[], str], advice: str) -> Iterator[None]:
-    """Turn whatever says that memory ran out into `OutOfMemory`.
+    """Convert every error that reports exhausted memory to `OutOfMemory`.
 
     Args:
         what: Returns what was being done; called when it is needed.

@@ -1,4 +1,4 @@
-"""The training loop. It knows no engine, precision or rank."""
+"""The training loop, independent of engine, precision and ranks."""
 
 from __future__ import annotations
 

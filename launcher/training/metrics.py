@@ -1,4 +1,4 @@
-"""Rows of metrics: what a logged step says, and who writes it."""
+"""Rows of metrics: the values of a logged step, and the sinks that write them."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Recorder(Observer):
                 sink.write(row)
 
     def show_evaluation(self, done: int, total: int) -> None:
-        """Tell the sinks how far an evaluation has come."""
+        """Report the progress of an evaluation to the sinks."""
         for sink in self._sinks:
             sink.show_evaluation(done, total)
 

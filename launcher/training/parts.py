@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 _POLL_S = 0.05
-"""How often the other ranks look for the baselines of rank 0."""
+"""Interval at which the other ranks look for the baselines of rank 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ def build(
     Args:
         config: The resolved config.
         world: This process's place among the ranks.
-        requests: What this rank asks of all ranks, asked once per step.
+        requests: Requests of this rank to all ranks, read once per step.
         references: File of the task's baselines, which only rank 0 computes; None for
             none: a trial shows no scores.
 

@@ -13,7 +13,7 @@ from launcher.contracts import Observer, StepReport, TrainState
 
 @dataclass(slots=True)
 class Progress(Observer):
-    """Remembers how far the run has come, for the message of an error that ends it."""
+    """Progress of the run, for the message of an error that ends it."""
 
     state: TrainState
 
@@ -39,7 +39,7 @@ class BestScores(Observer):
     Args:
         objective: Validation score to compare.
         mode: `min` or `max`.
-        memory: What observers remembered when the state was saved.
+        memory: State of the observers at the save.
     """
 
     def __init__(self, objective: str, mode: str, memory: Mapping[str, float]) -> None:

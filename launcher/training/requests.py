@@ -18,10 +18,10 @@ _STOPS = {
 
 
 class RankRequests:
-    """This rank's requests, asked for once per step by the engine.
+    """Requests of this rank, read once per step by the engine.
 
     Args:
-        stop: The signal that asked this rank to end the run, or None.
+        stop: The signal on which this rank ends the run, or None.
         save_every_minutes: Minutes between two saves; None for no such cadence.
     """
 
@@ -33,7 +33,7 @@ class RankRequests:
         self._last_save = time.monotonic()
 
     def __call__(self) -> Request:
-        """Return what this rank asks for now."""
+        """Return the current requests of this rank."""
         request = Request.NONE
         if (signal := self._stop()) is not None:
             # An unknown signal that asks for the end is treated as the usual one.
@@ -51,7 +51,7 @@ class RankRequests:
 
 
 def stop_signal(requests: Request) -> Signals | None:
-    """Return the signal by which some rank was asked to end the run, or None."""
+    """Return the signal on which a rank ends the run, or None."""
     if requests is Request.NONE:
         return None  # of nearly every step; a Flag's operators take microseconds
     return next((signal for signal, request in _STOPS.items() if request & requests), None)

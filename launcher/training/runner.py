@@ -69,12 +69,12 @@ def run(
         config: The resolved config.
         run_dir: Where the run's files are.
         world: This process's place among the ranks.
-        stop: The signal that asked the run to end, or None.
+        stop: The signal that requested the end of the run, or None.
         beat: Called with the phase (`step`, `evaluate`, `save`, `end`) and the steps done whenever
-            the rank has made progress, so that the launcher can tell a hang.
+            the rank has made progress, so that the launcher can detect a hang.
 
     Raises:
-        TrainctlError: The run cannot be built or executed, or was asked to end.
+        TrainctlError: The run cannot be built or executed, or a signal ended it.
     """
     rng.seed_everything(config.seed)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""When the state of a run is saved, and what observers and evaluation add to it."""
+"""Checkpoints of a run: the steps on which it is saved, and the state of its observers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOGGED = "logging."
 
 
 class Saver(Observer):
-    """Saves the run when a cadence is due, when a rank asked for it, and after the last step.
+    """Save the run at its interval, on the request of a rank, and after the last step.
 
     Every decision follows from the report, which is the same on all ranks: saving is collective.
 
@@ -47,7 +47,7 @@ class Saver(Observer):
 
     @override
     def __call__(self, report: StepReport) -> None:
-        """Save if it is due; end the run if a signal asked for it."""
+        """Save if it is due; end the run on a signal."""
         self._store.poll()
         state, requests = report.state, report.update.requests
         signal = stop_signal(requests)
@@ -65,7 +65,7 @@ class Saver(Observer):
 
 
 def with_memory(state: TrainState, observers: Iterable[Observer]) -> TrainState:
-    """Return the state with what every observer remembers after its step."""
+    """Return the state with the state of every observer after its step."""
     memory: dict[str, float] = {}
     for observer in observers:
         new = observer.memory()

@@ -96,7 +96,7 @@ def test_fused_where_there_is_none_is_an_error(device: str, dtype: torch.dtype) 
         (
             "prodigy",
             {"groups": {"overrides": [{"pattern": "x", "lr": 0.1}]}},
-            "lr: cannot differ by group",
+            "lr: cannot be set by group",
         ),
         ("schedule_free_adamw", {"betas": [0.0, 0.9]}, "greater than 0"),
         ("schedule_free_radam", {"betas": [0.9, 0.6]}, "greater than 0.6"),

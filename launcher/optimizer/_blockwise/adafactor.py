@@ -52,7 +52,7 @@ class AdafactorOptimizer(PerTensor):
         beta1: How much of the mean update is kept; None for no such mean.
         weight_decay: Decoupled decay, times the learning rate.
         scale_parameter: Multiply the learning rate by the parameter's root mean square.
-        relative_step: Take the relative step whatever `lr` says.
+        relative_step: Use the relative step, whatever `lr` is.
         warmup_init: Let the relative step rise by 1e-6 a step.
         sharding: See `PerTensor`.
         small_elements: See `PerTensor`.
@@ -101,7 +101,7 @@ class AdafactorOptimizer(PerTensor):
         )
 
     def internal_lr(self) -> list[Tensor | None]:
-        """What the last step multiplied the updates of each group's first parameter with.
+        """Factor of the updates of each group's first parameter in the last step.
 
         Each of shape (), on the parameter's device: reading it waits for the device. None before
         the first step.
@@ -292,7 +292,7 @@ class AdafactorOptimizer(PerTensor):
     def _rest(
         bucket: Bucket, blocks: Blocks, group: Mapping[str, Any], rate: Tensor
     ) -> dict[str, Any]:
-        """What `apply_update` must know beside the factor."""
+        """Arguments of `apply_update` in addition to the factor."""
         mean = bucket.state.get("exp_avg")
         decays = group["weight_decay"] != 0
         return {

@@ -1,6 +1,6 @@
 """The passes of an Adafactor update: statistics, the size of the update, its application.
 
-Each walks once over the blocks of tensors of one shape, seen as matrices (K, R, C) or as vectors
+Each passes once over the blocks of tensors of one shape, seen as matrices (K, R, C) or as vectors
 (N, M), and holds nothing of their size. Sums that a pass returns are over the blocks it was given;
 where these are not all of the tensor, they must be completed before the next pass.
 """
@@ -60,7 +60,7 @@ class Moments:
         ]
 
     def scales(self) -> tuple[Tensor, Tensor]:
-        """What to multiply rows and columns of the gradient with. Shapes (K, R) and (K, C)."""
+        """Factors of the rows and columns of the gradient. Shapes (K, R) and (K, C)."""
         return (self.row / self.mean).rsqrt_(), self.column.rsqrt()
 
 

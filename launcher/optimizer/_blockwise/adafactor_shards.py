@@ -38,12 +38,12 @@ class _Piece:
 
     @property
     def row_slices(self) -> tuple[slice, ...]:
-        """What to index whole rows' statistics with."""
+        """Index into the row statistics of the full tensor."""
         return self.box.slices[:-1]
 
     @property
     def column_slices(self) -> tuple[slice, ...]:
-        """What to index whole columns' statistics with."""
+        """Index into the column statistics of the full tensor."""
         return (*self.box.slices[:-2], self.box.slices[-1])
 
 

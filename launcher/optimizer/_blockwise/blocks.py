@@ -47,7 +47,7 @@ class Scratch:
 
 
 def block_elements(device: torch.device) -> int:
-    """How many elements a block may have on this device."""
+    """Return the maximum number of elements of a block on this device."""
     if device.type == "cpu":
         return min(CACHE_ELEMENTS * torch.get_num_threads(), MAX_CPU_ELEMENTS)
     return GPU_ELEMENTS
@@ -84,7 +84,7 @@ class Blocks(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many there are."""
+        """Their number."""
 
     @abstractmethod
     def grad(self, index: int) -> Tensor:

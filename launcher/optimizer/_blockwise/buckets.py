@@ -51,7 +51,7 @@ class Bucket:
 
     @property
     def num_params(self) -> int:
-        """How many there are."""
+        """Their number."""
         return len(self.params)
 
     @property

@@ -69,7 +69,7 @@ class PackedSums:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """What must be added up over ranks."""
+        """Sums that must be added up over ranks."""
         return self._flat
 
     def clear(self) -> None:
@@ -104,7 +104,7 @@ class PerTensor(BaseOptimizer):
 
     Args:
         params: Parameters or parameter groups, as torch's optimizers take them.
-        defaults: Options of groups that do not say otherwise.
+        defaults: Default options of the groups.
         sharding: Which whole tensors the parameters are shards of.
         small_elements: Elements of the largest tensor that shares a bucket.
         block_elements: Elements of a block of a larger tensor; None for what suits the device.

@@ -24,7 +24,7 @@ from launcher.optimizer._blockwise.buckets import SMALL_ELEMENTS, Bucket
 from launcher.optimizer._blockwise.per_tensor import PerTensor, Shapes, Sums
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
-"""Where torch has a fused AdamW."""
+"""Devices for which torch has a fused AdamW."""
 
 
 class StableAdamWOptimizer(PerTensor):
@@ -120,7 +120,7 @@ class StableAdamWOptimizer(PerTensor):
 
 
 def _decay(group: Mapping[str, Any]) -> float:
-    """What is lost of a parameter at a learning rate of 1."""
+    """Weight decay of a parameter at a learning rate of 1."""
     weight_decay: float = group["weight_decay"]
     return weight_decay / group["max_lr"] if group["decouple_lr"] else weight_decay
 
@@ -139,7 +139,7 @@ def _update_square_sums(
     for index, piece in enumerate(blocks.cut(bucket.state["exp_avg_sq"].view(blocks.shape))):
         grad, moment = blocks.grad(index), blocks.load(index, piece, "exp_avg_sq")
         square = torch.mul(grad, grad, out=blocks.buffer(index))
-        # The new moment over 1 - beta2, and the floor for it in the same unit.
+        # The new moment divided by 1 - beta2, and its minimum in the same unit.
         moment = torch.add(
             square, moment, alpha=beta2 / (1 - beta2), out=blocks.buffer(index, "moment")
         )
@@ -149,7 +149,7 @@ def _update_square_sums(
 
 
 def _fuses(param: Tensor, group: Mapping[str, Any]) -> bool:
-    """Whether torch's kernel does for a tensor: it has no compensation, and walks memory."""
+    """Return True if torch's kernel supports a tensor: no compensation, dense memory."""
     return (
         param.device.type in FUSED_DEVICES
         # CUDA's kernel takes a learning rate on the device in float32 only.

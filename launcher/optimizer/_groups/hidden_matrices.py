@@ -1,9 +1,9 @@
-"""Which parameters are hidden matrices, for optimizers that treat matrices as matrices.
+"""Selection of hidden matrices, for optimizers with a special update of matrices.
 
 The rule: a hidden matrix has two dims, has a name that ends with `weight`, belongs to a numbered
 block (there is a number among the parts of its name: `model.layers.3.mlp.up_proj.weight`), and is
 no table of an Embedding, no part of a norm and none of numbered heads (`lm_heads.0.weight`). Token
-embeddings and the output head stand outside the blocks, vectors have one dim, and stacked experts
+embeddings and the output head are outside the blocks, vectors have one dim, and stacked experts
 three: all of these go to AdamW, as do tables of position biases and other parameters with names of
 their own. `matrices` and `not_matrices` are patterns that overrule this.
 """

@@ -1,6 +1,6 @@
-"""Which parameter gets which options, and why.
+"""Options of each parameter, with the rule that sets them.
 
-Rules, in the order in which they are asked:
+Rules, in the order in which they apply:
 
 * Order is the module's. A shared (tied) parameter is taken once, under its first name; every
   pattern and type rule looks at all of its names. Parameters without gradient, and those that
@@ -14,8 +14,8 @@ Rules, in the order in which they are asked:
 * Learning rate: an override's `lr` or `lr_scale`, times `layer_decay ** (blocks that follow)`. A
   block is a member of a list whose place is the first number in a parameter's name
   (`model.layers.3.mlp…`); blocks count through the whole module in its order, so that a decoder's
-  follow its encoder's. What stands before the first block (embeddings) counts as a block before it,
-  what stands behind (final norm, head) as one after the last.
+  follow its encoder's. Parameters before the first block (embeddings) count as a block before it,
+  and parameters after the last (final norm, head) as a block after it.
 * Other options: the overrides whose pattern matches, the last one winning.
 
 Parameters with the same options and the same reasons make one group.
@@ -41,7 +41,7 @@ _BLOCK = re.compile(r"^(?:(.*?)\.)?(\d+)\.")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assignment:
-    """What one parameter is trained with.
+    """Options of one parameter.
 
     Attributes:
         name: The parameter's first name in the module.
@@ -172,7 +172,7 @@ def _assign(
 
 
 def _decays(parameter: Named, option: OptimizerOption) -> tuple[bool, str]:
-    """Whether a parameter decays, and the rule that says so."""
+    """Return True if a parameter decays, and the rule that decides it."""
     groups = option.groups
     for pattern in groups.decay:
         if parameter.matched_by(pattern):
@@ -200,12 +200,12 @@ def _is_of_type(parameter: Named, kind: str) -> bool:
 
 
 def is_norm(owner: type[nn.Module]) -> bool:
-    """Whether a class is a normalisation layer, by its name or that of a class it descends from."""
+    """Return True for a normalisation layer, by the name of the class or of a base class."""
     return any(_NORM.search(ancestor.__name__) for ancestor in owner.__mro__)
 
 
 def _layer_scales(named: Sequence[Named], layer_decay: float | None) -> list[tuple[float, str]]:
-    """Each parameter's learning-rate factor, and where it stands; (1, "") without layer decay."""
+    """Return each parameter's learning-rate factor, and its position; (1, "") without decay."""
     if layer_decay is None:
         return [(1.0, "")] * len(named)
     blocks: dict[tuple[str | None, str], int] = {}

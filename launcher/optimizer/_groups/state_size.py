@@ -1,4 +1,4 @@
-"""How many bytes an optimizer keeps, by one step on the meta device: shapes without memory."""
+"""Size of an optimizer's state, from one step on the meta device: shapes without memory."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class PortableAdan(Adan):
     """Optimi's Adan; its groups count their steps before there is one, too."""
 
     group_state = ("step",)
-    """What the groups remember between steps."""
+    """State of the groups between steps."""
 
     def __init__(self, params: list[dict[str, Any]], **options: Any) -> None:
         groups = [dict(group) for group in params]

@@ -13,7 +13,7 @@ class PortableProdigy(Prodigy):
     """Prodigyopt's Prodigy; its groups carry the distance estimate."""
 
     group_state = ("d", "d_max", "d_numerator", "k")
-    """What the groups remember between steps."""
+    """State of the groups between steps."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # The library greets on stdout, where a table or JSON may be expected.

@@ -22,7 +22,7 @@ class PortableAdEMAMix(Copyable, AdEMAMix):
     """AdEMAMix of pytorch-optimizer; its groups count their steps before there is one, too."""
 
     group_state = ("step",)
-    """What the groups remember between steps."""
+    """State of the groups between steps."""
 
     def __init__(self, params: list[dict[str, Any]], **options: Any) -> None:
         super().__init__([{**group, "step": 0} for group in params], **options)
@@ -32,7 +32,7 @@ class PortableSOAP(Copyable, SOAP):
     """SOAP of pytorch-optimizer, with its lists of matrices unfolded between steps.
 
     The library keeps a list of matrices per parameter, one per dim and empty where a dim is not
-    preconditioned, and two settings beside them. Between steps the state here is `GG.<dim>` and
+    preconditioned, and two more settings. Between steps the state here is `GG.<dim>` and
     `Q.<dim>`, so that it can be saved, sharded and loaded by name.
     """
 

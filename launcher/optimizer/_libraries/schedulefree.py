@@ -18,7 +18,7 @@ class _Portable:
     """
 
     group_state = ("k", "weight_sum", "lr_max")
-    """What the groups remember between steps."""
+    """State of the groups between steps."""
     param_groups: list[dict[str, Any]]
     state: dict[Tensor, dict[str, Any]]
 

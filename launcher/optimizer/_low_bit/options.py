@@ -133,7 +133,7 @@ class LowBit(LearningRate):
         return f"chosen for {device_type}" if len(self.libraries) > 1 else "as configured"
 
     def _keeps(self, name: str, param: Tensor) -> bool:
-        """Whether a parameter's moments stay in 32 bits."""
+        """Return True if a parameter's moments stay in 32 bits."""
         if param.numel() < self.smallest:
             return True
         # torchao has no broken blocks.

@@ -19,7 +19,7 @@ from launcher.optimizer._torch.base_optimizer import BaseOptimizer
 def block_rows(
     target: OptimizerTarget, *, query_key: Sequence[str], head_dim: int | None
 ) -> dict[nn.Parameter, int]:
-    """How each parameter is cut into blocks of whole rows.
+    """Division of each parameter into blocks of whole rows.
 
     Args:
         target: The network.
@@ -28,7 +28,7 @@ def block_rows(
             have it.
 
     Returns:
-        Rows per block; 0 stands for elements of their own, -1 for one block.
+        Rows per block; 0 for one block per element, -1 for one block.
 
     Raises:
         ConfigError: There are query or key matrices and no head size, or heads do not fit their
@@ -58,9 +58,7 @@ def _head_rows(module: nn.Module, name: str, rows: int, head_dim: int | None) ->
         found = config.hidden_size // heads
     if not found or rows % found:
         size = (
-            f"{found}-row heads do not fit"
-            if found
-            else "the model's config tells no head size for"
+            f"{found}-row heads do not fit" if found else "the model's config has no head size for"
         )
         message = f"{size} {name} of {rows} rows; set it"
         raise ConfigError([Problem("optimizer.head_dim", message)])

@@ -1,4 +1,4 @@
-"""What optimizers need to be copied, pickled and called with a closure."""
+"""Base class of optimizers that can be copied, pickled and called with a closure."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def choose(
         fuses_16_bit: False where torch's CPU kernel is wrong for bf16 and fp16 parameters.
 
     Raises:
-        ConfigError: `fused` is asked for where it does not exist.
+        ConfigError: `fused` is configured where it does not exist.
     """
     obstacle = _not_fusible(
         groups, device_type, fused, fuses_sharded=fuses_sharded, fuses_16_bit=fuses_16_bit

@@ -80,7 +80,7 @@ class _LowRankAdamW(BaseOptimizer):
         return grad.matmul(basis.T) if self._on_right(grad) else basis.T.matmul(grad)
 
     def _on_right(self, matrix: Tensor) -> bool:
-        """Whether columns are projected rather than rows."""
+        """True if columns are projected instead of rows."""
         if self._side in {"left", "right"}:
             return self._side == "right"
         return (matrix.shape[0] >= matrix.shape[1]) == (self._side == "std")
@@ -97,7 +97,7 @@ class _LowRankAdamW(BaseOptimizer):
 
     @abstractmethod
     def _raise(self, update: Tensor, low: Tensor, grad: Tensor, state: dict[str, Any]) -> Tensor:
-        """The full update that a low-rank one stands for.
+        """Return the full update for a low-rank one.
 
         Args:
             update: Adam's normalised update in the low-rank space.

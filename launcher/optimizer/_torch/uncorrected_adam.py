@@ -66,7 +66,7 @@ def uncorrected_adam_(
 
 
 def moments(param: Tensor, *, amsgrad: bool) -> dict[str, Tensor]:
-    """What `uncorrected_adam_` keeps of a parameter, at zero."""
+    """Return the initial state of `uncorrected_adam_` for a parameter: zeros."""
     keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
     return {key: torch.zeros_like(param) for key in keys}
 
