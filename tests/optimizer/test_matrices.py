@@ -340,7 +340,7 @@ def test_adam_mini_is_its_authors(build_option: Build, weight_decay: float) -> N
 
 def test_adam_mini_asks_the_models_config_for_its_heads(build_option: Build) -> None:
     module = network()
-    with pytest.raises(ConfigError, match="tells no head size"):
+    with pytest.raises(ConfigError, match="has no head size"):
         build_option("adam_mini").build(OptimizerTarget(module, "cpu"))
 
     class Config:
