@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -111,9 +112,11 @@ def _launch(
 
 
 def minimised(config: RunConfig, scores: Mapping[str, float]) -> float | None:
-    """Return the number that a sweeper minimises; None where the run has no such score."""
+    """Return the number that a sweeper minimises; None where no such score is finite."""
     score = scores.get(config.objective)
-    return -score if score is not None and config.objective_mode == "max" else score
+    if score is None or not math.isfinite(score):
+        return None
+    return -score if config.objective_mode == "max" else score
 
 
 def _plan(one: LoadedConfig) -> str:

@@ -115,11 +115,12 @@ def run_ranks(
             error.add_note(f"resume with: {command}")
         raise
     if not quiet:
-        _print_result(result, run_dir, shown, command)
+        print_result(result, run_dir, shown, command)
     return result
 
 
-def _print_result(result: Result, run_dir: RunDir, shown: Path, command: str) -> None:
+def print_result(result: Result, run_dir: RunDir, shown: Path, command: str) -> None:
+    """Print how a run ended; the last line is the command that trains on."""
     for key, origin in result.without_effect.items():
         warning = f"trainctl: warning: {key} had no effect: nothing in this run read it ({origin})"
         print(warning, file=sys.stderr)  # noqa: T201

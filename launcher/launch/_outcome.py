@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import sys
@@ -28,7 +29,7 @@ class Result:
 
     Attributes:
         step: Optimizer steps done.
-        scores: The last validation scores.
+        scores: The last validation scores; NaN for one that is not finite.
         references: Baselines of the scores.
         sample: Generated text, if the task has some.
         stopped: Reason why the run ended before its full length; None if it did not.
@@ -91,9 +92,7 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
         first = min(failures)
         process = next((rank for rank in ranks if rank.rank == first.rank), None)
         raise _error(run_dir, first.rank, records.get(first.rank), process, len(ranks))
-    values = records[0]
-    names = ("step", "scores", "references", "sample", "stopped", "best", "unread")
-    return Result(**{name: values[name] for name in names})
+    return Result(**_fields(records[0]), unread=records[0]["unread"])
 
 
 def write_result(run_dir: RunDir, result: Result | TrainctlError, seconds: float) -> None:
@@ -138,9 +137,8 @@ def completed(run_dir: RunDir) -> Result | None:
         values = json.loads(run_dir.result.read_text(encoding="utf-8"))
         if values["status"] != "completed":
             return None
-        names = ("step", "scores", "references", "sample", "stopped", "best")
-        return Result(**{name: values[name] for name in names})
-    except (OSError, ValueError, KeyError, TypeError):
+        return Result(**_fields(values))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -164,6 +162,14 @@ def _recorded(run_dir: RunDir, started: Iterable[int]) -> list[int]:
     paths = run_dir.rank_result(0).parent.glob("rank-*.json")
     found = {int(path.stem.removeprefix("rank-")) for path in paths}
     return sorted(found | set(started))
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("step", "scores", "references", "sample", "stopped", "best")
+    fields = {name: values[name] for name in names}
+    # JSON has no NaN: `to_json` wrote null.
+    scores = {key: math.nan if score is None else score for key, score in values["scores"].items()}
+    return {**fields, "scores": scores}
 
 
 def _read(run_dir: RunDir, rank: int) -> dict[str, Any] | None:
