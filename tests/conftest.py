@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,11 @@ from omegaconf import DictConfig
 
 # Before torch is imported: two workers of pytest with two threads each would fight for two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# `nohup` and shells that start a command in the background ignore these; a launcher that is started
+# so does not forward them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from launcher.config._provenance import ConfigFile
 from launcher.config.compose import Loader
