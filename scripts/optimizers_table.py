@@ -1,8 +1,8 @@
 """Writes docs/optimizers.md: `python scripts/optimizers_table.py`, a minute or two on one core.
 
 One row per preset of conf/optimizer: after whom it is, what computes it, the bytes it keeps, what a
-step costs beside torch's fused AdamW, and how far it ends from its reference on the problems of
-tests/optimizer, whose tables and comparisons are used here as they are there.
+step costs compared with torch's fused AdamW, and how far it ends from its reference on the problems
+of tests/optimizer, whose tables and comparisons are used here as they are there.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ COLUMNS = (
 )
 M_TRIM_THRESHOLD = -1  # glibc's mallopt
 SECONDS = 1.2
-"""What the timing of one preset may take, its first step aside."""
+"""Time limit for the timing of one preset, without its first step."""
 UNCOMPARED = {
     f"paged_{kind}": f"the code of {kind}, with paged memory"
     for kind in ("adamw_8bit", "ademamix_8bit", "lion_8bit")
 }
-"""Why some have no reference."""
+"""Reasons for missing references."""
 
 
 class GPT2(nn.Module):
@@ -103,7 +103,7 @@ def with_gradients(dtype: torch.dtype, **sizes: int) -> tuple[nn.Module, int]:
 def bytes_per_parameter(
     option: OptimizerOption, dtype: torch.dtype = torch.float32, **sizes: int
 ) -> float:
-    """What an optimizer keeps after a step, all tensors of its state over all parameters."""
+    """Return the bytes of state per parameter after a step."""
     module, elements = with_gradients(dtype, **sizes)
     optimizer = option.build(OptimizerTarget(module, "cpu"))
     optimizer.step()
@@ -159,31 +159,31 @@ def time_ratio(option: OptimizerOption) -> float:
 
 @dataclass(frozen=True)
 class Golden:
-    """Golden trajectories that a preset's tests walk.
+    """Golden trajectories with which a preset's tests compare.
 
     Attributes:
-        walks: Name of the case, without its format, and the changes of the preset.
+        trajectories: Name of the case, without its format, and the changes of the preset.
         dtypes: Formats that the table has.
-        prepare: What is done to the built optimizer.
+        prepare: Function that is applied to the built optimizer.
     """
 
-    walks: Sequence[tuple[str, dict[str, Any]]]
+    trajectories: Sequence[tuple[str, dict[str, Any]]]
     dtypes: Sequence[str] = ("float64", "float32")
     prepare: Callable[[torch.optim.Optimizer], object] = field(default=lambda _: None)
 
     def distance(self, preset: str, dtype: str) -> float | None:
-        """The largest 2-norm of what parts all parameters after 50 steps; None: no such table."""
+        """Return the maximum 2-norm of the difference after 50 steps; None without such a table."""
         if dtype not in self.dtypes:
             return None
-        return max(self._walked(preset, f"{case}/{dtype}", c) for case, c in self.walks)
+        return max(self._distance_of(preset, f"{case}/{dtype}", c) for case, c in self.trajectories)
 
     def reference(self) -> str:
-        """The libraries whose tables these are."""
-        names = (cases()[f"{case}/{self.dtypes[0]}"]["lib"] for case, _ in self.walks)
+        """Return the libraries of these tables."""
+        names = (cases()[f"{case}/{self.dtypes[0]}"]["lib"] for case, _ in self.trajectories)
         plain = (re.sub(r"\W*\(.*", "", name).replace("ers4", "ers 4") for name in names)
         return ", ".join(dict.fromkeys(plain))
 
-    def _walked(self, preset: str, case_id: str, changes: dict[str, Any]) -> float:
+    def _distance_of(self, preset: str, case_id: str, changes: dict[str, Any]) -> float:
         case = cases()[case_id]
         problem = Problem(case["dtype"], case["params"])
         groups = {"no_decay_types": []} | changes.get("groups", {})
@@ -197,24 +197,24 @@ class Golden:
 
 @dataclass(frozen=True)
 class Live:
-    """Some steps beside the authors' package, or another's, as tests/optimizer takes them.
+    """Some steps compared with the authors' package, or another, as in tests/optimizer.
 
     Attributes:
         package: The authors'.
-        walk: Takes them; both sides' parameters.
+        run_steps: Trains both, and returns the parameters of both.
         dtypes: Formats in which both can.
     """
 
     package: str
-    walk: Callable[..., tuple[list[Tensor], list[Tensor]]]
+    run_steps: Callable[..., tuple[list[Tensor], list[Tensor]]]
     dtypes: Sequence[str] = ("float32",)
 
     def distance(self, _: str, dtype: str) -> float | None:
-        """The 2-norm of what parts all parameters at the end; None where they cannot tell."""
+        """Return the 2-norm of the difference at the end; None for another format."""
         if dtype not in self.dtypes:
             return None
         chosen = {"dtype": getattr(torch, dtype)} if len(self.dtypes) > 1 else {}
-        ours, theirs = self.walk(option_of, **chosen)
+        ours, theirs = self.run_steps(option_of, **chosen)
         apart = [(a - b).double().flatten() for a, b in zip(ours, theirs, strict=True)]
         return float(torch.linalg.vector_norm(torch.cat(apart)))
 
@@ -227,7 +227,7 @@ class Live:
 
 
 def of_kind(preset: str) -> list[tuple[str, dict[str, Any]]]:
-    """The cases that test_golden walks with a preset."""
+    """Return the cases of test_golden with a preset."""
     return [(case, c) for case, name, c in test_golden.CASES if name == preset]
 
 
@@ -239,7 +239,7 @@ def plain(*, corrected: bool) -> list[tuple[str, dict[str, Any]]]:
 
 
 def references() -> dict[str, Golden | Live]:
-    """What each preset is compared with; those that are missing have no reference."""
+    """Return the reference of each preset that has one."""
     adafactor = [
         (f"hf_adafactor_{c}", test_adafactor.DEFAULTS | o) for c, o in test_adafactor.CASES
     ]

@@ -18,7 +18,7 @@ from launcher.config.paths import RECIPES
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 CONFIGS = GOLDEN / "configs"
 NEEDED = {"text_finetune": ["model.path=MODEL", "data.files=TEXT"]}
-"""What a recipe leaves to the user."""
+"""Settings that a recipe leaves to the user."""
 
 
 def resolved() -> dict[str, str]:

@@ -24,7 +24,7 @@ from typing import IO, Any
 from tests.fork_server import call
 
 ROOT = Path(__file__).resolve().parent.parent
-# A rank whose peer has died says so; the peer's own error is what a reader needs.
+# A rank whose peer died reports that; the peer's own error is more useful.
 _SECONDARY = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
 

@@ -1,4 +1,4 @@
-"""No code outside a group recognises one of its kinds: it asks the option's contract instead."""
+"""No code outside a group recognises one of its kinds: it uses the option's base class instead."""
 
 from __future__ import annotations
 

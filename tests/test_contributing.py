@@ -1,4 +1,4 @@
-"""The examples in CONTRIBUTING.md, put where it says, in a copy of the tree, and run."""
+"""The examples in CONTRIBUTING.md, saved under their paths in a copy of the tree, and run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an optimizer step costs, each as a ratio to torch's fused AdamW, in one interleaved run.
+"""Time of an optimizer step as a ratio to torch's fused AdamW, in one interleaved run.
 
     python scripts/bench/optimizers.py --sets gpt2,many-mat --reps 9
     python scripts/bench/optimizers.py --only Adafactor --threads 2
@@ -161,7 +161,7 @@ def of(module: str, name: str, **options: Any) -> Callable[[Any], Any]:
 
 
 def reference(params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """What all are compared with."""
+    """The optimizer with which all are compared."""
     return torch.optim.AdamW(params, lr=LR, fused=True)
 
 
@@ -226,7 +226,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def resident(*, start: bool = False) -> tuple[int, int]:
-    """Peak and present resident memory in bytes; `start` lets the peak begin anew."""
+    """Peak and present resident memory in bytes; `start` resets the peak."""
     if start:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -235,7 +235,7 @@ def resident(*, start: bool = False) -> tuple[int, int]:
 
 
 def transient_bytes(optimizer: torch.optim.Optimizer) -> float:
-    """How much a step raises the peak of the memory; NaN where /proc does not tell."""
+    """Return the increase of the memory peak by a step; NaN without /proc."""
     if not Path("/proc/self/clear_refs").exists():
         return math.nan
     reader, writer = os.pipe()
@@ -319,7 +319,7 @@ def versions() -> str:
 
 
 def processor() -> str:
-    """What the machine calls its processor."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -329,7 +329,7 @@ def processor() -> str:
 
 
 def installed(contender: Contender) -> bool:
-    """Whether its library is here."""
+    """Return True if its library is installed."""
     try:
         contender.make([nn.Parameter(torch.zeros(1))])
     except ImportError:
@@ -370,7 +370,7 @@ def compare(name: str, flags: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Print the tables, each set's from a process of its own: allocators remember."""
+    """Print the tables, each set in its own process, because allocators keep freed memory."""
     flags = flags_of(sys.argv[1:])
     if flags.one:
         warnings.simplefilter("ignore")

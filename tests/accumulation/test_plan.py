@@ -54,7 +54,7 @@ def test_a_rank_takes_no_more_at_once_than_its_share(ranks: int, micro_batch_siz
 
 
 @pytest.mark.parametrize(
-    ("option", "seq_len", "ranks", "says"),
+    ("option", "seq_len", "ranks", "message"),
     [
         (
             Samples(kind="samples", micro_batch_size=16, samples_per_step=40),
@@ -90,11 +90,11 @@ def test_a_rank_takes_no_more_at_once_than_its_share(ranks: int, micro_batch_siz
     ],
 )
 def test_a_contradiction_names_the_nearest_that_fit(
-    option: AccumulationOption, seq_len: int, ranks: int, says: str
+    option: AccumulationOption, seq_len: int, ranks: int, message: str
 ) -> None:
     with pytest.raises(ValueError) as refused:
         option.plan(seq_len=seq_len, ranks=ranks)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(("micro", "samples", "ranks"), [(5, 48, 2), (7, 100, 1), (9, 1024, 4)])

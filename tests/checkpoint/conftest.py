@@ -50,7 +50,8 @@ class Bench:
         )
 
     def snapshot(self, step: int, *, config: str = CONFIG, numel: int = 12) -> Snapshot:
-        """A snapshot with values that tell its step, in tensors of the same kind for every step."""
+        """Return a snapshot whose values identify its step, with the same tensors for every
+        step."""
         random = torch.Generator().manual_seed(step)
         engine: EngineState = {
             "model.weight": torch.randn(3, numel, generator=random),

@@ -172,7 +172,7 @@ def in_child(act: Callable[[], None]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def told(act: Callable[[], None]) -> str | None:
+def error_of(act: Callable[[], None]) -> str | None:
     """The error with which something ended, if it did."""
     try:
         act()
@@ -234,7 +234,7 @@ def test_failing_at_every_action(
     for number, (action, path) in enumerate(recorder.actions, start=1):
         run = next(runs)
         where = f"failed at action {number}, {action} {path.name}"
-        message = told(partial(scene.act, run, Broken(number, code, times)))
+        message = error_of(partial(scene.act, run, Broken(number, code, times)))
         if message is None:
             assert run.same(run.load(), new), where
         else:

@@ -90,7 +90,7 @@ def kill(run: Path, rank: int, number: int, *, torn: bool) -> int:
     other = ended[1 - rank]
     assert ended[rank].status == -signal.SIGKILL, where
     if other.status != 3:
-        # Killed after the checkpoint was published and the other rank had been told.
+        # Killed after the checkpoint was published and the other rank was notified.
         assert (run / "checkpoints/step-00000002").is_dir(), where
     else:
         assert f"rank {rank} did not answer" in other.log, where

@@ -58,7 +58,7 @@ def test_a_full_disk_costs_nothing_but_the_save(
     assert re.search(r"[\d,]+ bytes are free, 3,1\d\d,\d{3} are needed", str(raised.value))
     assert run.names() == ["step-00000001", "step-00000002"]
     assert run.same(run.store().load(snapshots[0].engine), snapshots[2])
-    # With room for one more, the same store goes on.
+    # With space for one more checkpoint, the same store continues.
     shutil.rmtree(run.step(1))
     save_and_wait(store, snapshots[3])
     assert run.names() == ["step-00000002", "step-00000003"]

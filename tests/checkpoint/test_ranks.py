@@ -107,7 +107,7 @@ def test_each_rank_copies_and_writes_its_part_of_what_all_hold(run: Path) -> Non
 
 
 def save_while_reducing(run: Path) -> float:
-    """Save in the background, again and again, while the main thread's collectives go on."""
+    """Save in the background, again and again, during the collectives of the main thread."""
     store = sharded.store(run, asynchronous=True, keep=2)
     total = torch.zeros(1)
     for step in range(1, 9):

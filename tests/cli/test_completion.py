@@ -184,7 +184,7 @@ def test_hooks_are_valid_shell(capsys: pytest.CaptureFixture[str]) -> None:
     ids=["bash", "zsh"],
 )
 def test_a_real_shell_completes(shell: list[str], prepare: str, tmp_path: Path) -> None:
-    """An interactive shell on a terminal: what stands on the line after Tab is what runs."""
+    """An interactive shell on a terminal: the line after Tab is the command that runs."""
     if shutil.which(shell[0]) is None:
         pytest.skip(f"{shell[0]} is not installed")
     program = tmp_path / "trainctl"

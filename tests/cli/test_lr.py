@@ -113,18 +113,18 @@ def test_a_long_curve_keeps_its_spikes_in_the_picture(tmp_path: Path) -> None:
     assert len(heights) < 2000
 
 
-def said(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+def error_output(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["lr", *words]) == 2
     return capsys.readouterr().err
 
 
 def test_lengths_that_need_the_data_ask_for_its_size(capsys: pytest.CaptureFixture[str]) -> None:
     epochs = [*SMALL, "max_epochs=2", "max_steps=null"]
-    assert "max_epochs: is 2, which has no known number of steps" in said(epochs, capsys)
+    assert "max_epochs: is 2, which has no known number of steps" in error_output(epochs, capsys)
     assert main(["lr", *epochs, "--num-samples", "48", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["lr"]) == 6
     warmup = [*SMALL, "scheduler.warmup_steps=1 epoch"]
-    message = said(warmup, capsys)
+    message = error_output(warmup, capsys)
     assert "scheduler.warmup_steps: is 1 epoch, which has no known number of steps" in message
     assert "--num-samples N" in message
     assert main(["lr", *warmup, "--num-samples", "32", "--at", "1,2"]) == 0
@@ -135,12 +135,14 @@ def test_what_only_the_size_of_the_data_shows_has_its_origin_too(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     epochs = ["max_epochs=2", "max_steps=null", "scheduler.warmup_steps=9"]
-    message = said([*SMALL, *epochs, "scheduler.warmup_power=2.0", "--num-samples=48"], capsys)
+    message = error_output(
+        [*SMALL, *epochs, "scheduler.warmup_power=2.0", "--num-samples=48"], capsys
+    )
     assert "is 9, but the whole run has 6 steps" in message
     assert "set by command line: scheduler.warmup_steps=9" in message
-    assert "set by command line: max_epochs=2" in said([*SMALL, *epochs], capsys)
+    assert "set by command line: max_epochs=2" in error_output([*SMALL, *epochs], capsys)
     unknown = [*SMALL, "scheduler.warmup_steps=1 epoch", "scheduler.warmup_power=2.0"]
-    assert "set by command line: scheduler.warmup_steps=1 epoch" in said(unknown, capsys)
+    assert "set by command line: scheduler.warmup_steps=1 epoch" in error_output(unknown, capsys)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_what_only_the_size_of_the_data_shows_has_its_origin_too(
 def test_wrong_words_are_said(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in said([*SMALL, *words], capsys)
+    assert message in error_output([*SMALL, *words], capsys)
 
 
 def test_a_folder_that_is_not_there_is_an_error(

@@ -1,4 +1,4 @@
-"""What the verbs that only look print, for people and for programs."""
+"""Output of the read-only verbs, as text and as JSON."""
 
 from __future__ import annotations
 

@@ -10,35 +10,35 @@ from launcher.errors import ConfigError
 
 
 def test_a_setting_is_explained_by_its_writers_and_its_field() -> None:
-    told = explain(load_config(["recipe=quick", "max_steps=7"]), "max_steps")
-    assert told.value == 7
-    assert [origin.where.partition(":")[0] for origin in told.writers] == [
+    explanation = explain(load_config(["recipe=quick", "max_steps=7"]), "max_steps")
+    assert explanation.value == 7
+    assert [origin.where.partition(":")[0] for origin in explanation.writers] == [
         "conf/config.yaml",
         "recipes/quick.yaml",
         "command line",
     ]
-    assert told.field is not None
-    assert told.field.description is not None
-    assert "whole run" in told.field.description
-    assert told.resume.startswith("may change: ")
+    assert explanation.field is not None
+    assert explanation.field.description is not None
+    assert "whole run" in explanation.field.description
+    assert explanation.resume.startswith("may change: ")
 
 
 def test_a_group_and_what_follows_from_it() -> None:
     words = ["accumulation={micro_batch_size: 16, samples_per_step: 16}", "task.seq_len=128"]
-    told = explain(load_config(words), "accumulation")
-    assert told.value == {"kind": "samples", "micro_batch_size": 16, "samples_per_step": 16}
-    assert "16 samples (2,048 tokens) per step" in told.derived
-    assert told.resume == (
+    explanation = explain(load_config(words), "accumulation")
+    assert explanation.value == {"kind": "samples", "micro_batch_size": 16, "samples_per_step": 16}
+    assert "16 samples (2,048 tokens) per step" in explanation.derived
+    assert explanation.resume == (
         "may change with --allow accumulation: "
         "the batch, and with it the meaning of a step, changes"
     )
 
 
 def test_nested_settings_have_their_own_field(packaged: LoadedConfig) -> None:
-    told = explain(packaged, "optimizer.groups.decay")
-    assert told.value == []
-    assert told.field is not None
-    assert "Patterns" in str(told.field.description)
+    explanation = explain(packaged, "optimizer.groups.decay")
+    assert explanation.value == []
+    assert explanation.field is not None
+    assert "Patterns" in str(explanation.field.description)
 
 
 def test_a_key_that_is_not_there(packaged: LoadedConfig) -> None:

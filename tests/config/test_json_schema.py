@@ -25,7 +25,7 @@ def test_it_is_json_and_complete() -> None:
     assert references(schema) <= names
 
 
-def test_each_group_is_a_union_told_by_kind() -> None:
+def test_each_group_is_a_union_by_kind() -> None:
     schema = json_schema()
     for group in GROUPS:
         union = schema["properties"][group]

@@ -25,7 +25,7 @@ def test_a_schedule_longer_than_the_run_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "key", "says"),
+    ("words", "key", "message"),
     [
         (
             ["scheduler=reduce_on_plateau", "scheduler.metric=eval_bleu"],
@@ -39,12 +39,14 @@ def test_a_schedule_longer_than_the_run_is_refused() -> None:
         ),
     ],
 )
-def test_a_score_that_no_evaluation_has_is_refused(words: list[str], key: str, says: str) -> None:
+def test_a_score_that_no_evaluation_has_is_refused(
+    words: list[str], key: str, message: str
+) -> None:
     with pytest.raises(ConfigError) as refused:
         load_config(words)
     [problem] = refused.value.problems
     assert problem.key == key
-    assert says in problem.message
+    assert message in problem.message
 
 
 def test_what_fits_passes() -> None:

@@ -80,7 +80,7 @@ def test_an_unknown_key_where_none_is_known_gets_no_empty_list() -> None:
     assert (key, message) == ("scheduler.stages.0.foo", "no such setting")
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_every_problem_is_reported_at_once() -> None:
     words = ["optimizer.l=1", "sed=2", "x", "optimizer=adamv", "max_steps=-1", "name=${nme}"]
     found = problems(*words, "run_root=/tmp/${oc.env:HOME}", "task.seq_len=0")
     assert sorted(key for key, _, _ in found) == sorted(

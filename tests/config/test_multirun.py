@@ -17,7 +17,7 @@ def sweep(launch: Jobs, argv: Sequence[str]) -> int:
 
 
 class Jobs:
-    """A launch that trains nothing and remembers; a seed may stand for an error."""
+    """A launch that records its config and trains nothing; a special seed raises an error."""
 
     def __init__(self, **errors: Exception) -> None:
         self.errors = errors
@@ -54,7 +54,7 @@ def test_a_grid_runs_job_by_job(here: Path) -> None:
     assert one.provenance["max_steps"].startswith("conf/config.yaml:")
 
 
-def test_hydra_leaves_one_folder_beside_the_runs(here: Path) -> None:
+def test_hydra_leaves_one_folder_next_to_the_runs(here: Path) -> None:
     sweep(Jobs(), ["-m", "seed=1,2", "name=n", "run_root='my runs'"])
     files = [path.relative_to(here) for path in here.rglob("*") if path.is_file()]
     [file] = files

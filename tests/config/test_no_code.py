@@ -29,7 +29,7 @@ PRIMARY = "defaults: [config, _self_]\n"
 
 
 def hydra(text: str) -> str:
-    """A part of a recipe that says something to Hydra."""
+    """A part of a recipe with settings of Hydra."""
     return f"{BELOW_ROOT}hydra: {{{text}}}\n"
 
 

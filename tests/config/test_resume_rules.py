@@ -92,7 +92,7 @@ def test_nothing_typed_changes_nothing(stored: str, packaged: LoadedConfig) -> N
     assert apply(stored, [], []) == (packaged.config, [])
 
 
-def test_safe_changes_are_applied_and_told(stored: str, packaged: LoadedConfig) -> None:
+def test_safe_changes_are_applied_and_reported(stored: str, packaged: LoadedConfig) -> None:
     config, changes = apply(stored, ["optimizer.lr=1", "max_steps=900", "logging=quiet"], [])
     assert (config.optimizer.lr, config.max_steps) == (1.0, 900)
     assert config.logging == RunConfig.from_mapping(compose(["logging=quiet"]).mapping).logging
@@ -132,9 +132,9 @@ def test_every_problem_of_a_resume_at_once(stored: str) -> None:
     assert sorted(key for key, _ in found) == sorted(
         ["sed", "name", "precision", "recipe", "data", "hydra.job.name", "", "optimizr"]
     )
-    told = dict(found)
-    assert "did you mean 'seed'" in told["sed"]
-    assert "did you mean 'optimizer'" in told["optimizr"]
+    messages = dict(found)
+    assert "did you mean 'seed'" in messages["sed"]
+    assert "did you mean 'optimizer'" in messages["optimizr"]
 
 
 def test_wrong_values_and_broken_rules(stored: str) -> None:
@@ -174,7 +174,7 @@ def test_changes_are_values() -> None:
     assert Change("a", 1, 2, "safe", "r") == Change("a", 1, 2, "safe", "r")
 
 
-def test_what_stands_as_the_run_has_it_was_set_by_the_run() -> None:
+def test_an_unchanged_value_was_set_by_the_run() -> None:
     stored = load_config(["optimizer=adafactor"]).config.to_json()
     with pytest.raises(ConfigError) as caught:
         apply(stored, ["optimizer.lr=1e-3"], [])

@@ -44,7 +44,7 @@ def problems(words: list[str], *folders: Path) -> list[Problem]:
 
 
 def names(problem: Problem, meant: str) -> bool:
-    """Whether a problem's advice names a key."""
+    """Return True if a problem's advice names a key."""
     _, found, advice = problem.message.partition("did you mean ")
     return bool(found) and repr(meant) in advice
 
@@ -180,16 +180,16 @@ def check_files(user_dir: Path, paths: list[Path], place: float, only: str | Non
     if not expected:
         return
     found = {":".join(p.origin.split(":")[:2]): p for p in problems(words, user_dir)}
-    told = {place: p for place, p in found.items() if not place.startswith("command line")}
+    reported = {place: p for place, p in found.items() if not place.startswith("command line")}
     for place_in_file, (typo, meant) in expected.items():
-        if place_in_file in told:
-            assert names(told[place_in_file], meant), told[place_in_file]
-            assert told[place_in_file].key.rpartition(".")[2] == typo
-    # What is inside a misspelt mapping is told with the mapping. A recipe that lost its defaults
-    # sets what the kinds in their place do not know, and that is told too.
+        if place_in_file in reported:
+            assert names(reported[place_in_file], meant), reported[place_in_file]
+            assert reported[place_in_file].key.rpartition(".")[2] == typo
+    # Keys inside a misspelt mapping are reported with the mapping. A recipe without its defaults
+    # sets keys that the default kinds do not have, which are reported too.
     if only != "defaults":
-        assert told.keys() <= expected.keys()
-    assert {place.rpartition(":")[0] for place in told} == {
+        assert reported.keys() <= expected.keys()
+    assert {place.rpartition(":")[0] for place in reported} == {
         place.rpartition(":")[0] for place in expected
     }
     for path in paths:
@@ -268,8 +268,8 @@ def test_in_defaults_lists(user_dir: Path, file: str) -> None:
         if not wanted:
             continue
         written = write(user_dir, path, "\n".join(mutated) + "\n")
-        told = [p for p in problems(words, user_dir) if not p.origin.startswith("command line")]
-        found = {int(p.origin.rpartition(":")[2]): p for p in told}
+        reported = [p for p in problems(words, user_dir) if not p.origin.startswith("command line")]
+        found = {int(p.origin.rpartition(":")[2]): p for p in reported}
         assert found.keys() == wanted.keys()
         for number, meant in wanted.items():
             assert names(found[number], meant), found[number]

@@ -94,7 +94,7 @@ class Case:
 
 @dataclass
 class Trajectory:
-    """What one rank saw of a run.
+    """Results of a run on one rank.
 
     Attributes:
         losses: Mean loss of each window.
@@ -279,7 +279,7 @@ class Descending(Schedule):
 
 
 class Notes(Observer):
-    """Writes the trajectory down, and stops when a rank asked for it."""
+    """Records the trajectory, and stops on the request of a rank."""
 
     def __init__(self, own: Trajectory) -> None:
         self.own = own

@@ -89,7 +89,8 @@ def toy() -> RunConfig:
 
 
 def run_of(config: RunConfig) -> Any:
-    """What a run leaves: rows without times, the files and their sizes, the error that ended it."""
+    """Return the output of a run: rows without times, files and their sizes, the error that ended
+    it."""
     with TemporaryDirectory() as folder:
         error = ""
         try:

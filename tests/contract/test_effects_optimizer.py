@@ -39,7 +39,7 @@ class Network(nn.Module):
         self.head = nn.Linear(DIM, 4, bias=False)
 
 
-def walk(
+def run_steps(
     option: Option, dtype: torch.dtype = torch.float32
 ) -> tuple[list[torch.Tensor], torch.optim.Optimizer]:
     """Parameters after each of some updates with gradients of changing size."""
@@ -65,12 +65,12 @@ def walk(
 
 
 def trajectory(option: Option) -> Any:
-    return walk(option)[0]
+    return run_steps(option)[0]
 
 
 def state(option: Option) -> Any:
     """Shapes and types of the state, and the settings of the groups."""
-    optimizer = walk(option)[1]
+    optimizer = run_steps(option)[1]
     shapes = [
         {key: (getattr(v, "dtype", None), getattr(v, "shape", None)) for key, v in values.items()}
         for values in optimizer.state.values()
@@ -86,11 +86,11 @@ def rate(option: Option) -> Any:
 
 
 def sixteen_bits(option: Option) -> Any:
-    return walk(option, torch.bfloat16)[0]
+    return run_steps(option, torch.bfloat16)[0]
 
 
 def check(option: Option) -> Any:
-    """What is said against an option before a run starts on a CPU."""
+    """Return the problems of an option before a run starts on a CPU."""
     assert isinstance(option, OptimizerOption)
     option.preflight()
     option.build(OptimizerTarget(Network(), "cpu"))
@@ -104,7 +104,7 @@ OBSERVE = {
     "sixteen_bits": sixteen_bits,
     CHECK: check,
 }
-# What a preset asks the user, or reads from the model's config.
+# Settings that the user must give, or that are read from the model's config.
 GIVEN: dict[str, dict[str, Any]] = {"adam_mini": {"head_dim": 16}}
 OWN_RATE = {"lr": None, "relative_step": True}
 HINTS = {
@@ -156,7 +156,7 @@ def test_every_leaf_changes_the_updates(name: str) -> None:
     try:
         option = option_of("optimizer", values)
         option.preflight()
-        walk(option)
+        run_steps(option)
     except ConfigError as error:
         if "needs the package" in str(error) or "on CUDA only" in str(error):
             pytest.skip(str(error.problems[0]))

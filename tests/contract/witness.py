@@ -1,7 +1,7 @@
 """Finds for each leaf of a preset two values whose difference can be seen: a witness.
 
 A leaf is a key of conf/. The values come from its type; where no value that can be guessed shows
-anything, a table says in which setting of the others, and with which values, it does.
+anything, a table has the other settings and the values with which it does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NUMBERS = (0.5, 2.0, 0.1, 0.9, 1e-3, 1.0, 10.0, 0.0)
 
 @dataclass(frozen=True)
 class Hint:
-    """How a leaf that needs more than another value is shown to have an effect.
+    """Changes that show the effect of a leaf that needs more than another value.
 
     Attributes:
         values: What to try in place of what the type suggests.

@@ -122,7 +122,7 @@ def test_epochs_end_the_run_with_a_short_window(trainctl: Console) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "says"),
+    ("words", "status", "message"),
     [
         (["data.documents=3"], 13, "3 samples"),
         (["run_root=/proc/nowhere"], 3, "run_root="),
@@ -131,9 +131,9 @@ def test_epochs_end_the_run_with_a_short_window(trainctl: Console) -> None:
         (["optimizer.groups.no_decay=[nothing]"], 2, "nothing"),
     ],
 )
-def test_bad_input(trainctl: Console, words: list[str], status: int, says: str) -> None:
+def test_bad_input(trainctl: Console, words: list[str], status: int, message: str) -> None:
     _, err = trainctl.toy(*words, status=status)
-    assert says in err
+    assert message in err
     assert "Traceback" not in err
 
 

@@ -100,7 +100,7 @@ class Rank:
             time.sleep(0.01)
 
     def train(self, steps: int = 10**9) -> None:
-        """Make progress until a signal asks for the end."""
+        """Make progress until a signal."""
         for step in range(steps):
             if (number := self.stop()) is not None:
                 raise Preempted(f"{number.name} received: stopped after step {step}")
@@ -249,7 +249,7 @@ SCENARIOS: Mapping[str, Callable[[Rank], None]] = {
 
 
 def run(run_dir: RunDir, stop: StopFlag) -> Any:
-    """Behave as the scenario says."""
+    """Follow the scenario."""
     scenario = sys.argv[2]
     rank = Rank(run_dir, stop)
     if scenario.startswith("SIG"):

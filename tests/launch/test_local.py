@@ -65,7 +65,7 @@ def test_ranks_neither_download_nor_pool() -> None:
     assert environment["TOKENIZERS_PARALLELISM"] == "false"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says by its files what it has")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists its devices as files")
 @pytest.mark.parametrize(
     ("drivers", "device", "possible"),
     [

@@ -1,4 +1,4 @@
-"""What /proc says of a rank."""
+"""State of a rank from /proc."""
 
 from __future__ import annotations
 

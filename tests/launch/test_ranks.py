@@ -1,4 +1,4 @@
-"""Several ranks under one launcher: how they end, and what is said of it."""
+"""Several ranks under one launcher: their exit, and the error that is reported."""
 
 from __future__ import annotations
 

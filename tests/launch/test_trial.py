@@ -32,7 +32,7 @@ class Growing:
         return 1.5 ** min(self.asked, 14) if dist.get_rank() == 1 else 1.0
 
 
-def rehearse(config: str, signal_on: int | None) -> tuple[int, str]:
+def run_trial_of(config: str, signal_on: int | None) -> tuple[int, str]:
     rank = dist.get_rank()
     run_config = RunConfig.from_json(config)
     world = World(rank, 2, rank, "cpu", run_config.parallelism.layout(2))
@@ -62,12 +62,12 @@ def config(tmp_path: Path) -> str:
 
 
 def test_all_ranks_take_as_many_steps_as_the_one_that_grows_longest(config: str) -> None:
-    first, second = run_on_ranks(rehearse, config, None)
+    first, second = run_on_ranks(run_trial_of, config, None)
     assert first == second
     assert first[0] > 14
 
 
 def test_a_signal_to_one_rank_ends_the_trial_on_all(config: str) -> None:
-    texts = [text for _, text in run_on_ranks(rehearse, config, 1)]
+    texts = [text for _, text in run_on_ranks(run_trial_of, config, 1)]
     assert texts[0] == texts[1]
     assert "SIGTERM received" in texts[0]

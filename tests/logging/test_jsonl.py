@@ -48,7 +48,7 @@ def test_resume_drops_later_rows_and_a_torn_line_and_keeps_the_rest_byte_for_byt
     assert list(context.run_dir.path.iterdir()) == [context.run_dir.metrics]
 
 
-def test_a_run_from_the_beginning_voids_every_row(context: LogContext) -> None:
+def test_a_run_from_the_beginning_deletes_every_row(context: LogContext) -> None:
     context.run_dir.metrics.write_text('{"step": 1}\n{"step": 2}\n')
     JsonLines(context).close()
     assert context.run_dir.metrics.read_bytes() == b""

@@ -40,7 +40,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path) -> None:
-    """What a run does with the folder."""
+    """Load the folder as a run does."""
     option = HuggingFace(kind="hf", path=str(folder), init="pretrained", tokenizer=None)
     option.preflight()
     option.source_dtype()

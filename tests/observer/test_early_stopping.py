@@ -123,12 +123,12 @@ def test_a_stopped_run_ends_as_a_complete_one(trainctl: Console) -> None:
     words = (*NO_STEP, "eval_every_steps=2", "eval_max_samples=2", "checkpoint.export=true")
     out, _ = trainctl.toy(*STOPPING, *words, "checkpoint.every_steps=null")
     run_dir = trainctl.run_dir()
-    says = "eval_loss has not improved in 2 evaluations"
-    assert f"stopped after step 6: {says}" in out
+    reason = "eval_loss has not improved in 2 evaluations"
+    assert f"stopped after step 6: {reason}" in out
     result = json.loads((run_dir / "result.json").read_text())
     assert result["status"] == "completed"
     assert result["step"] == 6
-    assert result["stopped"].startswith(says)
+    assert result["stopped"].startswith(reason)
     rows = trainctl.rows(run_dir)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     # Its last evaluation sees all samples, those before it two of them.

@@ -1,4 +1,4 @@
-"""Adafactor walks the reference's path, whichever way it cuts or gathers the parameters."""
+"""Adafactor computes the updates of the reference, with any blocks and buckets."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def tensors(dtype: torch.dtype, seed: int = 0) -> list[nn.Parameter]:
     ]
 
 
-def walk(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], steps: int) -> None:
+def run_steps(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], steps: int) -> None:
     """Steps with gradients that depend on nothing but the step."""
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
@@ -166,8 +166,8 @@ def test_shapes(beta1: float | None) -> None:
     options = DEFAULTS | {"beta1": beta1, "weight_decay": 0.1}
     ours, theirs = tensors(torch.float64), tensors(torch.float64)
     optimizer, reference = AdafactorOptimizer(ours, **options), Reference(theirs, **options)
-    walk(optimizer, ours, 6)
-    walk(reference, theirs, 6)
+    run_steps(optimizer, ours, 6)
+    run_steps(reference, theirs, 6)
     assert worst(ours, theirs) < 1e-12
     for param, other in zip(ours, theirs, strict=True):
         expected = {k: v for k, v in reference.state[other].items() if k.startswith("exp_avg")}
@@ -187,8 +187,8 @@ def test_low_precision_weights_have_float32_statistics(
 ) -> None:
     ours, theirs = tensors(dtype), tensors(dtype)
     optimizer = AdafactorOptimizer(ours, **(DEFAULTS | changes))
-    walk(optimizer, ours, 6)
-    walk(Reference(theirs, **(DEFAULTS | changes)), theirs, 6)
+    run_steps(optimizer, ours, 6)
+    run_steps(Reference(theirs, **(DEFAULTS | changes)), theirs, 6)
     # One float32 rounding may tip an element to the neighbouring low-precision number.
     assert worst(ours, theirs) <= 2 * torch.finfo(dtype).eps
     assert {v.dtype for s in optimizer.state.values() for k, v in s.items() if k != "step"} == {
@@ -223,21 +223,21 @@ def test_zero_gradients_move_nothing() -> None:
             param.grad = torch.zeros_like(param)
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(params, before, strict=True))
-    walk(optimizer, params, 3)
+    run_steps(optimizer, params, 3)
     assert all(torch.isfinite(param).all() for param in params)
 
 
 def test_a_schedule_and_the_relative_step_are_one_thing() -> None:
     own, driven = tensors(torch.float64), tensors(torch.float64)
-    walk(AdafactorOptimizer(own, **DEFAULTS), own, 5)
+    run_steps(AdafactorOptimizer(own, **DEFAULTS), own, 5)
     optimizer = AdafactorOptimizer(driven, **(DEFAULTS | {"relative_step": False}))
     optimizer.register_step_pre_hook(lambda opt, *_: set_rate(opt))
-    walk(optimizer, driven, 5)
+    run_steps(optimizer, driven, 5)
     assert all(torch.equal(a, b) for a, b in zip(own, driven, strict=True))
 
 
 def set_rate(optimizer: torch.optim.Optimizer) -> None:
-    """What an engine does before a step, with min(1e-2, 1 / √step)."""
+    """Set the learning rate to min(1e-2, 1 / √step), as an engine does before a step."""
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
 
@@ -320,7 +320,7 @@ def test_small_tensors_together_are_stepped_like_each_alone(
             monkeypatch.setattr(SmallTensors, "of", lambda *_: None)
         params = tensors(torch.float32)
         optimizer = AdafactorOptimizer(params, **{**DEFAULTS, **options})
-        walk(optimizer, params, 8)
+        run_steps(optimizer, params, 8)
         assert any(small for _, small in optimizer._together.values()) == together
         # A row without gradient, as of a token that the batch does not have.
         for param in params:
@@ -331,7 +331,7 @@ def test_small_tensors_together_are_stepped_like_each_alone(
         fresh = AdafactorOptimizer(copied[0], **{**DEFAULTS, **options})
         fresh.load_state_dict(copied[1])
         for each, of in ((optimizer, params), (fresh, copied[0])):
-            walk(each, of, 2)
+            run_steps(each, of, 2)
         assert all(torch.equal(a, b) for a, b in zip(params, copied[0], strict=True))
         params[1].grad = None
         optimizer.step()

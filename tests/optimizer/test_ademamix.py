@@ -1,4 +1,4 @@
-"""AdEMAMix walks the path of its authors' algorithm, as bitsandbytes restates it in torch."""
+"""AdEMAMix computes the updates of its authors' algorithm, as in bitsandbytes' torch version."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_trajectory_is_the_references(
 
 
 def test_the_mixture_is_full_after_its_last_step(build_option: Build) -> None:
-    """What grows over one step is what is there from the start."""
+    """Settings that grow over one step equal constant ones."""
     pytest.importorskip("pytorch_optimizer")
     ends = []
     for steps in (None, 1):
@@ -72,7 +72,7 @@ def test_the_mixture_is_full_after_its_last_step(build_option: Build) -> None:
     assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])
 
 
-def test_it_takes_the_runs_length_unless_told(build_option: Build) -> None:
+def test_it_takes_the_runs_length_by_default(build_option: Build) -> None:
     from launcher.config import load
 
     option: Any = load.load_config(["optimizer=ademamix", "max_steps=70"]).config.optimizer

@@ -1,4 +1,4 @@
-"""Every optimizer walks the path of its reference implementation, all options included."""
+"""Every optimizer computes the updates of its reference implementation, with all options."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_adam_weight_decay_is_tensorflows(
     "library",
     ["bitsandbytes", pytest.param("torchao", marks=pytest.mark.slow)],
 )
-def test_small_parameters_of_8bit_adamw_walk_in_32_bits(
+def test_small_parameters_of_8bit_adamw_use_32_bits(
     assert_golden: Callable[..., Any], library: str
 ) -> None:
     needs(library)

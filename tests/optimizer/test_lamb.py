@@ -1,4 +1,4 @@
-"""LAMB walks timm's path."""
+"""LAMB computes the same updates as timm."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 def step(
     build_option: Callable[..., OptimizerOption], weight: float, grad: float, **changes: Any
 ) -> float:
-    """What one step at learning rate 0.1 takes from a tensor of equal weights."""
+    """Return the change by one step at learning rate 0.1 of a tensor of equal weights."""
     module = nn.Module()
     module.register_parameter("weight", nn.Parameter(torch.full((4, 4), weight)))
     optimizer = build_option("lamb", lr=0.1, eps=1e-12, **changes).build(

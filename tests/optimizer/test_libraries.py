@@ -1,4 +1,4 @@
-"""What is chosen and said: implementations, libraries, and what is missing or does not fit."""
+"""Choice of implementations and libraries, and the errors for missing or unsupported ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def groups(dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "kwargs", "chosen", "said"),
+    ("configured", "device", "kwargs", "chosen", "logged"),
     [
         ("auto", "cpu", {}, "fused", "one kernel per group on cpu"),
         ("auto", "cuda", {}, "fused", "one kernel per group on cuda"),
@@ -57,19 +57,19 @@ def groups(dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
         ("foreach", "cpu", {}, "foreach", "as configured"),
     ],
 )
-def test_the_implementation_is_chosen_by_device_and_said(
+def test_the_implementation_is_chosen_by_device_and_logged(
     caplog: pytest.LogCaptureFixture,
-    asked: Any,
+    configured: Any,
     device: str,
     kwargs: dict[str, Any],
     chosen: str,
-    said: str,
+    logged: str,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="trainctl.optimizer"):
-        flags = choose(asked, groups(), device, kind="adamw", **kwargs)
+        flags = choose(configured, groups(), device, kind="adamw", **kwargs)
     assert flags == {"fused": chosen == "fused", "foreach": chosen == "foreach"}
     assert f"adamw: {chosen} implementation" in caplog.text
-    assert said in caplog.text
+    assert logged in caplog.text
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("vulkan", torch.float32), ("cpu", torch.complex64)])
@@ -183,7 +183,7 @@ LOW_BIT: dict[str, str] = {
     "rmsprop_8bit": "RMSprop8bit",
     "adamw_4bit": "AdamW4bit",
 }
-"""What a library calls its class."""
+"""Name of the class in its library."""
 COMPILED = pytest.mark.slow  # torchao compiles a kernel per shape
 STEPPED = [
     *[(preset, "bitsandbytes") for preset in LOW_BIT if preset != "adamw_4bit"],

@@ -58,7 +58,7 @@ def set_gradients(module: nn.Module, step: int) -> None:
         param.grad = param.detach() - 0.3 + 0.1 * noise
 
 
-def walk(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[Tensor]:
+def run_steps(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[Tensor]:
     for step in range(steps):
         set_gradients(module, step)
         optimizer.step()
@@ -141,7 +141,7 @@ def test_muon_may_be_left_with_one_half(build_option: Build, frozen: str, traine
     names = {name for name, p in module.named_parameters() if re.search(frozen, name) is None}
     assert names_in(optimizer, module, trained) == names
     before = [param.detach().clone() for param in module.parameters()]
-    after = walk(module, optimizer, 2)
+    after = run_steps(module, optimizer, 2)
     assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) == len(names)
 
 
@@ -169,11 +169,11 @@ def test_muon_survives_its_own_state_dict(build_option: Build) -> None:
         option.build(OptimizerTarget(one, "cpu")),
         option.build(OptimizerTarget(other, "cpu")),
     )
-    walk(one, first, 3)
+    run_steps(one, first, 3)
     # torch hands the tensors on without copying them.
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     other.load_state_dict(one.state_dict())
-    for left, right in zip(walk(one, first, 2), walk(other, second, 2), strict=True):
+    for left, right in zip(run_steps(one, first, 2), run_steps(other, second, 2), strict=True):
         assert torch.equal(left, right)
 
 
@@ -219,7 +219,9 @@ def galore_and_its_authors(
         weight_decay=0.1,
         groups={"no_decay_types": []},
     )
-    return walk(ours, option.build(OptimizerTarget(ours, "cpu")), 8), walk(theirs, expected, 8)
+    return run_steps(ours, option.build(OptimizerTarget(ours, "cpu")), 8), run_steps(
+        theirs, expected, 8
+    )
 
 
 @pytest.mark.parametrize("side", ["std", "reverse_std", "left", "right"])
@@ -262,7 +264,9 @@ def apollo_and_its_authors(
         weight_decay=0.1,
         groups={"no_decay_types": []},
     )
-    return walk(ours, option.build(OptimizerTarget(ours, "cpu")), 8), walk(theirs, expected, 8)
+    return run_steps(ours, option.build(OptimizerTarget(ours, "cpu")), 8), run_steps(
+        theirs, expected, 8
+    )
 
 
 @pytest.mark.parametrize("scaling", ["channel", "tensor"])
@@ -298,10 +302,10 @@ def test_apollos_random_projection_needs_neither_order_nor_global_seed(
     option = build_option("apollo", rank=2, update_every=2)
     one, other = network(), network()
     torch.manual_seed(1)
-    first = walk(one, option.build(OptimizerTarget(one, "cpu")), 5)
+    first = run_steps(one, option.build(OptimizerTarget(one, "cpu")), 5)
     torch.manual_seed(2)
     for a, b in zip(
-        first, walk(other, option.build(OptimizerTarget(other, "cpu")), 5), strict=True
+        first, run_steps(other, option.build(OptimizerTarget(other, "cpu")), 5), strict=True
     ):
         assert torch.equal(a, b)
 
@@ -328,7 +332,9 @@ def adam_mini_and_its_authors(
         ),
     )
     option = build_option("adam_mini", lr=1e-2, weight_decay=weight_decay, head_dim=DIM // HEADS)
-    return walk(ours, option.build(OptimizerTarget(ours, "cpu")), 8), walk(theirs, expected, 8)
+    return run_steps(ours, option.build(OptimizerTarget(ours, "cpu")), 8), run_steps(
+        theirs, expected, 8
+    )
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -348,7 +354,7 @@ def test_adam_mini_asks_the_models_config_for_its_heads(build_option: Build) -> 
 
     module.config = Config()  # type: ignore[assignment]
     optimizer = build_option("adam_mini").build(OptimizerTarget(module, "cpu"))
-    walk(module, optimizer, 1)
+    run_steps(module, optimizer, 1)
     queries = optimizer.state[module.layers[0].attention.q_proj.weight]  # type: ignore[union-attr,index]
     assert queries["exp_avg_sq"].shape == (HEADS,)
 

@@ -1,4 +1,4 @@
-"""Which parameter lands in which group, and what a wrong pattern says."""
+"""The group of each parameter, and the errors of wrong patterns."""
 
 from __future__ import annotations
 

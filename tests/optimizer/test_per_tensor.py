@@ -1,4 +1,5 @@
-"""What Adafactor, StableAdamW and LAMB share: buckets and blocks; shards are in test_shards.py."""
+"""Common code of Adafactor, StableAdamW and LAMB: buckets and blocks; see test_shards.py for
+shards."""
 
 from __future__ import annotations
 
@@ -103,7 +104,7 @@ def set_gradients(params: Sequence[nn.Parameter], step: int) -> None:
         param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
 
 
-def walk(
+def run_steps(
     optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter], steps: Iterable[int]
 ) -> None:
     for step in steps:
@@ -127,7 +128,7 @@ def test_order_and_buckets_do_not_change_a_bit(make: Make, monkeypatch: pytest.M
         monkeypatch.setattr(per_tensor, "BUCKET_ELEMENTS", elements)
         params = tensors(DTYPES)
         optimizer = make(params[::order])
-        walk(optimizer, params, range(4))
+        run_steps(optimizer, params, range(4))
         results.append(params)
     assert same(results[0], results[1])
     assert same(results[0], results[2])
@@ -136,8 +137,8 @@ def test_order_and_buckets_do_not_change_a_bit(make: Make, monkeypatch: pytest.M
 @every_optimizer
 def test_cutting_changes_roundings_only(make: Make) -> None:
     whole, cut = tensors([torch.float64]), tensors([torch.float64])
-    walk(make(whole), whole, range(4))
-    walk(make(cut, small_elements=0, block_elements=12), cut, range(4))
+    run_steps(make(whole), whole, range(4))
+    run_steps(make(cut, small_elements=0, block_elements=12), cut, range(4))
     for a, b in zip(whole, cut, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
@@ -146,7 +147,7 @@ def test_cutting_changes_roundings_only(make: Make) -> None:
 def test_state_dicts_round_trip_bitwise(make: Make) -> None:
     params = tensors(DTYPES)
     optimizer = make(params)
-    walk(optimizer, params, range(3))
+    run_steps(optimizer, params, range(3))
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     others = [nn.Parameter(param.detach().clone()) for param in params]
@@ -156,9 +157,9 @@ def test_state_dicts_round_trip_bitwise(make: Make) -> None:
     copied = copy.deepcopy((optimizer, params))
     for state, live in zip(resumed.state.values(), optimizer.state.values(), strict=True):
         assert {k: v.dtype for k, v in state.items()} == {k: v.dtype for k, v in live.items()}
-    walk(optimizer, params, range(3, 6))
-    walk(resumed, others, range(3, 6))
-    walk(copied[0], copied[1], range(3, 6))
+    run_steps(optimizer, params, range(3, 6))
+    run_steps(resumed, others, range(3, 6))
+    run_steps(copied[0], copied[1], range(3, 6))
     assert same(params, others)
     assert same(params, copied[1])
 
@@ -167,15 +168,15 @@ def test_state_dicts_round_trip_bitwise(make: Make) -> None:
 def test_state_that_is_changed_in_place_is_used(make: Make) -> None:
     params, others = tensors(), tensors()
     optimizer, fresh = make(params), make(others)
-    walk(optimizer, params, range(3))
-    walk(fresh, others, range(7, 8))
+    run_steps(optimizer, params, range(3))
+    run_steps(fresh, others, range(7, 8))
     with torch.no_grad():
         for param, other in zip(params, others, strict=True):
             other.copy_(param)
             for key, value in fresh.state[other].items():
                 value.copy_(optimizer.state[param][key])
-    walk(optimizer, params, range(3, 6))
-    walk(fresh, others, range(3, 6))
+    run_steps(optimizer, params, range(3, 6))
+    run_steps(fresh, others, range(3, 6))
     assert same(params, others)
 
 
@@ -209,8 +210,8 @@ def test_groups_may_come_later(make: Make) -> None:
     whole.step()
     grown.step()
     grown.add_param_group({"params": others[4:]})
-    walk(whole, params, range(1, 4))
-    walk(grown, others, range(1, 4))
+    run_steps(whole, params, range(1, 4))
+    run_steps(grown, others, range(1, 4))
     assert nearly_same(params, others)
 
 
@@ -234,7 +235,8 @@ def test_integers_are_refused() -> None:
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's is not typed
-    """Notes the largest storage that an operation makes or returns, beside those known before."""
+    """Records the largest storage that an operation creates or returns, except those known
+    before."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -260,7 +262,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
 
 def largest_allocation(optimizer: torch.optim.Optimizer, params: Sequence[nn.Parameter]) -> int:
     """Bytes of the largest piece of memory, scratch included, that a later step touches."""
-    walk(optimizer, params, range(2))
+    run_steps(optimizer, params, range(2))
     grads = [param.grad for param in params if param.grad is not None]
     state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
     with Allocations([*params, *grads, *state]) as allocations:
@@ -312,7 +314,7 @@ def test_non_contiguous_shards_are_refused(make: Make) -> None:
 def test_scratch_memory_is_not_shared_between_open_updates(make: Make) -> None:
     """All updates of shards are open at once, and bfloat16 weights are converted in scratch."""
     params, others = tensors([torch.bfloat16]), tensors([torch.bfloat16])
-    walk(make(params, block_elements=100), params, range(4))
-    walk(make(others, block_elements=100, sharding=Alone()), others, range(4))
+    run_steps(make(params, block_elements=100), params, range(4))
+    run_steps(make(others, block_elements=100, sharding=Alone()), others, range(4))
     for param, other in zip(params, others, strict=True):
         torch.testing.assert_close(param, other, rtol=2**-7, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Optimizers on shards of parameters: on real ranks, they walk as on whole tensors."""
+"""Optimizers on shards of parameters: on real ranks, with the same results as on full tensors."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Run:
         self.reference = option.build(OptimizerTarget(self.whole, "cpu"))
         self.deviation = 0.0
 
-    def walk(self, steps: range = range(STEPS)) -> None:
+    def run_steps(self, steps: range = range(STEPS)) -> None:
         """Step both with equal gradients."""
         for step in steps:
             set_gradients(self.whole, step)
@@ -96,14 +96,14 @@ def deviations(option: OptimizerOption) -> dict[tuple[str, torch.dtype], tuple[f
     for layout in LAYOUTS:
         for dtype in LIMITS:
             run = Run(option, layout, dtype)
-            run.walk()
+            run.run_steps()
             found[layout, dtype] = (run.deviation, run.sharding.collectives / STEPS)
     return found
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_shards_walk_as_whole_parameters(build_option: Build, case: str, ranks: int) -> None:
+def test_shards_train_as_full_parameters(build_option: Build, case: str, ranks: int) -> None:
     preset, changes, collectives = CASES[case]
     option = build_option(preset, **changes)
     for rank in run_on_ranks(deviations, option, ranks=ranks):
@@ -115,7 +115,7 @@ def deviations_of_a_mistake(option: OptimizerOption) -> dict[str, float]:
     found = {}
     for layout in ("rows", "columns", "uneven"):
         run = Run(option, layout, honest=False)
-        run.walk()
+        run.run_steps()
         found[layout] = run.deviation
     return found
 
@@ -130,7 +130,7 @@ def test_an_optimizer_that_takes_shards_for_tensors_is_found(
         assert max(rank[layout] for rank in ranks) > 1e-4
 
 
-def walk_with_gaps(option: OptimizerOption) -> list[float]:
+def steps_with_gaps(option: OptimizerOption) -> list[float]:
     """Another parameter has no gradient at each step; some ranks leave empty shards without."""
     found = []
     for layout in ("empty", "flat", "uneven"):
@@ -154,7 +154,7 @@ def walk_with_gaps(option: OptimizerOption) -> list[float]:
 @pytest.mark.parametrize("case", ["adafactor_mean", "stable_adamw", "lamb"])
 def test_parameters_without_gradients_are_left_alone(build_option: Build, case: str) -> None:
     preset, changes, _ = CASES[case]
-    for rank in run_on_ranks(walk_with_gaps, build_option(preset, **changes), ranks=3):
+    for rank in run_on_ranks(steps_with_gaps, build_option(preset, **changes), ranks=3):
         assert max(rank) <= 1e-12
 
 
@@ -189,9 +189,10 @@ def whole_state(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def move_state(option: OptimizerOption, saved: str, loaded: str) -> tuple[float, float]:
-    """Walk in one layout and continue in another; return deviations of the state and after it."""
+    """Train in one layout and continue in another; return the deviations of state and
+    parameters."""
     first, second = Run(option, saved), Run(option, loaded)
-    first.walk()
+    first.run_steps()
     state, wrong = whole_state(first), 0.0
     for name, param in first.whole.named_parameters():
         expected = first.reference.state[param]
@@ -200,7 +201,7 @@ def move_state(option: OptimizerOption, saved: str, loaded: str) -> tuple[float,
             if isinstance(value, Tensor):
                 assert value.shape == state[name][key].shape
                 wrong = max(wrong, (state[name][key] - value).abs().max().item())
-    second.walk(range(1))  # Now every parameter has a state, which is overwritten.
+    second.run_steps(range(1))  # Now every parameter has a state, which is overwritten.
     second.whole, second.reference, second.deviation = first.whole, first.reference, 0.0
     wholes = dict(first.whole.named_parameters())
     with torch.no_grad():
@@ -214,7 +215,7 @@ def move_state(option: OptimizerOption, saved: str, loaded: str) -> tuple[float,
                     entry[key].copy_(value)
                 else:
                     entry[key] = value
-    second.walk(range(STEPS, STEPS + 4))
+    second.run_steps(range(STEPS, STEPS + 4))
     return wrong, second.deviation
 
 
@@ -228,7 +229,7 @@ def test_state_moves_between_layouts(build_option: Build, case: str) -> None:
             assert deviation <= 1e-12
 
 
-def walk_in_bfloat16(option: OptimizerOption, precision: Precision) -> tuple[float, int]:
+def steps_in_bfloat16(option: OptimizerOption, precision: Precision) -> tuple[float, int]:
     """Weights in bfloat16 with float32 copies of a few of them at a time."""
     whole = whole_module(torch.bfloat16)
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -251,7 +252,7 @@ def walk_in_bfloat16(option: OptimizerOption, precision: Precision) -> tuple[flo
 def test_float32_copies_of_shards_are_chunked_alike_on_all_ranks(build_option: Build) -> None:
     precision = PureBf16(Compensated(), chunk_bytes=8 * 64)
     for worst, collectives in run_on_ranks(
-        walk_in_bfloat16, build_option("adafactor"), precision, ranks=3
+        steps_in_bfloat16, build_option("adafactor"), precision, ranks=3
     ):
         # Sums in another order may round a weight to the other neighbour.
         assert worst <= 2**-6

@@ -1,4 +1,4 @@
-"""StableAdamW walks torch-optimi's path, and keeps what rounding would lose."""
+"""StableAdamW computes the updates of torch-optimi, and compensates rounding."""
 
 from __future__ import annotations
 

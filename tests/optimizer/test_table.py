@@ -37,5 +37,5 @@ def test_state_is_counted_whole(
     expected: float,
 ) -> None:
     counted = bytes_per_parameter(build_option(preset, **changes), dtype, **SMALL)
-    # Beside the moments there is a step count of four bytes per tensor.
+    # Next to the moments there is a step count of four bytes per tensor.
     assert counted == pytest.approx(expected, abs=1e-3)

@@ -25,7 +25,8 @@ OPTIMIZERS = {"sgd": optimizer_option("sgd"), "adamw": optimizer_option("adamw")
 
 
 class Double(Float32):
-    """Float64 throughout: no config offers it, but it tells a wrong sum from a rounded one."""
+    """Float64 throughout: no config offers it, but it distinguishes a wrong sum from a rounded
+    one."""
 
     @property
     @override

@@ -90,7 +90,7 @@ def train(live: SingleEngine, windows: list[Window], *, late: bool) -> list[floa
 
 
 def moved(live: SingleEngine, precision: PrecisionOption) -> SingleEngine:
-    """Another engine that goes on where this one is, as a resumed run makes it."""
+    """Return another engine that continues from the state of this one, as in a resumed run."""
     saved = {name: tensor.clone() for name, tensor in tensors(live).items()}
     other = engine(precision, seed=1)
     assert other.state().keys() >= saved.keys()

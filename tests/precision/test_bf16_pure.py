@@ -59,7 +59,7 @@ def built(
 
 
 def exact(param: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-    """The float32 that weight and remainder stand for."""
+    """Return the float32 value of weight and remainder."""
     value = torch.empty(param.shape)
     Compensated().widen(param, value, optimizer.state[param])
     return value
@@ -110,7 +110,7 @@ def test_updates_below_the_last_bit_are_not_lost(build_option: Build, preset: st
     module = nn.Linear(64, 64, bias=False)
     nn.init.ones_(module.weight)
     precision.prepare(module)
-    # A thousandth of the last bit of 1.0: plain bfloat16 would stand still for ever.
+    # A thousandth of the last bit of 1.0: plain bfloat16 would never change.
     optimizer = stepping(torch.optim.SGD, module, precision, lr=2**-18)
     for _ in range(2000):
         module.weight.grad = -torch.ones_like(module.weight)

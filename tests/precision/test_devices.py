@@ -17,7 +17,7 @@ def test_tf32_is_refused_without_cuda(build_option: Build) -> None:
 
 
 @pytest.mark.parametrize(("kind", "instead"), [("tf32", "fp32"), ("fp8", "bf16")])
-def test_who_lacks_the_device_is_told_what_to_write(
+def test_unsupported_device_is_refused_with_advice(
     build_option: Build, kind: str, instead: str
 ) -> None:
     option = build_option(kind)

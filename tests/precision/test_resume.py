@@ -1,4 +1,5 @@
-"""Every format through the engine of one process: it learns, and goes on bit for bit."""
+"""Every format through the engine of one process: it learns, and a resumed run continues bit for
+bit."""
 
 from collections.abc import Callable
 
@@ -86,7 +87,7 @@ def test_learns_and_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    ("saved", "live", "says"),
+    ("saved", "live", "message"),
     [
         ("fp16", "bf16", "nothing needs loss_scale, good_updates any more"),
         ("bf16", "fp16", "loss_scale starts at 65536"),
@@ -98,13 +99,13 @@ def test_a_run_may_go_on_in_another_format_of_the_same_weights(
     caplog: pytest.LogCaptureFixture,
     saved: str,
     live: str,
-    says: str,
+    message: str,
 ) -> None:
     """As we advise where float16 overflows however small the scale is."""
     first, second = engine(build_option(saved), adamw), engine(build_option(live), adamw)
     losses = train(first, range(10))
     second.load_state({name: tensor.clone() for name, tensor in tensors(first).items()})
-    assert says in caplog.text
+    assert message in caplog.text
     assert train(second, range(10, 30))[-1] < losses[-1]
     for name, tensor in tensors(second).items():
         assert name.startswith(("model.", "optimizer.", "precision."))

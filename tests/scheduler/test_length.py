@@ -62,7 +62,7 @@ def test_an_epoch_that_divides_evenly_gains_no_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "says"),
+    ("written", "message"),
     [
         (-1, "must not be negative, but is -1"),
         (-0.1, "must not be negative"),
@@ -86,10 +86,10 @@ def test_an_epoch_that_divides_evenly_gains_no_step() -> None:
         (math.inf, "below 1"),
     ],
 )
-def test_what_is_no_length_is_refused(written: object, says: str) -> None:
+def test_what_is_no_length_is_refused(written: object, message: str) -> None:
     with pytest.raises(ValidationError) as refused:
         LENGTH.validate_python(written, strict=True)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
     assert refused.value.error_count() == 1
 
 

@@ -116,7 +116,7 @@ def test_the_end_is_where_the_docstring_says(
         assert at == pytest.approx([last * PEAK, after * PEAK, far * PEAK], rel=1e-8, abs=1e-15)
 
 
-MISFITS: list[tuple[str, dict[str, Any], str]] = [
+UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
     ("linear", {"warmup_steps": 101}, "warmup_steps is 101, but the whole run has 100 steps"),
     (
         "linear",
@@ -158,12 +158,12 @@ MISFITS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "changes", "says"), MISFITS)
+@pytest.mark.parametrize(("name", "changes", "message"), UNSUPPORTED)
 def test_what_does_not_fit_is_an_error_with_the_numbers(
-    name: str, changes: dict[str, Any], says: str, preset: Preset, horizon: MakeHorizon
+    name: str, changes: dict[str, Any], message: str, preset: Preset, horizon: MakeHorizon
 ) -> None:
     option = preset(name, **changes)
-    with pytest.raises(ScheduleError, match=says) as caught:
+    with pytest.raises(ScheduleError, match=message) as caught:
         option.build(PEAK, horizon(100))
     assert caught.value.field in type(option).model_fields
 
@@ -174,7 +174,7 @@ def test_a_rate_that_overflows_is_an_error(preset: Preset, horizon: MakeHorizon)
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "says"),
+    ("name", "changes", "message"),
     [
         ("linear", {"warmup_power": 0.0}, "greater than 0"),
         ("linear", {"warmup_power": "1"}, "valid number"),
@@ -197,11 +197,11 @@ def test_a_rate_that_overflows_is_an_error(preset: Preset, horizon: MakeHorizon)
     ],
 )
 def test_what_is_wrong_in_itself_does_not_validate(
-    name: str, changes: dict[str, Any], says: str, preset: Preset
+    name: str, changes: dict[str, Any], message: str, preset: Preset
 ) -> None:
     with pytest.raises(ValueError) as refused:
         preset(name, **changes)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_mistake_inside_a_stage_has_its_place(preset: Preset) -> None:
@@ -256,7 +256,7 @@ def test_stages_follow_one_another_and_lengths_inside_are_of_the_stage(
 
 
 @pytest.mark.parametrize(
-    ("steps", "says"),
+    ("steps", "message"),
     [
         ([None, 10], "stages.0.steps is null, which only the last stage may be"),
         ([100, None], "stages.1.steps is null, but 0 of the run's 100 steps are left"),
@@ -265,15 +265,15 @@ def test_stages_follow_one_another_and_lengths_inside_are_of_the_stage(
     ],
 )
 def test_stages_that_do_not_fit_are_refused(
-    steps: list[int | str | None], says: str, preset: Preset, horizon: MakeHorizon
+    steps: list[int | str | None], message: str, preset: Preset, horizon: MakeHorizon
 ) -> None:
     part = preset("constant").model_dump(mode="json")
     option = preset("sequence", stages=[{"steps": s, "schedule": part} for s in steps])
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         option.build(PEAK, horizon(100))
 
 
-def test_a_misfit_inside_is_said_with_its_place(preset: Preset, horizon: MakeHorizon) -> None:
+def test_an_error_inside_names_its_place(preset: Preset, horizon: MakeHorizon) -> None:
     part = preset("linear", warmup_steps=11).model_dump(mode="json")
     option = preset("sequence", stages=[{"steps": 10, "schedule": part}])
     with pytest.raises(ValueError, match=r"stages\.0\.schedule\.warmup_steps is 11"):
@@ -343,7 +343,9 @@ def test_a_score_that_the_evaluation_lacks_is_a_config_error(
         schedule.observe({}, {"eval_ppl": 3.0, "eval_loss": 1.0}, 1)
 
 
-def test_two_plateaus_in_a_product_remember_apart(preset: Preset, horizon: MakeHorizon) -> None:
+def test_two_plateaus_in_a_product_have_separate_memory(
+    preset: Preset, horizon: MakeHorizon
+) -> None:
     quick = preset("reduce_on_plateau", patience=0, factor=0.5).model_dump(mode="json")
     slow = preset("reduce_on_plateau", patience=1, factor=0.1).model_dump(mode="json")
     schedule = preset("chained", warmup_steps=0, parts=[quick, slow]).build(1.0, horizon(100))

@@ -43,7 +43,7 @@ def toy_run(
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """What is in metrics.jsonl, without what differs from run to run."""
+    """Return the rows of metrics.jsonl, without the values that differ between runs."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     times = ("tokens_per_s", "elapsed_s", "memory_mib")
     return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
