@@ -19,14 +19,14 @@ from omegaconf import DictConfig
 # Before torch is imported: two workers of pytest with two threads each would fight for two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from launcher.config._provenance import ConfigFile
+from launcher.config.compose import Loader
+from tests import fork_server
+
 # `nohup` and shells that start a command in the background ignore these; a launcher that is started
 # so does not forward them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-from launcher.config._provenance import ConfigFile
-from launcher.config.compose import Loader
-from tests import fork_server
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = ROOT / "tests" / "toy"
