@@ -136,7 +136,7 @@ def _import() -> None:
 
 
 class _OutputHeld:
-    """Holds back what imports print until it is known that the run starts."""
+    """Buffers the output of imports until the run starts."""
 
     def __enter__(self) -> Self:
         self._held = os.memfd_create("output") if hasattr(os, "memfd_create") else -1

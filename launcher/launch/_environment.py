@@ -11,7 +11,7 @@ LAUNCHER_PID = "TRAINCTL_LAUNCHER_PID"
 
 RANK_VARIABLES = frozenset(
     [
-        # What torch.distributed and torchrun's workers read.
+        # Variables that torch.distributed and torchrun's workers read.
         "RANK",
         "WORLD_SIZE",
         "LOCAL_RANK",
@@ -28,7 +28,7 @@ RANK_VARIABLES = frozenset(
         "TORCHELASTIC_RESTART_COUNT",
         "TORCHELASTIC_RUN_ID",
         "TORCHELASTIC_USE_AGENT_STORE",
-        # What DeepSpeed and Accelerate read to find the ranks of an MPI job.
+        # Variables from which DeepSpeed and Accelerate find the ranks of an MPI job.
         "CROSS_RANK",
         "CROSS_SIZE",
         "OMPI_COMM_WORLD_RANK",
@@ -58,11 +58,11 @@ def without_rank() -> dict[str, str]:
 
 
 def common_to_ranks() -> dict[str, str]:
-    """Return what every rank on this machine finds in its environment, whatever the config."""
+    """Return the environment variables of every rank on this machine, independent of the config."""
     return {
         # Rust's tokenizer pool warns, or deadlocks, in a process that forks after using it.
         "TOKENIZERS_PARALLELISM": "false",
-        # A run must not start to download in the middle of the night.
+        # A run must never start a download.
         "HF_HUB_OFFLINE": "1",
         # Threads that spin at a barrier starve each other as soon as another process needs a core:
         # a small model on two busy cores ran ten times slower than on one. What the user set wins.

@@ -30,11 +30,11 @@ class Watching(WarmedUp, ABC):
     mode: Literal["min", "max"]
     """`min` if a lower score is better, `max` if a higher one is."""
     factor: float = Field(gt=0, lt=1)
-    """The rate after a reduction over the rate before."""
+    """Rate after a reduction divided by the rate before it."""
     patience: int = Field(ge=0, le=10**12)
     """Evaluations without improvement that are tolerated; the next one changes the rate."""
     threshold: float = Field(ge=0, le=1e9)
-    """Least difference to the best score that counts as an improvement."""
+    """Smallest difference from the best score that counts as an improvement."""
     threshold_mode: Literal["rel", "abs"]
     """`rel`: `threshold` is a fraction of the best score; `abs`: an absolute difference."""
     cooldown: int = Field(ge=0, le=10**12)
@@ -42,7 +42,7 @@ class Watching(WarmedUp, ABC):
     min_lr: float = Field(ge=0, le=1e3)
     """Minimum learning rate, in proportion for a parameter group with its own learning rate."""
     eps: float = Field(ge=0, le=1e3)
-    """Changes of the learning rate up to this are not made."""
+    """Changes of the learning rate up to this size are ignored."""
 
     @property
     @override

@@ -22,7 +22,7 @@ class Constant(WarmedUp):
     kind: Literal["constant"]
     """Keep one learning rate."""
     factor: float = Field(ge=0, le=1e6)
-    """The learning rate over the peak: 1, but for the pieces of a `sequence`."""
+    """Learning rate divided by the peak: 1, except in the stages of a `sequence`."""
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:

@@ -25,7 +25,7 @@ class CosineWarmupWithMinLr(MinLrSchedule):
     num_cycles: float = Field(gt=0, le=1e6)
     """Waves of the cosine in the run: 0.5 falls once; 1.5 falls, rises and falls again."""
     warmup_lr_rate: float | None = Field(ge=0, le=1)
-    """Learning rate of the first step over the peak; null: 1 / warmup_steps."""
+    """Learning rate of the first step divided by the peak; null: 1 / warmup_steps."""
 
     @override
     def ramp(self, peak_lr: float, warmup: int) -> Factor:

@@ -1,4 +1,4 @@
-"""StableAdamW in two passes: how large the update would be, then the update.
+"""StableAdamW in two passes: compute the size of the update, then apply it.
 
 The first reads gradients and second moments and keeps nothing. The second is, for a large tensor,
 torch's fused AdamW at the learning rate that the first found; for small ones, gathered, and under
@@ -213,7 +213,7 @@ def _apply(
 
 
 def _round(param: Tensor, kahan: Tensor, dtype: torch.dtype) -> None:
-    """Add what was lost so far to exact new values, round them, and keep what that loses."""
+    """Add the compensation to exact new values, round them, and keep the rounding error."""
     exact = param.add_(kahan)
     rounded = exact.to(dtype)
     kahan.copy_(exact - rounded)
