@@ -12,6 +12,7 @@ from typing_extensions import override
 from launcher.config import load
 from launcher.contracts import OptimizerOption, OptimizerTarget, Precision, PrecisionOption
 from launcher.errors import ConfigError
+from launcher.optimizer._blockwise.adafactor_small import SmallTensors
 from launcher.precision._pure import PureBf16
 from launcher.precision._rounding import Compensated
 
@@ -65,21 +66,30 @@ def exact(param: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
     return value
 
 
+def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    # RAdam moves nothing before its sixth step.
+    for step in range(8):
+        # Some optimizers draw projections from the global generator.
+        torch.manual_seed(step)
+        give_gradients(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 @pytest.mark.parametrize("chunk_bytes", [8 * 500, 2**30])
 @pytest.mark.parametrize("preset", OPTIMIZERS)
-def test_kahan_follows_float32_master_weights_bit_for_bit(preset: str, chunk_bytes: int) -> None:
+def test_kahan_follows_float32_master_weights_bit_for_bit(
+    preset: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     option = optimizer_option(preset)
     master, module = network(torch.float32), network(torch.bfloat16)
     reference = built(option, master)
     optimizer = built(option, module, PureBf16(Compensated(), chunk_bytes=chunk_bytes))
-    # RAdam moves nothing before its sixth step.
-    for step in range(8):
-        # Some optimizers draw projections from the global generator.
-        for model, steps in ((master, reference), (module, optimizer)):
-            torch.manual_seed(step)
-            give_gradients(model, step)
-            steps.step()
-            steps.zero_grad()
+    if chunk_bytes < 2**20:
+        # Adafactor rounds differently when it steps a whole group at once, not a chunk of it.
+        monkeypatch.setattr(SmallTensors, "of", lambda *_: None)
+    take_steps(master, reference)
+    take_steps(module, optimizer)
     moved = False
     for param, expected in zip(module.parameters(), master.parameters(), strict=True):
         assert param.dtype == torch.bfloat16
