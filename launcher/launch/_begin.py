@@ -110,17 +110,19 @@ def run_ranks(
             result = start(decided, run_dir, lock, early, quiet=quiet)
     except TrainctlError as error:
         stopped = isinstance(error, Preempted | Interrupted)
-        # A config that is wrong would be met again, and without a checkpoint there is no resume.
-        if stopped or (not isinstance(error, ConfigError) and config.checkpoint.has_saved(run_dir)):
+        saved = config.checkpoint.has_saved(run_dir)
+        # A config that is wrong would be met again, and rows without a checkpoint are not resumed.
+        if not isinstance(error, ConfigError) and (saved or (stopped and not run_dir.has_rows())):
             error.add_note(f"resume with: {command}")
         raise
     if not quiet:
-        print_result(result, run_dir, shown, command)
+        saved = config.checkpoint.has_saved(run_dir)
+        print_result(result, run_dir, shown, command if saved else None)
     return result
 
 
-def print_result(result: Result, run_dir: RunDir, shown: Path, command: str) -> None:
-    """Print how a run ended; the last line is the command that trains on."""
+def print_result(result: Result, run_dir: RunDir, shown: Path, command: str | None) -> None:
+    """Print how a run ended; the last line is the command that trains on, if one can."""
     for key, origin in result.without_effect.items():
         warning = f"trainctl: warning: {key} had no effect: nothing in this run read it ({origin})"
         print(warning, file=sys.stderr)  # noqa: T201
@@ -132,8 +134,10 @@ def print_result(result: Result, run_dir: RunDir, shown: Path, command: str) -> 
         print(f"sample:\n{result.sample}\n")  # noqa: T201 - what was learned is the result
     if run_dir.export.exists():
         print(f"exported to {shown / 'export'}")  # noqa: T201
-    change = f"max_steps={2 * result.step}" if result.stopped is None else "observer=none"
-    print(f"train on with: {command} {change}", flush=True)  # noqa: T201 - the last line
+    if command is not None:
+        change = f"max_steps={2 * result.step}" if result.stopped is None else "observer=none"
+        print(f"train on with: {command} {change}")  # noqa: T201 - the last line
+    sys.stdout.flush()
 
 
 def _figures(values: Mapping[str, float]) -> str:

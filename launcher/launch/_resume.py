@@ -37,7 +37,7 @@ def resume(
             stored = _stored.verified_config(run_dir, overrides)
             config, changes = apply(stored, overrides, allow)
             if not changes and (result := completed(run_dir)) is not None:
-                say(_finished(result, run_dir))
+                say(_finished(result, run_dir, config))
                 return result
             _check_resumable(config, run_dir)
             preflight(config)
@@ -80,12 +80,12 @@ def _check_resumable(config: RunConfig, run_dir: RunDir) -> None:
         )
 
 
-def _finished(result: Result, run_dir: RunDir) -> str:
+def _finished(result: Result, run_dir: RunDir, config: RunConfig) -> str:
+    done = f"nothing to do: the run is finished (step {result.step:,})"
+    if not config.checkpoint.has_saved(run_dir):
+        return f"{done}, and has no checkpoint to train on from"
     more = f"max_steps={2 * result.step}" if result.stopped is None else "observer=none"
-    return (
-        f"nothing to do: the run is finished (step {result.step:,}); train on with: "
-        f"trainctl resume {run_dir.path} {more}"
-    )
+    return f"{done}; train on with: trainctl resume {run_dir.path} {more}"
 
 
 def _saved(run_dir: RunDir) -> set[str]:

@@ -24,7 +24,11 @@ def test_a_score_that_is_not_finite_is_printed_as_nan(
     assert record_completed(run_dir, 0, Outcome(TrainState(step=8), scores, {}, None)) == 0
     result = outcome(run_dir, [])
     print_result(result, run_dir, tmp_path, "trainctl resume RUN")
-    assert "held out: eval_loss 1541, eval_perplexity nan" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "held out: eval_loss 1541, eval_perplexity nan" in printed
+    assert printed.endswith("train on with: trainctl resume RUN max_steps=16\n")
+    print_result(result, run_dir, tmp_path, None)
+    assert "train on" not in capsys.readouterr().out
     write_result(run_dir, result, 1.0)
     assert json.loads(run_dir.result.read_text())["scores"]["eval_perplexity"] is None
     again = completed(run_dir)
