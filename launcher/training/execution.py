@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from launcher.config import derive
@@ -93,13 +94,20 @@ class Execution:
             interrupted=self._log_interrupted,
         )
         self._unfinished = evaluation_due(state, parts.max_steps)
-        if self._unfinished is not None and not self._evaluate.due(self._unfinished):
-            # The run is longer now, or evaluates at other steps.
-            self._unfinished, state = None, without_evaluation_due(state)
+        # The row of a step that is evaluated again is written again.
+        self._logged_step = state.step
+        if self._unfinished is not None and self._evaluate.due(self._unfinished):
+            self._logged_step -= 1
+        elif self._unfinished is not None:
+            # The run is longer now, or evaluates at other steps: the step has its row, but no
+            # observer has saved that it has seen the step.
+            state = without_evaluation_due(state)
+            self._unfinished = replace(self._unfinished, state=state)
         self._state = state
         self._rows = RowBuilder(
             every_steps=config.log_every_steps,
             start=state,
+            logged_step=self._logged_step,
             evaluating=lambda: self._evaluate.seconds,
         )
         self._progress = Progress(state)
@@ -128,8 +136,7 @@ class Execution:
             run_dir=self._run_dir,
             world=self._world,
             start=self._state,
-            # The row of a step that is evaluated again is written again.
-            logged_step=self._state.step - (self._unfinished is not None),
+            logged_step=self._logged_step,
             max_steps=self._parts.max_steps,
             summary=summary(self._config, self._run_dir, self._world, self._parts, self._state),
             config=json.loads(self._config.to_json()),

@@ -28,13 +28,20 @@ class RowBuilder(Observer):
         every_steps: Cadence in optimizer steps. Evaluated steps, skipped updates and the last step
             have rows as well.
         start: The state that the run starts from.
+        logged_step: Last step whose row is final.
         evaluating: Seconds spent on evaluations so far; tokens_per_s leaves them out.
     """
 
     def __init__(
-        self, *, every_steps: int, start: TrainState, evaluating: Callable[[], float]
+        self,
+        *,
+        every_steps: int,
+        start: TrainState,
+        logged_step: int,
+        evaluating: Callable[[], float],
     ) -> None:
         self._every_steps = every_steps
+        self._logged_step = logged_step
         self._evaluating = evaluating
         self._evaluated = evaluating()
         self._tokens = start.tokens
@@ -48,6 +55,8 @@ class RowBuilder(Observer):
     @override
     def __call__(self, report: StepReport) -> None:
         """Add the step's loss to the mean."""
+        if report.state.step <= self._logged_step:
+            return
         if self._was_due:
             self._sum, self._count = 0.0, 0
         # The loss of a skipped update may be NaN; its row reads it.
@@ -65,7 +74,7 @@ class RowBuilder(Observer):
 
     def is_due(self, report: StepReport) -> bool:
         """Return True if the step has a row."""
-        return (
+        return report.state.step > self._logged_step and (
             report.state.step % self._every_steps == 0
             or report.last
             or bool(report.scores)

@@ -59,7 +59,7 @@ def test_nothing_is_read_from_the_device_between_rows() -> None:
             OnDevice.reads += 1
             return super().item()
 
-    made = RowBuilder(every_steps=10, start=TrainState(), evaluating=lambda: 0.0)
+    made = RowBuilder(every_steps=10, start=TrainState(), logged_step=0, evaluating=lambda: 0.0)
     losses = [torch.tensor(float(step)).as_subclass(OnDevice) for step in range(1, 11)]
     for step, loss in enumerate(losses, 1):
         made(report(step, loss))
@@ -72,7 +72,7 @@ def test_nothing_is_read_from_the_device_between_rows() -> None:
 
 
 def test_a_skipped_step_does_not_spoil_the_mean() -> None:
-    made = RowBuilder(every_steps=10, start=TrainState(), evaluating=lambda: 0.0)
+    made = RowBuilder(every_steps=10, start=TrainState(), logged_step=0, evaluating=lambda: 0.0)
     for step, loss in enumerate([2.0, 4.0], 1):
         made(report(step, torch.tensor(loss)))
     overflow = report(3, torch.tensor(6.0), applied=False)
@@ -88,7 +88,7 @@ def test_a_skipped_step_does_not_spoil_the_mean() -> None:
 
 
 def test_losses_of_the_model_itself_have_columns_of_their_own() -> None:
-    made = RowBuilder(every_steps=1, start=TrainState(), evaluating=lambda: 0.0)
+    made = RowBuilder(every_steps=1, start=TrainState(), logged_step=0, evaluating=lambda: 0.0)
     update = UpdateStats(torch.ones(()), True, auxiliary_losses={"router_aux_loss": torch.ones(())})
     made(step := StepReport(TrainState(step=1), Window([], 4, 8), torch.ones(()), update, 0.1))
     assert made.row(step)["router_aux_loss"] == 1.0

@@ -134,7 +134,7 @@ class Closed(Sink):
 
 def test_every_sink_is_closed_even_if_one_fails() -> None:
     sinks = [Closed(), Closed("disk full"), Closed()]
-    rows = RowBuilder(every_steps=1, start=TrainState(), evaluating=lambda: 0.0)
+    rows = RowBuilder(every_steps=1, start=TrainState(), logged_step=0, evaluating=lambda: 0.0)
     recorder = Recorder(sinks, rows)
     with pytest.raises(OSError, match="disk full"):
         recorder.close()
