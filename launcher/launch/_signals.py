@@ -26,6 +26,10 @@ def handled() -> list[signal.Signals]:
     return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+class _Received(BaseException):
+    """A stopping signal; no Exception, since libraries catch those while they import or compose."""
+
+
 @contextmanager
 def signals_end_launch() -> Iterator[None]:
     """End a launch with the status of a preempted run while there is no rank to forward to.
@@ -36,14 +40,16 @@ def signals_end_launch() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         del frame
-        name = signal.Signals(number).name
-        raise Preempted(f"{name} received while no rank was running; nothing was lost")
+        raise _Received(signal.Signals(number).name)
 
     main = threading.current_thread() is threading.main_thread()
     ours = [number for number in handled() if number != signal.SIGINT] if main else []
     before = {number: signal.signal(number, end) for number in ours}
     try:
         yield
+    except _Received as received:
+        message = f"{received} received while no rank was running; nothing was lost"
+        raise Preempted(message) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

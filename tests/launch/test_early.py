@@ -7,14 +7,16 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from launcher.errors import LaunchError
+from launcher.errors import LaunchError, Preempted
 from launcher.launch._early import WORKER, EarlyRank
 from launcher.launch._environment import LAUNCHER_PID, common_to_ranks, without_rank
 from launcher.launch._lock import locked
+from launcher.launch._signals import signals_end_launch
 from launcher.run_dir import RunDir
 from tests.conftest import Console, toy_words
 
@@ -73,6 +75,16 @@ def test_it_dies_with_its_launcher(
     while not gone(pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_library_cannot_catch_the_signal(number: signal.Signals) -> None:
+    with (
+        pytest.raises(Preempted, match=f"^{number.name} received while no rank was running"),
+        signals_end_launch(),
+        suppress(Exception),  # as Hydra does while it looks for plugins
+    ):
+        os.kill(os.getpid(), number)
 
 
 def test_it_does_not_outlive_an_error_and_prints_nothing(
