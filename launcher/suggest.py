@@ -35,7 +35,7 @@ def edit_distance(a: str, b: str, limit: int) -> int:
 
 
 def closest(word: str, options: Iterable[str], limit: int | None = None) -> list[str]:
-    """Return the most similar options; else those that begin with the word; else none.
+    """Return the most similar options; else those that begin or end with it; else none.
 
     Case, and `-` instead of `_`, do not count as edits.
 
@@ -53,7 +53,8 @@ def closest(word: str, options: Iterable[str], limit: int | None = None) -> list
         if distance <= limit and distance < len(option):
             found[option] = distance
     if not found and len(word) >= _PREFIX:
-        return sorted(option for option in options if option.startswith(_folded(word)))
+        folded = _folded(word)
+        return sorted(o for o in options if o.startswith(folded) or o.endswith(f"_{folded}"))
     best = min(found.values(), default=0)
     return sorted(option for option, distance in found.items() if distance == best)
 

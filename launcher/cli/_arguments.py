@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -79,6 +80,8 @@ class Arguments(argparse.ArgumentParser):
 
     def _hyphened(self, word: str) -> str:
         head, equals, value = word.partition("=")
+        if equals and re.fullmatch(r"-\w[\w.]+", head) and head not in self._option_string_actions:
+            return f"-{word}"  # otherwise -max_steps=8 is the flag -m
         hyphened = head.replace("_", "-")
         return f"{hyphened}{equals}{value}" if hyphened in self._option_string_actions else word
 

@@ -50,6 +50,8 @@ def _directory(word: str) -> Path:
     newest = _newest_below(path) or _newest_below(Path("runs", word)) or _newest_below(Path("runs"))
     hint = f"; did you mean {_short(newest)}?" if newest else ""
     what = "is no run directory: it has no config.json" if path.is_dir() else "does not exist"
+    if path.is_file():
+        what = "is a file"
     raise LaunchError(f"{path} {what}; a run is in run_root/<name>/<id>{hint}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,7 +13,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.config._provenance import COMMAND_LINE, ConfigFile
-from launcher.config.aliases import instead_of_key, instead_of_option
+from launcher.config.aliases import instead_of_key, instead_of_option, instead_of_path
 from launcher.config.fields import field_at, other_kinds_with
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
@@ -30,15 +31,22 @@ def _said_by(word: Override) -> str:
 
 def unparsable(word: str, error: BaseException) -> Problem:
     """Report a word that is not in Hydra's grammar."""
+    from launcher.config.schema import RunConfig
+
     origin = f"{COMMAND_LINE}: {word}"
     key, equals, _ = word.partition("=")
     if not equals and re.fullmatch(r"[\w./@-]+", word):
-        return Problem(key, f"has no value; write {key}=VALUE", origin)
+        if key.partition(".")[0] in {*_CHOICES, *RunConfig.model_fields}:
+            return Problem(key, f"has no value; write {key}=VALUE", origin)
+        message = f"{key!r} is not of the form key=value; `trainctl config show` lists the settings"
+        return Problem("", message, origin)
+    if meant := _other_notation(word):
+        return Problem(key if equals else "", f"write {shlex.quote(meant)}", origin)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [
         line for line in lines if not line.startswith(("See https", "Error parsing override", "^"))
     ]
-    why = lines[0] if lines else type(error).__name__
+    why = lines[0].partition(" expecting ")[0] if lines else type(error).__name__
     return Problem(
         "",
         f"{word!r} is not of the form key=value: {why}; quote values with special characters: "
@@ -47,12 +55,28 @@ def unparsable(word: str, error: BaseException) -> Problem:
     )
 
 
+def _other_notation(word: str) -> str:
+    """Return a word in the notation of Python or of another tool as Hydra has it; "" if unknown."""
+    if match := re.fullmatch(r"([\w.]+)=\(([^()]*)\)", word):
+        return f"{match[1]}=[{match[2].rstrip(', ')}]"
+    if match := re.fullmatch(r"([\w.]+)(?:==|:=|:)([^=:,]+)", word):
+        return f"{match[1]}={match[2]}"
+    if re.fullmatch(r"[\w.]+=[^,]+,+", word):
+        return word.rstrip(",")
+    return ""
+
+
 def sweep(word: str, parsed: Override) -> Problem:
     """Report several values where one run needs one."""
     key = parsed.key_or_group
+    value = word.partition("=")[2]
     message = "has several values; run one job for each with -m"
-    if key not in _CHOICES:
-        message += f", or write a list: {key}=[{word.partition('=')[2]}]"
+    if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", value):
+        message += f", or write a number without commas: {key}={value.replace(',', '')}"
+    elif re.fullmatch(r"0,\d+", value):
+        message += f", or write a number with a point: {key}={value.replace(',', '.')}"
+    elif key not in _CHOICES:
+        message += f", or write a list: {key}=[{value}]"
     return Problem(key, message, f"{COMMAND_LINE}: {word}")
 
 
@@ -76,6 +100,8 @@ def bad_option(word: Override, loader: Loader) -> Problem | None:
         return None
     if value is None:
         message = f"needs an option; ~{group} leaves the group out"
+    elif not isinstance(value, str) and (meant := instead_of_option(group, str(value))):
+        message = f"there is no option {value!r}{did_you_mean([meant])}"
     elif not isinstance(value, str):
         message = f"takes the name of one option, but is {value!r}"
         message += f"; a setting of it is written {group}.NAME=VALUE (`trainctl list {group}`)"
@@ -98,6 +124,8 @@ def _no_option(group: str, value: str, loader: Loader) -> str:
     name = value.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
     meant = name if name in options else instead_of_option(group, name)
     hint = did_you_mean([meant] if meant in options else closest(value, options))
+    if not hint and (advice := instead_of_path(group, value)):
+        hint = f"; write {advice}"
     return f"there is no option {value!r}{hint or '; it can be: ' + ', '.join(options)}"
 
 
@@ -201,6 +229,9 @@ def bad_files(
         name = config_name.rpartition("/")[2].removesuffix(".yaml")
         if name in loader.options("recipe"):
             hint = f"; write recipe={name}"
+        if "/" in config_name:
+            folder = config_name.rpartition("/")[0]
+            hint = f"; write --config-dir {folder} --config-name {name}"
         hint = hint or f"; there are: {', '.join(options)}"
         return [Problem("", f"there is no primary config {config_name!r}{hint}", "--config-name")]
     files = [file for path in dict.fromkeys(paths) if (file := _file(loader, path))]
@@ -304,6 +335,9 @@ def _first_lines(error: BaseException) -> str:
             ("full_key", "object_type", "To append", "Config search path", "See https")
         )
     ]
+    if types := re.search(r"Cannot merge (Dict|List)Config with (Dict|List)Config", str(texts)):
+        names = {"Dict": "a mapping", "List": "a list"}
+        return f"must be {names[types[2]]}, but is {names[types[1]]}"
     return ": ".join(useful[:2]) or type(error).__name__
 
 

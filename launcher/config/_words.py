@@ -25,6 +25,7 @@ _DASHES = "‐‑‒–—―−"
 _QUOTES = {"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"}
 _PLAIN = str.maketrans({**dict.fromkeys(_DASHES, "-"), "\u00a0": " ", **_QUOTES})
 _KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./@-]*")
+_VALUE = re.compile(r"[+-]?\.?\d[\w.+-]*%?|true|false|null|none", re.IGNORECASE)
 _OPEN, _CLOSED = "([{", ")]}"
 
 
@@ -94,6 +95,9 @@ def _bare(words: Sequence[str], before: Sequence[str], loader: Loader) -> tuple[
     following = rest[0] if rest and "=" not in rest[0] else ""
     if following and (word in {*GROUPS, "recipe"} or word.partition(".")[0] in GROUPS):
         return 2, f"is split by a space; write {shlex.quote(f'{word}={following}')}"
+    if _KEY.fullmatch(word) and _VALUE.fullmatch(following):
+        advice = instead_of_key(word, following)
+        return 2, advice or f"is split by a space; write {word}={following}"
     return 1, next(_advice(word, before[-1] if before else "", loader), "")
 
 

@@ -8,6 +8,7 @@ there is no corresponding override.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 
 Answer = str | Mapping[str, str]
 
@@ -16,6 +17,8 @@ _PROCESSES = "launch.processes={}"
 _NO_HUB = "(leave it out: nothing is uploaded; the trained model is in RUN_DIR/export)"
 _NO_WORKERS = "(leave it out: batches are made in the training process)"
 _NO_CONFIG = "(leave it out: --config-dir DIR and --config-name NAME name a config file)"
+_NO_ADAPTERS = "(leave it out: all parameters are trained; there are no adapters)"
+_NO_EMA = "(leave it out: no average of the weights is kept; optimizer=schedule_free_adamw has one)"
 _KEEP = "checkpoint.keep={}"
 _DEVICES: Answer = {"gpu": "launch.device=cuda", "": "launch.device={}"}
 _FP16: Answer = {"true": "precision=fp16", "false": "precision=fp32", "": "precision=fp16"}
@@ -51,6 +54,7 @@ KEYS: Mapping[str, Answer] = {
     "warmup_iters": "scheduler.warmup_steps={}",
     "warmup_ratio": "(write the share of the run in percent: scheduler.warmup_steps=3%)",
     "warmup_fraction": "(write the share of the run in percent: scheduler.warmup_steps=3%)",
+    "clip": "max_grad_norm={}",
     "clip_grad": "max_grad_norm={}",
     "grad_clip": "max_grad_norm={}",
     "gradient_clipping": "max_grad_norm={}",
@@ -59,6 +63,7 @@ KEYS: Mapping[str, Answer] = {
     # Batches
     "batch_size": "accumulation.samples_per_step={}",
     "bs": "accumulation.samples_per_step={}",
+    "effective_batch_size": "accumulation.samples_per_step={}",
     "global_batch_size": "accumulation.samples_per_step={}",
     "train_batch_size": "accumulation.samples_per_step={}",
     "per_device_train_batch_size": "accumulation.micro_batch_size={}",
@@ -123,6 +128,8 @@ KEYS: Mapping[str, Answer] = {
     "exp_name": "name={}",
     "overwrite_output_dir": "(leave it out: every run has a directory of its own)",
     "metric_for_best_model": "observer=early_stopping observer.metric={}",
+    "early_stopping": "observer=early_stopping",
+    "patience": "observer=early_stopping observer.patience={}",
     "early_stopping_patience": "observer=early_stopping observer.patience={}",
     "report_to": {
         "none": "logging=quiet",
@@ -222,9 +229,19 @@ KEYS: Mapping[str, Answer] = {
     "dataloader_pin_memory": _NO_WORKERS,
     "push_to_hub": _NO_HUB,
     "hub_model_id": _NO_HUB,
+    "lora": _NO_ADAPTERS,
+    "use_lora": _NO_ADAPTERS,
+    "use_peft": _NO_ADAPTERS,
+    "lora_r": _NO_ADAPTERS,
+    "lora_alpha": _NO_ADAPTERS,
+    "lora_rank": _NO_ADAPTERS,
+    "ema": _NO_EMA,
+    "ema_decay": _NO_EMA,
+    "use_ema": _NO_EMA,
     "load_best_model_at_end": "(leave it out: the model of the last step is exported)",
     "gradient_checkpointing": "(leave it out: activations are kept; a smaller "
     "accumulation.micro_batch_size takes less memory)",
+    "compile": "(leave it out: models run uncompiled)",
     "torch_compile": "(leave it out: models run uncompiled)",
 }
 """Settings."""
@@ -288,12 +305,18 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "model": {"gpt2": "hf", "bert": "hf", "huggingface": "hf", "transformers": "hf"},
     "data": {"txt": "text", "files": "text", "file": "text", "local": "text"},
     "task": {"clm": "causal_lm", "lm": "causal_lm", "language_modeling": "causal_lm"},
-    "checkpoint": {"off": "none", "no": "none", "disk": "directory"},
+    "checkpoint": {"off": "none", "false": "none", "no": "none", "disk": "directory"},
     "logging": {"none": "quiet", "off": "quiet", "tensorboard": "standard", "wandb": "standard"},
     "observer": {"earlystopping": "early_stopping", "early_stop": "early_stopping"},
     "accumulation": {"gradient_accumulation": "steps", "batch_size": "samples"},
 }
 """Options of groups."""
+
+PATHS: Mapping[str, str] = {
+    "data": "data=text data.files={}",
+    "model": "model=hf model.path={}",
+}
+"""What takes the path that was given for an option of a group."""
 
 _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
@@ -320,6 +343,15 @@ def instead_of_option(group: str, option: str) -> str:
     """Return the option that another tool's name for it means; "" if unknown."""
     name = option.replace("-", "_").lower()
     return OPTIONS.get(group, {}).get(name, "")
+
+
+def instead_of_path(group: str, path: str) -> str:
+    """Return what to write where the path of a file, or a model's name, was given for an option."""
+    if group == "recipe" and path.endswith((".yaml", ".yml")):
+        file = PurePath(path)
+        return f"--config-dir {file.parent} --config-name {file.stem}"
+    is_path = "/" in path or bool(PurePath(path).suffix)
+    return PATHS.get(group, "").format(path) if is_path else ""
 
 
 def _canonical(value: str) -> str:

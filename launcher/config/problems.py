@@ -18,6 +18,7 @@ from launcher.suggest import closest, did_you_mean
 
 Location = tuple[str | int, ...]
 _SHOWN = 60
+_TOO_LARGE = 1e15  # for any whole number of a config
 UNKNOWN = "no such setting"
 NO_VALUE = "has no value yet"
 
@@ -133,6 +134,8 @@ def _without_kind(location: Location, values: Any) -> tuple[Location, str, Seque
 
 def _missing(location: Location) -> str:
     key = ".".join(map(str, location))
+    if location and isinstance(location[-1], int):
+        return f"has no value; {key.rpartition('.')[0]} needs at least {location[-1] + 1} values"
     if key in GROUPS:
         return f"has no option; choose one with {key}=OPTION ({', '.join(kinds(key))})"
     return f"has no value; write it in the YAML file or add +{key}=VALUE"
@@ -143,8 +146,8 @@ def _wrong(details: ErrorDetails, location: Location, *, nullable: bool) -> str:
     value = details["input"]
     if message.startswith("Value error, "):
         return message.removeprefix("Value error, ")
-    if message.startswith("Input should "):
-        message = f"must {message.removeprefix('Input should ')}"
+    if should := re.match(r"(?:Input|String|List|Tuple|Dictionary) should ", message):
+        message = f"must {message[should.end() :]}"
     else:
         message = message[:1].lower() + message[1:]
     meant = _meant(value, details["type"], location, nullable=nullable)
@@ -154,7 +157,7 @@ def _wrong(details: ErrorDetails, location: Location, *, nullable: bool) -> str:
 def _meant(value: Any, wrong: str, location: Location, *, nullable: bool) -> str:
     """Return what to write for a value that other tools take; "" where nothing is known."""
     if wrong == "int_type" and isinstance(value, float) and value.is_integer():
-        return f"{value:.0f}"
+        return f"{value:.0f}" if abs(value) < _TOO_LARGE else ""
     if wrong.startswith("greater_than") and nullable and value in (0, -1):
         return "null for none"
     text = str(value).strip().lower()

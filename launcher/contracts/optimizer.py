@@ -253,7 +253,7 @@ class OptimizerOption(DeviceOption):
                 f"optimizer.{field}",
                 f"is the preset's {_number(value)}, tuned on a model of "
                 f"{_size(self.preset_model_size)} parameters, but model={config.model.kind} has "
-                f"about {_size(size)}; set it for this size: larger models need lower rates",
+                f"about {_size(size)}; set it for this size (larger models need lower rates)",
             )
 
     def _preset_lrs(self, config: ConfigView) -> Iterator[tuple[str, float]]:
