@@ -160,9 +160,21 @@ class Float32Steps(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("bf16_pure steps copies of the weights, on which no closure can run")
         self._rounding.begin_step()
-        for chunk in self._chunks():
-            with self._widened(chunk):
-                self._inner.step()
+        chunks = list(self._chunks())
+        # Optimizers may keep lists of parameters of their own: only the gradients of a chunk's
+        # parameters may be there, or float32 weights would take a step in each chunk.
+        uncopied = [weight for copy, weight in self._weights.items() if copy is weight]
+        kept = {weight: weight.grad for weight in uncopied if weight.grad is not None}
+        try:
+            for chunk in chunks:
+                members = {copy for copies in chunk for copy in copies}
+                for weight, grad in kept.items():
+                    weight.grad = grad if weight in members else None
+                with self._widened(chunk):
+                    self._inner.step()
+        finally:
+            for weight, grad in kept.items():
+                weight.grad = grad
         return None
 
     @torch.no_grad()

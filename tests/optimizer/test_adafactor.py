@@ -337,3 +337,17 @@ def test_small_tensors_together_are_stepped_like_each_alone(
         optimizer.step()
         ends.append(params)
     assert worst(*ends) < 1e-6
+
+
+def test_weights_that_are_replaced_after_a_step_are_scaled_by_their_own_size() -> None:
+    params, copies = tensors(torch.float32), tensors(torch.float32)
+    optimizers = [
+        AdafactorOptimizer(params, **{**DEFAULTS, **FIXED}),
+        Reference(copies, **{**DEFAULTS, **FIXED}),
+    ]
+    for optimizer, weights in zip(optimizers, (params, copies), strict=True):
+        run_steps(optimizer, weights, 1)
+        for weight in weights:
+            weight.data = weight.data * 10
+        run_steps(optimizer, weights, 1)
+    assert worst(params, copies) < 1e-6

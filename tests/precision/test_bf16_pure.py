@@ -184,6 +184,21 @@ def test_float32_copies_exist_a_chunk_at_a_time() -> None:
     assert seen == [[1024, 1024]] * 4
 
 
+@pytest.mark.parametrize("preset", ["adamw", "adafactor", "stable_adamw", "lamb"])
+def test_float32_weights_take_one_step_however_many_chunks_there_are(preset: str) -> None:
+    ends = []
+    for chunk_bytes in (8 * 500, 2**30):
+        module = network(torch.bfloat16)
+        module[1].float()
+        optimizer = built(
+            optimizer_option(preset), module, PureBf16(Compensated(), chunk_bytes=chunk_bytes)
+        )
+        take_steps(module, optimizer)
+        assert all(param.grad is None for param in module.parameters())
+        ends.append(module[1].weight.detach())
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+
+
 def test_parameters_without_gradient_or_of_another_format_are_left_alone() -> None:
     module = network(torch.bfloat16)
     module[1].float()

@@ -84,11 +84,15 @@ class SmallTensors:
                 strict=True,
             )
         )
-        self._vectors = [param.detach().view(-1) for param in self.params]
+        self._view_params()
         self._updates = self._by_param(self._scratch)
         self._mean_updates = [] if self._mean is None else self._by_param(self._mean)
         states = zip(rows(self._rows), columns(self._columns), strict=True)
         self.buckets = self._adopt(buckets, list(states), cut)
+
+    def _view_params(self) -> None:
+        self._vectors = [param.detach().view(-1) for param in self.params]
+        self._addresses = [param.data_ptr() for param in self.params]
 
     @classmethod
     def of(cls, buckets: Sequence[Bucket], group: Mapping[str, Any]) -> Self | None:
@@ -127,6 +131,8 @@ class SmallTensors:
         self._update_moments(grads, 1.0 - step ** group["decay_rate"], group["eps"][0])
         rates: Tensor | None = None
         if group["scale_parameter"]:
+            if self._addresses != [param.data_ptr() for param in self.params]:
+                self._view_params()  # some `param.data` was replaced
             # Less time than `_foreach_norm`, whose reduction is made for more dims.
             sums = torch.stack([torch.dot(vector, vector) for vector in self._vectors])
             rates = sums.div_(self._numels).sqrt_().clamp_(min=group["eps"][1]).mul_(lr)
