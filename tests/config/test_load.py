@@ -114,7 +114,7 @@ def test_jobs_are_the_grid_of_the_basic_sweeper() -> None:
     ]
     assert sweep_jobs([]) == [[]]
     assert ["optimizer=sgd"] in sweep_jobs(["optimizer=glob(s*)"])
-    with pytest.raises(ConfigError, match="no grid"):
+    with pytest.raises(ConfigError, match="no valid sweep"):
         sweep_jobs(["optimizer.lr=interval(0,1)"])
     with pytest.raises(ConfigError, match="not of the form"):
         sweep_jobs(["optimizer.lr=(", "seed=1,2"])

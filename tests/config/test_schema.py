@@ -62,7 +62,7 @@ def test_the_fingerprint_sees_every_change(stored: str) -> None:
         ("run_root", "", r"run_root: "),
         ("run_root", "a\0b", r"run_root: "),
         ("optimizer", None, r"optimizer: must be a mapping"),
-        ("optimizer", {"kind": "adamv"}, r"optimizer\.kind: no such kind .* did you mean 'adam'"),
+        ("optimizer", {"kind": "adamv"}, r"optimizer\.kind: no such kind .* did you mean 'adamw'"),
         ("optimizer", {"kind": 3}, r"optimizer\.kind: must name the kind of optimizer"),
         ("optimizer", {}, r"optimizer\.kind: must name the kind of optimizer"),
         ("optimizer__betas", [0.9], r"optimizer\.betas\.1: has no value"),

@@ -146,6 +146,7 @@ HINTS = {
     "prodigy:groups.layer_decay": Hint((0.5,), observe=CHECK),
     "safeguard_warmup": Hint(where={"lr": 0.5, "d_coef": 100.0}),
     "growth_rate": Hint((1.0001,), where={"d_coef": 100.0}),
+    "dampening": Hint(where={"nesterov": False}),
     "slice_p": Hint((2,), where={"d_coef": 100.0}),
 }
 
