@@ -126,7 +126,7 @@ def test_epochs_end_the_run_with_a_short_window(trainctl: Console) -> None:
     [
         (["data.documents=3"], 13, "3 samples"),
         (["run_root=/proc/nowhere"], 3, "run_root="),
-        (["launch.device=cuda"], 3, "launch.device=cuda"),
+        (["launch.device=cuda"], 3, "but is cuda"),
         (["optimizer.no_decay=[nothing]"], 2, "nothing"),
         (["optimizer.groups.no_decay=[nothing]"], 2, "nothing"),
     ],

@@ -143,7 +143,7 @@ def test_a_stopped_run_stays_stopped_until_its_settings_change(trainctl: Console
     trainctl.toy(*STOPPING, *words)
     run_dir = trainctl.run_dir()
     out, _ = trainctl("resume", str(run_dir))
-    assert "stopped after step 6" in out
+    assert "nothing to do: the run is finished (step 6)" in out
     assert trainctl.rows(run_dir)[-1]["step"] == 6
     out, _ = trainctl("resume", str(run_dir), "observer=none")
     assert "stopped after" not in out

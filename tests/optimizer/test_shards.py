@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "muon": ("muon", {}, 2),
     "adamw": ("adamw", {"lr": 1e-2}, 0),
     "lion": ("lion", {}, 0),
-    "sgd": ("sgd", {}, 0),
+    "sgd": ("sgd", {"lr": 0.1}, 0),
 }
 STEPS = 8
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-6}
