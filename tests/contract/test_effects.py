@@ -64,6 +64,7 @@ from tests.contract.witness import (
     without_witness,
 )
 from tests.toy.options import ToyData, ToyModel, ToyTask
+from tests.toy.shared import Texts
 
 WORLD = World(rank=0, size=1, local_rank=0, device="cpu", layout=Layout())
 
@@ -367,32 +368,12 @@ def test_every_leaf_changes_the_model(name: str, folders: tuple[str, str]) -> No
     assert without_witness(make, replaced(values, given), {"": network}, hints) == []
 
 
-class Texts(Records):
-    """Two short texts."""
-
-    columns = ("text",)
-    fingerprint = "texts"
-    texts = ("def f():\n    return 1\n" * 3, "x = 1\n")
-
-    @override
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @override
-    def record(self, index: int) -> Mapping[str, str]:
-        return {"text": self.texts[index]}
-
-    @override
-    def describe(self, index: int) -> str:
-        return str(index)
-
-
 def samples(option: TaskOption) -> Any:
     """The samples of two texts, and the text that a model generates."""
     model = option_of("model", replaced(preset("model", "llama"), LLAMA))
     assert isinstance(model, ModelOption)
     task = option.build(model.build_tokenizer())
-    found = task.samples(Texts())
+    found = task.samples(Texts("def f():\n    return 1\n" * 3, "x = 1\n"))
     inputs = [found.micro_batch([index], 0).inputs for index in range(len(found))]
     torch.manual_seed(0)
     return inputs, task.sample(build_module(model, task.head, 0).eval())

@@ -13,7 +13,7 @@ from typing_extensions import override
 from launcher.contracts import OptimizerTarget
 from launcher.errors import ConfigError, Problem
 from launcher.optimizer._groups.param_groups import parameters
-from launcher.optimizer._torch.base_optimizer import BaseOptimizer
+from launcher.optimizer._torch.base_optimizer import PerParameterOptimizer
 
 
 def block_rows(
@@ -65,7 +65,7 @@ def _head_rows(module: nn.Module, name: str, rows: int, head_dim: int | None) ->
     return int(found)
 
 
-class BlockwiseAdamW(BaseOptimizer):
+class BlockwiseAdamW(PerParameterOptimizer):
     """AdamW with one second moment per block.
 
     State of a parameter: `step` (int), `exp_avg` (its shape), `exp_avg_sq` (one number per block).
@@ -97,12 +97,6 @@ class BlockwiseAdamW(BaseOptimizer):
         self._rows = rows
 
     @override
-    def _step(self) -> None:
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, param.grad, group)
-
     def _update(self, param: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         lr, weight_decay = group["lr"], group["weight_decay"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 from typing_extensions import override
 
 
@@ -53,16 +54,28 @@ class BaseOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     @override
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _run_closure(closure)
         self._step()
         return loss
 
     @abstractmethod
     def _step(self) -> None:
         """Update every parameter that has a gradient."""
+
+
+class PerParameterOptimizer(BaseOptimizer):
+    """Updates one parameter after another."""
+
+    @override
+    def _step(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._update(param, param.grad, group)
+
+    @abstractmethod
+    def _update(self, param: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
+        """Update a parameter."""
 
 
 class FusedSGD(torch.optim.SGD):
@@ -75,10 +88,7 @@ class FusedSGD(torch.optim.SGD):
     @torch.no_grad()
     @override
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _run_closure(closure)
         self._give_late_momentum()
         super().step()
         return loss
@@ -94,3 +104,11 @@ class FusedSGD(torch.optim.SGD):
                 # momentum * buffer + (1 - dampening) * first is then `first`, as in a first step.
                 buffer = first.mul_(group["dampening"] / group["momentum"])
                 self.state[param]["momentum_buffer"] = buffer
+
+
+def _run_closure(closure: Callable[[], Any] | None) -> Any:
+    """Return the loss of a closure that needs gradients; None if there is no closure."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.optimizer._torch.base_optimizer import BaseOptimizer
+from launcher.optimizer._torch.base_optimizer import PerParameterOptimizer
 
 Side = Literal["std", "reverse_std", "left", "right"]
 
 
-class _LowRankAdamW(BaseOptimizer):
+class _LowRankAdamW(PerParameterOptimizer):
     """AdamW with decay after the update, and a low-rank detour for some matrices."""
 
     kept: ClassVar[tuple[str, ...]] = ("_matrices", "_rank", "_update_every", "_scale", "_side")
@@ -47,12 +47,6 @@ class _LowRankAdamW(BaseOptimizer):
         self._side = side
 
     @override
-    def _step(self) -> None:
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, param.grad, group)
-
     def _update(self, param: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]
         step = state.setdefault("step", 0)
