@@ -1,13 +1,11 @@
 """Engines: everything about devices and collectives.
 
-An option defines the mesh of ranks (`layout`) and builds an `Engine` of `launcher.contracts`. An
-engine first shards and moves the module, then builds the optimizer from the resulting parameters.
-No other package may depend on the kind of engine.
+An option defines the mesh of ranks (`layout`) and builds an `Engine` of `launcher.contracts`. No
+other package may depend on the kind of engine.
 
 To add one: `launcher/parallelism/<kind>.py` with a `ParallelismOption`, and
 `conf/parallelism/<kind>.yaml`; `tests/contract/test_engines.py` then compares it with `single`. An
-engine may derive from one of those exported here, which are imported when they are used: option
-classes load without torch.
+engine may derive from one of those exported here.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from launcher.parallelism._ddp_engine import DDPEngine
     from launcher.parallelism._torch_engine import SingleEngine, TorchEngine
 else:
-
+    # Imported at first use: the CLI loads this package for its option classes, without torch.
     def __getattr__(name: str) -> object:
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

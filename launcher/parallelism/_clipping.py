@@ -19,13 +19,9 @@ def clip_(
     norm: Tensor,
     sharding: Sharding = UNSHARDED,
 ) -> None:
-    """Limit gradients in place: each parameter's norm, then the norm of all, then each element.
+    """Limit gradients in place, in the order that `Clipping` documents.
 
-    Args:
-        params: Parameters; those without gradient are left out.
-        limits: The limits.
-        norm: 2-norm of all gradients as they are. Shape ().
-        sharding: Description of the gradients as shards; norms are those of whole tensors.
+    `norm` is the 2-norm of all gradients before any limit, shape ().
     """
     if limits.max_norm_per_parameter is not None:
         if sharding.ranks > 1:
@@ -33,23 +29,19 @@ def clip_(
         else:
             clip_each_norm_(_gradients(params), limits.max_norm_per_parameter)
         if limits.max_norm is not None:
+            # The given norm is that of the gradients before they were scaled here.
             norm = gradient_norm(params, sharding)
     if limits.max_norm is not None:
+        # It multiplies by a factor clamped to 1 instead of comparing: no read from the device.
         nn.utils.clip_grads_with_norm_(params, limits.max_norm, norm)
     if limits.max_value is not None:
         nn.utils.clip_grad_value_(params, limits.max_value)
 
 
 def gradient_norm(params: Sequence[nn.Parameter], sharding: Sharding = UNSHARDED) -> Tensor:
-    """Return the 2-norm of the gradients of whole tensors; collective where they are sharded.
+    """Return the 2-norm of the gradients of full tensors: shape (), float32 or wider.
 
-    Args:
-        params: Parameters; those without gradient count as zeros. With a sharding, equally many in
-            the same order on every rank.
-        sharding: Description of the gradients as shards.
-
-    Returns:
-        Shape (), float32 or wider.
+    Collective if they are sharded: every rank passes as many parameters in the same order.
     """
     if sharding.ranks > 1:
         norm: Tensor = torch.linalg.vector_norm(_whole_norms(params, sharding))
@@ -58,30 +50,17 @@ def gradient_norm(params: Sequence[nn.Parameter], sharding: Sharding = UNSHARDED
 
 
 def clip_each_norm_(grads: Sequence[Tensor], max_norm: float) -> None:
-    """Scale every gradient whose own 2-norm is above a limit down to it, in place.
-
-    Args:
-        grads: Gradients of any devices and formats.
-        max_norm: The limit.
-
-    Source: Keras' `clipnorm`, with the denominator of torch's clip_grad_norm_.
-    """
+    """Scale every gradient whose own 2-norm is above a limit down to it, in place."""
+    # Keras' `clipnorm`, with the denominator of torch's clip_grad_norm_; torch itself has no limit
+    # per parameter.
     for same_kind in _by_kind(grads):
         factors = (max_norm / (torch.stack(_norms(same_kind)) + _EPS)).clamp_(max=1.0)
         torch._foreach_mul_(same_kind, list(factors.unbind()))
 
 
 def total_norm(grads: Sequence[Tensor]) -> Tensor:
-    """2-norm of all gradients.
-
-    Args:
-        grads: Gradients of any devices and formats.
-
-    Returns:
-        Shape (), float32 or wider, on the first gradient's device.
-
-    Source: torch.nn.utils.get_total_norm, which computes in the gradients' own format.
-    """
+    """Return the 2-norm of all gradients: shape (), float32 or wider, on the first one's device."""
+    # Not torch.nn.utils.get_total_norm, which computes in the gradients' own format.
     norms = [
         norm.to(grads[0].device) for same_kind in _by_kind(grads) for norm in _norms(same_kind)
     ]
@@ -93,12 +72,12 @@ def _gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
 
 
 def _whole_norms(params: Sequence[nn.Parameter], sharding: Sharding) -> Tensor:
-    """Return the 2-norm of every parameter's whole gradient, in one collective. Shape (params,)."""
+    # One collective for all parameters: one per parameter would cost its latency each time.
     squares = torch.zeros(
         len(params), dtype=torch.promote_types(params[0].dtype, torch.float32)
     ).to(params[0].device)
     for place, param in enumerate(params):
-        # Zero for what another rank counts, so that the sum over ranks counts each element once.
+        # Zero where another rank counts the element, so that the sum over ranks counts it once.
         if param.grad is not None and param.grad.numel() and sharding.shard_of(param).counted:
             [norm] = _norms([param.grad])
             squares[place] = norm.square()
@@ -123,7 +102,7 @@ def _norms(same_kind: list[Tensor]) -> list[Tensor]:
 
 
 def _by_kind(grads: Sequence[Tensor]) -> Iterable[list[Tensor]]:
-    """Group gradients by device and format."""
+    # A foreach kernel takes tensors of one device and dtype.
     found: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for grad in grads:
         found.setdefault((grad.device, grad.dtype), []).append(grad)

@@ -29,16 +29,14 @@ if TYPE_CHECKING:
     from launcher.parallelism.ddp import DDP
 
 _NAMED = 5
+# Largest message, and so largest extra copy, of the coalesced broadcast of buffers.
 _BUFFER_BYTES = 25 * 2**20
+# Not torch's compression hooks: they average over ranks, and that for bf16 requires NCCL.
 _COMPRESSED = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DDPEngine(TorchEngine):
-    """Train on several ranks that each hold the whole model.
-
-    Gradients are summed over ranks, not averaged: every loss is divided by the window's number of
-    targets over all ranks, so that ragged ranks weigh as much as their targets.
-    """
+    """Train on several ranks that each hold the whole model."""
 
     def __init__(self, parts: EngineParts, option: DDP) -> None:
         world = parts.world
@@ -56,7 +54,7 @@ class DDPEngine(TorchEngine):
         self._shared = torch.zeros(1 + len(Request))
         self._pending: dist.Work | None = None
         super().__init__(parts)
-        # Asked for in every step.
+        # Counted once: every step compares it with the number of summed gradients.
         self._num_elements = sum(param.numel() for param in self.params)
 
     @override
@@ -67,7 +65,7 @@ class DDPEngine(TorchEngine):
 
     @override
     def close(self) -> None:
-        """Drop the wrapper, whose hooks hold the process group."""
+        # The wrapper's hooks hold the process group.
         self.wrapped = self.module
 
     @override
@@ -91,11 +89,13 @@ class DDPEngine(TorchEngine):
             return contextlib.nullcontext()
         if self._option.static_graph and self._is_first_window:
             return self._local_hook()
+        # Without it every micro-batch would all-reduce its gradients.
         assert isinstance(self.wrapped, DistributedDataParallel)  # noqa: S101 - made by _wrap
         return self.wrapped.no_sync()
 
     @override
     def reduce_loss(self, loss: Tensor) -> None:
+        # At least float32: a sum over ranks in bfloat16 would lose the digits of the loss.
         dtype = torch.promote_types(loss.dtype, torch.float32)
         zeros = [0.0] * len(self.auxiliary_losses)
         shared = torch.tensor([0.0, *_flags(self.requests()), *zeros], dtype=dtype)
@@ -104,7 +104,7 @@ class DDPEngine(TorchEngine):
         for place, (name, value) in enumerate(self.auxiliary_losses.items(), 1 + len(Request)):
             self._shared[place] = value
             self.auxiliary_losses[name] = self._shared[place]
-        # It travels while the last backward pass computes.
+        # One collective for loss, requests and auxiliary losses, behind the last backward pass.
         self._pending = dist.all_reduce(self._shared, group=self._group, async_op=True)
         self.mean_loss = self._shared[0]
 
@@ -123,7 +123,7 @@ class DDPEngine(TorchEngine):
 
     @override
     def check_finite(self, norm: Tensor) -> tuple[bool, Request]:
-        # Both numbers and the flags in one read from the device.
+        # One read from the device for all: each one makes the host wait for the step.
         flags_end = 1 + len(Request)
         checked = torch.cat([(norm + self._shared[0]).view(1), self._shared[1:flags_end]])
         total, *flags = checked.tolist()
@@ -131,6 +131,8 @@ class DDPEngine(TorchEngine):
 
     @override
     def agree_on_error(self, error: NonFinite, *, bad_loss: bool) -> NonFinite:
+        # Pickled objects are slow, but a failure happens once. All ranks must raise the same error:
+        # a rank that went on would wait for the others in the next collective.
         mine = (self.world.rank, bad_loss, str(error), error.indices)
         found: list[Any] = [None] * self.world.size
         dist.all_gather_object(found, mine, group=self._group)
@@ -143,17 +145,15 @@ class DDPEngine(TorchEngine):
     def gather_predictions(
         self, predictions: Sequence[Mapping[str, Tensor]]
     ) -> Iterable[Mapping[str, Tensor]]:
+        # A pickled CUDA tensor would be restored on the sender's device.
         own = [{name: value.cpu() for name, value in each.items()} for each in predictions]
         found: list[Any] = [None] * self.world.size
         dist.all_gather_object(found, own, group=self._group)
-        # Micro-batches go round the ranks: one of each rank, then the next of each.
+        # Windows deal micro-batches to ranks in turn: this restores the order of the samples.
         return [each for turn in zip(*found, strict=True) for each in turn]
 
     def _check_all_summed(self) -> None:
-        """Refuse gradients of which some were not added up over the ranks.
-
-        torch's reducer notices it in the next forward pass: after an update with such gradients.
-        """
+        # torch's reducer would notice it in the next forward pass, after a wrong update.
         if self._summed_elements == self._num_elements:
             return
         idle = [
@@ -171,12 +171,9 @@ class DDPEngine(TorchEngine):
 
     @torch.no_grad()
     def _share_buffers(self) -> None:
-        """Give all ranks rank 0's buffers: each rank's batches moved its running statistics.
-
-        At the end of the window, not before the next forward pass as DistributedDataParallel does
-        it: evaluations and checkpoints must see the same on all ranks.
-        """
-        # What DistributedDataParallel calls; torch does not declare it.
+        # Each rank's running statistics follow its own batches. At the end of the window, not in the
+        # next forward pass as DistributedDataParallel does it: evaluations and checkpoints must see
+        # the same on all ranks. It calls this function too, which torch does not declare.
         broadcast: Any = dist._broadcast_coalesced  # type: ignore[attr-defined] # noqa: SLF001
         broadcast(self._group, list(self.module.buffers()), _BUFFER_BYTES, 0)
 
@@ -189,6 +186,8 @@ class DDPEngine(TorchEngine):
                 kept: Future[Tensor] = Future()
                 kept.set_result(whole)
                 return kept
+            # Summed, not averaged: every loss is divided by the number of targets over all ranks,
+            # so that ranks with fewer targets weigh less.
             self._summed_elements += whole.numel()
             sent = whole if dtype is None else whole.to(dtype)
             work = dist.all_reduce(sent, group=self._group, async_op=True)
@@ -196,6 +195,7 @@ class DDPEngine(TorchEngine):
 
             def received(done: Future[list[Tensor]]) -> Tensor:
                 [total] = done.value()
+                # The reducer expects the bucket's own format.
                 return total if dtype is None else whole.copy_(total)
 
             return future.then(received)
@@ -214,7 +214,7 @@ class DDPEngine(TorchEngine):
 
 
 def _flags(request: Request) -> list[float]:
-    """Return a number for each member of Request, so that a sum over ranks shows who asked."""
+    # Numbers, because a sum over ranks is the union of requests, and needs no further collective.
     return [float(bool(member & request)) for member in Request]
 
 
@@ -224,12 +224,12 @@ def _union(flags: Sequence[float]) -> Request:
 
 
 def _has_persistent_buffers(module: nn.Module) -> bool:
-    """Return True if a checkpoint holds more of the module than parameters."""
+    # Other buffers (rotary frequencies) are constants, which every rank computed itself.
     return bool(module.state_dict().keys() - dict(module.named_parameters(remove_duplicate=False)))
 
 
 def _without_buffers() -> dict[str, Any]:
-    """Return the option that keeps DistributedDataParallel from broadcasting buffers itself."""
+    # `_share_buffers` does it later, where evaluations and checkpoints see the result.
     known = inspect.signature(DistributedDataParallel).parameters
     # Renamed in torch 2.13, where the old name warns.
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"

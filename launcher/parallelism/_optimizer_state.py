@@ -16,12 +16,10 @@ from launcher.errors import CheckpointError
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Tensor]:
-    """Return the optimizer's state by name.
+    """Return the state by name: `optimizer.<parameter>.<key>`, `optimizer_group.<group>.<key>`.
 
-    Names are `optimizer.<parameter>.<key>` and `optimizer_group.<group>.<key>`; a parameter that no
-    update has reached yet has no entry. Python numbers become tensors of shape (), float64 or
-    int64; lists and composite tensors (8-bit blocks with their scales) become one entry per part.
-    Of a group's options, only those in the optimizer's `group_state` are state.
+    A parameter that no update has reached yet has no entry. Python numbers become tensors of shape
+    (); lists and composite tensors (8-bit blocks with their scales) become one entry per part.
     """
     tensors: dict[str, Tensor] = {}
     for holder, key, name in _places(optimizer, names):
@@ -37,13 +35,8 @@ def optimizer_template(
     """Return what `optimizer_tensors` returns after updates have reached every parameter.
 
     It takes a step on zero gradients at learning rate zero, which may change optimizer and
-    weights: call it only where a load overwrites both.
-
-    Args:
-        optimizer: The optimizer.
-        names: Names of its parameters.
-        stateless: Parameters known to have no state after a step, which are not stepped again;
-            those found now are added.
+    weights: call it only where a load overwrites both. Parameters in `stateless` have no state
+    after a step and are not stepped again; those found now are added.
     """
     _materialise(optimizer, set() if stateless is None else stateless)
     return optimizer_tensors(optimizer, names)
@@ -57,17 +50,14 @@ def load_optimizer(
 ) -> None:
     """Load what `optimizer_tensors` returned; a parameter without entries has no state.
 
-    Args:
-        optimizer: The optimizer.
-        names: Names of its parameters.
-        state: The saved entries.
-        stateless: See `optimizer_template`.
-
     Raises:
         CheckpointError: A key is missing or unexpected.
     """
+    # Only the optimizer knows its keys and shapes, and it allocates them in its first step.
     expected = optimizer_template(optimizer, names, stateless)
     params = frozenset(names.values())
+    # A run can be saved before some parameters had a gradient (skipped updates, unused layers):
+    # they have no entries, and must have none after the load either.
     reached = {param_of(entry, params) for entry in state} | {None}
     needed = {entry for entry in expected if param_of(entry, params) in reached}
     if needed != state.keys():
@@ -83,11 +73,11 @@ def load_optimizer(
 def _places(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield each state entry as its dictionary, its key and its name."""
     for group in optimizer.param_groups:
         for param in group["params"]:
             state = optimizer.state.get(param, {})
             yield from ((state, key, f"optimizer.{names[param]}.{key}") for key in list(state))
+        # Other options of a group come from the config, which may change at a resume.
         for key in getattr(optimizer, "group_state", ()):
             yield group, key, f"optimizer_group.{group['name']}.{key}"
 
@@ -96,6 +86,7 @@ def _flatten(name: str, value: Any) -> dict[str, Tensor]:
     if value is None:
         return {}
     if isinstance(value, Tensor):
+        # 8-bit and 4-bit tensors: their blocks and scales are plain tensors, saved without pickle.
         if is_traceable_wrapper_subclass(value):
             parts = {part: getattr(value, part) for part in value.__tensor_flatten__()[0]}
             return {
@@ -104,13 +95,14 @@ def _flatten(name: str, value: Any) -> dict[str, Tensor]:
         return {name: value}
     if isinstance(value, list | tuple):
         return {k: t for i, v in enumerate(value) for k, t in _flatten(f"{name}.{i}", v).items()}
+    # float64 and int64 hold every Python number that optimizers keep (steps, betas) exactly.
     return {
         name: torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
     }
 
 
 def _refill(name: str, live: Any, state: Mapping[str, Tensor]) -> Any:
-    """Return the saved value in the form of the live one; tensors are filled in place."""
+    # In place: device and format of the live tensor are the optimizer's choice.
     if live is None:
         return None
     if isinstance(live, Tensor):
@@ -125,7 +117,6 @@ def _refill(name: str, live: Any, state: Mapping[str, Tensor]) -> Any:
 
 
 def _materialise(optimizer: torch.optim.Optimizer, stateless: set[Tensor]) -> None:
-    """Let the optimizer allocate the state of each parameter that has none."""
     params = [
         param
         for group in optimizer.param_groups
@@ -134,6 +125,7 @@ def _materialise(optimizer: torch.optim.Optimizer, stateless: set[Tensor]) -> No
     ]
     if not params:
         return
+    # At rate zero the update itself is zero; None is Adafactor's own rate, which it requires.
     rates = [group["lr"] for group in optimizer.param_groups]
     for param in params:
         param.grad = torch.zeros_like(param)
@@ -147,7 +139,7 @@ def _materialise(optimizer: torch.optim.Optimizer, stateless: set[Tensor]) -> No
 
 
 def _forget(optimizer: torch.optim.Optimizer, params: Iterable[Tensor]) -> None:
-    """Remove the state of some parameters, as if they had never been stepped."""
+    # The step on zero gradients gave them state, but in the saved run they had none.
     if not [param for param in params if optimizer.state.pop(param, None)]:
         return
     # As torch's load_state_dict does: some optimizers keep more than `state`.

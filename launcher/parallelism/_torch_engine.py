@@ -36,30 +36,24 @@ from launcher.contracts import (
 
 _log = logging.getLogger("trainctl.engine")
 _NAMED = 5
-# Micro-batches of an evaluation whose predictions travel in one collective.
+# Micro-batches of an evaluation whose predictions are gathered in one collective: fewer are slower,
+# more take memory.
 _GATHERED_TOGETHER = 16
 
 
 class TorchEngine:
     """Train a module on this rank's device; base class of engines that torch steps.
 
-    As it is, it is the engine of one process. An engine of several ranks overrides the methods
-    between "Methods to override" and "End of methods to override".
+    An engine of several ranks overrides the methods between "Methods to override" and "End of
+    methods to override".
 
     Attributes:
         module: The plain module, with canonical names, on the device.
         wrapped: What `wrap_module` made of it; forward passes of training call it.
-        optimizer: Built for `optimizer_target`.
-        params: `trainable_parameters`, taken once.
-        device: This rank's device.
-        world: This rank's place among the ranks.
-        requests: Called once per step: the requests of this rank to all ranks.
+        params: `trainable_parameters`, computed once.
+        requests: Return this rank's requests; called once per step.
         mean_loss: The window's global mean loss, as `reduce_loss` left it. Shape ().
-        auxiliary_losses: The parts of it that the module itself added, by name, likewise.
-
-    Each micro-batch's summed loss is divided by the window's number of targets over all ranks
-    before its backward pass, so that the gradients add up to that of the window's mean loss however
-    the window is cut.
+        auxiliary_losses: Terms of `mean_loss` that the module itself added, by name. Shape () each.
     """
 
     gradient_sharding: Sharding = UNSHARDED
@@ -69,7 +63,9 @@ class TorchEngine:
         self.device = torch.device(parts.world.device)
         self.world = parts.world
         self._precision = parts.precision.build(self.device.type)
+        # Before wrapping: DistributedDataParallel waits for gradients of all that is not frozen.
         parts.optimizer.groups.freeze(parts.module)
+        # Before the move: 16-bit parameters then take half the device memory from the start.
         self._precision.prepare(parts.module)
         self.module = parts.module.to(self.device)
         self.module.train()
@@ -78,6 +74,7 @@ class TorchEngine:
         self._clipping = parts.clipping
         self._skip_nonfinite = parts.skip_nonfinite
         self.requests = parts.requests
+        # After the wrapping, because sharding replaces parameters.
         self.optimizer = self._precision.build_optimizer(parts.optimizer, self.optimizer_target())
         self.params = self.trainable_parameters()
         self._window: Window | None = None
@@ -88,10 +85,10 @@ class TorchEngine:
         self._has_stepped = False
         self._warned_unused = False
         self._evaluation: Generator[Mapping[str, Tensor]] | None = None
+        # Parameters that have no optimizer state after a step: `state` need not step them again.
         self._stateless: set[Tensor] = set()
 
     def forward_backward(self, window: Window) -> Tensor:
-        """Accumulate the gradient of the window's mean loss; see `Engine`."""
         self._end_evaluation()
         self._window = window
         self._losses = []
@@ -105,10 +102,13 @@ class TorchEngine:
                     inputs = self._on_device(micro_batch.inputs)
                     outputs = self.wrapped(**self._task.forward_inputs(inputs))
                     share = micro_batch.num_targets / divisor
+                    # Divided by the targets of the window, not of the micro-batch: the gradients
+                    # then add up to that of the window's mean loss however the window is cut.
                     loss = self._task.loss(outputs, inputs) / divisor
                     loss = self._add_auxiliary_losses(loss, outputs, share)
                 self._losses.append(loss.detach())
                 if last:
+                    # Before the backward pass, so that the collective overlaps with it.
                     self.reduce_loss(
                         torch.stack(self._losses).sum() if place > 1 else self._losses[0]
                     )
@@ -117,13 +117,13 @@ class TorchEngine:
         return self.mean_loss
 
     def update(self, lr: float | None) -> UpdateStats:
-        """Unscale, check, clip, step, and clear the gradients; see `Engine`."""
         self._has_stepped = True
         grads = [p.grad for p in self.params if p.grad is not None]
         scale = self._precision.loss_scale
         factor = scale.value if scale else None
         if scale:
             scale.unscale(grads)
+        # Unscaled first: limits and logs are in units of the loss.
         norm = gradient_norm(self.params, self.gradient_sharding)
         finite, requests = self.check_finite(norm)
         if finite:
@@ -133,6 +133,7 @@ class TorchEngine:
                 if lr is not None:
                     group["lr"] = lr * group["lr_scale"]
             self.step_optimizer()
+        # A loss scale causes overflows of gradients now and then, but none of the loss itself.
         elif scale and self.mean_loss.isfinite():
             _log.debug("update skipped: gradients overflow at a loss scale of %g", factor)
         else:
@@ -145,7 +146,6 @@ class TorchEngine:
     def evaluate(
         self, micro_batches: Iterable[MicroBatch], predict: Predict
     ) -> Iterator[Mapping[str, Tensor]]:
-        """Predict without gradient, dropout off; see `Engine`."""
         self._end_evaluation()
         self._evaluation = self._predictions(micro_batches, predict)
         return self._evaluation
@@ -160,6 +160,7 @@ class TorchEngine:
                 for micro_batch in micro_batches:
                     inputs = self._on_device(micro_batch.inputs)
                     outputs = self.module(**self._task.forward_inputs(inputs))
+                    # A row without index is padding: ranks need equally many micro-batches.
                     count = len(micro_batch.indices)
                     found = {name: v[:count] for name, v in predict(outputs, inputs).items()}
                     predictions.append(found)
@@ -171,12 +172,10 @@ class TorchEngine:
             self._training(on=True)
 
     def agree(self, request: Request) -> Request:
-        """Return the union of all ranks' requests; see `Engine`."""
         return request
 
     @contextlib.contextmanager
     def full_module(self) -> Iterator[nn.Module | None]:
-        """Give the module in evaluation mode on rank 0; see `Engine`."""
         self._end_evaluation()
         self._training(on=False)
         try:
@@ -185,17 +184,16 @@ class TorchEngine:
             self._training(on=True)
 
     def state(self) -> EngineState:
-        """Parameters, buffers and optimizer state by name; see `Engine`."""
         self._end_evaluation()
         model = {f"model.{name}": tensor for name, tensor in named_tensors(self.module).items()}
         formats = {f"precision.{name}": value for name, value in self._precision.state().items()}
         names = self.parameter_names()
+        # The template takes a step on zero gradients: never after an update, which it would change.
         if self._has_stepped:
             return {**model, **formats, **optimizer_tensors(self.optimizer, names)}
         return {**model, **formats, **optimizer_template(self.optimizer, names, self._stateless)}
 
     def load_state(self, state: EngineState) -> None:
-        """Load a state, strictly; see `Engine`."""
         self._end_evaluation()
         given = {name: _plain(name, value) for name, value in state.items()}
         model = {k.removeprefix("model."): v for k, v in given.items() if k.startswith("model.")}
@@ -208,19 +206,18 @@ class TorchEngine:
         self._load_formats({k.removeprefix("precision."): v for k, v in formats.items()})
 
     def close(self) -> None:
-        """Release process groups and hooks; there are none in one process."""
+        pass
 
     # Methods to override.
 
     def wrap_module(self, module: nn.Module) -> nn.Module:
-        """Wrap the module for forward passes of training, e.g. in DistributedDataParallel."""
+        """Wrap the module for the forward passes of training."""
         return module
 
     def accumulation_context(self, *, last: bool) -> AbstractContextManager[object]:
         """Return the context of a micro-batch's forward and backward pass.
 
-        Args:
-            last: The window's last micro-batch, after which gradients must be complete.
+        After that of the window's last micro-batch, gradients must be complete.
         """
         del last
         return contextlib.nullcontext()
@@ -228,10 +225,8 @@ class TorchEngine:
     def reduce_loss(self, loss: Tensor) -> None:
         """Set `mean_loss` to the sum of all ranks' losses; called before the last backward pass.
 
-        A good place to add up `requests` and `auxiliary_losses` in the same collective.
-
-        Args:
-            loss: This rank's share of the window's mean loss. Shape (), on the device.
+        It may sum `requests` and `auxiliary_losses` in the same collective. `loss` is this rank's
+        part of the window's mean loss, shape (), on the device.
         """
         self.mean_loss = loss
 
@@ -244,24 +239,16 @@ class TorchEngine:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def step_optimizer(self) -> None:
-        """Step the optimizer; gradients are clipped, learning rates are set."""
+        """Step the optimizer, after clipping and with the learning rates set."""
         self.optimizer.step()
 
     def check_finite(self, norm: Tensor) -> tuple[bool, Request]:
-        """Return whether loss and gradient norm are finite, and the union of all requests.
-
-        Both must be the same on every rank.
-        """
-        # The one number read from the device each step: without it a NaN would reach the weights.
+        """Return True if loss and gradient norm are finite, and the union of all requests."""
+        # The only read from the device in a step: without it a NaN would reach the weights.
         return math.isfinite((norm + self.mean_loss).item()), self.requests()
 
     def agree_on_error(self, error: NonFinite, *, bad_loss: bool) -> NonFinite:
-        """Return the error that all ranks raise.
-
-        Args:
-            error: This rank's finding.
-            bad_loss: This rank's own loss is not finite: its error is the most precise.
-        """
+        """Return the error that all ranks raise; one of a rank with a bad loss is most precise."""
         del bad_loss
         return error
 
@@ -294,7 +281,7 @@ class TorchEngine:
                 tensor.copy_(given[name])
 
     def _load_formats(self, given: Mapping[str, Tensor]) -> None:
-        """Load the precision's own state; a run resumed in another precision has none."""
+        # A resume may change the precision, as the error of the loss scale advises.
         fresh = self._precision.state()
         if given.keys() == fresh.keys():
             self._precision.load_state(given)
@@ -308,7 +295,8 @@ class TorchEngine:
         )
 
     def _add_auxiliary_losses(self, loss: Tensor, outputs: Any, share: float) -> Tensor:
-        """Add the module's own losses, means over the micro-batch, by its share of the targets."""
+        # Such losses (of routers) are means over the micro-batch: its share of the targets makes
+        # their sum the mean over the window.
         for name, mean in self._auxiliary(outputs).items():
             part = mean * share
             loss = loss + part
@@ -320,7 +308,7 @@ class TorchEngine:
         return {k: v.to(self.device, non_blocking=True) for k, v in inputs.items()}
 
     def _end_evaluation(self) -> None:
-        """Restore training mode if the caller of `evaluate` stopped before its end."""
+        # The caller of `evaluate` may stop before its end: closing it restores training mode.
         if self._evaluation is not None:
             self._evaluation.close()
             self._evaluation = None
@@ -333,7 +321,7 @@ class TorchEngine:
             switch()
 
     def _warn_unused_parameters(self) -> None:
-        """Name, once, the trainable parameters that take no part in the loss."""
+        # In the first update only: a search of all names in each step is not free.
         if self._warned_unused:
             return
         self._warned_unused = True
@@ -348,7 +336,6 @@ class TorchEngine:
             )
 
     def _refuse(self, norm: Tensor) -> None:
-        """Raise NonFinite, or skip the window; the weights do not change."""
         error = self._explain(norm)
         if not self._skip_nonfinite:
             self.optimizer.zero_grad(set_to_none=True)
@@ -356,7 +343,7 @@ class TorchEngine:
         _log.warning("update skipped: %s", error)
 
     def _explain(self, norm: Tensor) -> NonFinite:
-        """Return what was not finite, and in which micro-batch."""
+        # A search on the device and a collective: only for the message of an update that failed.
         window = self._window
         assert window is not None, "update follows forward_backward"  # noqa: S101
         for micro_batch, loss in zip(window.micro_batches, self._losses, strict=True):

@@ -47,7 +47,7 @@ class DDP(ParallelismOption):
     @override
     def build(self, parts: EngineParts) -> Engine:
         if parts.world.size == 1:
-            # There is no process group, and nothing to add up.
+            # There is no process group, and no gradient to sum.
             from launcher.parallelism._torch_engine import SingleEngine
 
             return SingleEngine(parts)
