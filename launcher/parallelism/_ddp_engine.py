@@ -171,9 +171,9 @@ class DDPEngine(TorchEngine):
 
     @torch.no_grad()
     def _share_buffers(self) -> None:
-        # Each rank's running statistics follow its own batches. At the end of the window, not in the
-        # next forward pass as DistributedDataParallel does it: evaluations and checkpoints must see
-        # the same on all ranks. It calls this function too, which torch does not declare.
+        # Each rank's running statistics follow its own batches. DistributedDataParallel shares them
+        # in the next forward pass: evaluations and checkpoints in between would differ by rank.
+        # It calls this function too, which torch does not declare.
         broadcast: Any = dist._broadcast_coalesced  # type: ignore[attr-defined] # noqa: SLF001
         broadcast(self._group, list(self.module.buffers()), _BUFFER_BYTES, 0)
 
