@@ -29,6 +29,11 @@ class Records(Protocol):
     def record(self, index: int) -> Mapping[str, Any]:
         """Return one example: a value for each column. Read on demand and not kept."""
 
+    def continues(self, index: int) -> bool:
+        """Return True if the record goes on with the text of the one before it."""
+        del index
+        return False
+
     def describe(self, index: int) -> str:
         """Return the source of a record for messages: a file, or `file:line`."""
 

@@ -39,6 +39,7 @@ class FilePart:
         end: Offset behind its last byte.
         label: The file's name in messages.
         line: The line that it begins with, from 1.
+        continues: True if it goes on with the text of the part before it.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class FilePart:
     end: int
     label: str
     line: int = 1
+    continues: bool = False
 
     @property
     def name(self) -> str:
@@ -101,7 +103,7 @@ def scan_file(
     Args:
         path: The file.
         label: Its name in messages; its path by default.
-        structured: Accept JSON Lines and CSV as plain text.
+        structured: Accept JSON, JSON Lines and CSV as plain text.
     """
     try:
         with path.open("rb") as file:
@@ -151,7 +153,8 @@ def limit_size(part: FilePart, largest: int = _LARGEST) -> Iterator[FilePart]:
                 newline = content.rfind(b"\n", start, end) + 1
                 # A line above the limit is cut within the line.
                 end = newline or _next_character(content, end, part.end)
-            yield replace(part, start=start, end=end, line=line)
+            continues = part.continues or start > part.start
+            yield replace(part, start=start, end=end, line=line, continues=continues)
             line += _count_lines(content, start, end)
             start = end
 
@@ -255,6 +258,10 @@ class TextRecords(Records):
     @override
     def record(self, index: int) -> Mapping[str, str]:
         return {"text": self._parts[index].read()}
+
+    @override
+    def continues(self, index: int) -> bool:
+        return self._parts[index].continues
 
     @override
     def describe(self, index: int) -> str:

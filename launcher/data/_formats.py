@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from shlex import quote
 
@@ -29,6 +30,7 @@ _SUFFIXES = {
     ".pdf": "PDF",
     ".jsonl": "JSON Lines",
     ".ndjson": "JSON Lines",
+    ".json": "JSON",
     ".csv": "CSV",
     ".tsv": "CSV",
 }
@@ -39,13 +41,20 @@ _UNPACK = {
     "xz": "unxz --keep {file}",
     "ZIP": "unzip {file}",
 }
-STRUCTURED = frozenset({"JSON Lines", "CSV"})
+STRUCTURED = frozenset({"JSON", "JSON Lines", "CSV"})
 """Formats that are UTF-8 text themselves: `data.allow_structured` accepts them as such."""
 _SNIFFED_LINES = 2
+_BOM = b"\xef\xbb\xbf"
+_FIRST_OF_ARRAY = re.compile(r"\s*\[\s*(?=[\[{\"])")
+_NEXT_OF_ARRAY = re.compile(r"\s*[,\]]\s*([{\]]|$)")
+# A table has a header of names and several rows of the same number of fields.
+_TABLE_ROWS = 5
+_TABLE_FIELDS = {",": 3, ";": 3, "\t": 2}
+_COLUMN = re.compile(r"[A-Za-z_][\w .-]{0,39}")
 
 
 def format_of_name(path: Path) -> str | None:
-    """Return the format that a file's name ends in, if it is not plain text."""
+    """Return the format that a file's name ends in, if it may not be plain text."""
     return _SUFFIXES.get(path.suffix.lower())
 
 
@@ -55,21 +64,64 @@ def other_format(path: Path, head: bytes, *, structured: bool) -> tuple[str, str
     Args:
         path: The file.
         head: Its beginning.
-        structured: Accept JSON Lines and CSV.
+        structured: Accept JSON, JSON Lines and CSV.
     """
     found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     # A name alone does not make a file binary: an unpacked file may have kept its name.
-    by_name = format_of_name(path)
-    if found is None and by_name in STRUCTURED and head:
-        found = by_name
-    if found is None and _is_json_lines(head):
-        found = "JSON Lines"
+    head = head.removeprefix(_BOM)
+    found = found or _structured_format(format_of_name(path), head)
     if found is None or (structured and found in STRUCTURED):
         return None
     return (
         found,
         f"{path}: is a {found} file, but data=text reads plain text; {_cure(path, found, head)}",
     )
+
+
+def table_columns(head: bytes) -> list[str]:
+    """Return the names of the columns if a text looks like CSV with a header; else none.
+
+    Args:
+        head: Beginning of the text.
+    """
+    text = head.removeprefix(_BOM).decode("utf-8", "replace")
+    for delimiter, fewest in _TABLE_FIELDS.items():
+        try:
+            # The last row may be incomplete.
+            rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter))[:-1]
+        except csv.Error:
+            continue
+        names = rows[0] if rows else []
+        alike = len(rows) >= _TABLE_ROWS and {len(row) for row in rows} == {len(names)}
+        # Distinct names do not occur in lists of numbers, nor in most prose and code.
+        named = len(set(names)) == len(names) and all(_COLUMN.fullmatch(name) for name in names)
+        if len(names) >= fewest and alike and named:
+            return names
+    return []
+
+
+def _structured_format(by_name: str | None, head: bytes) -> str | None:
+    """Return the structured format of a text, by its name or its beginning."""
+    if head and by_name in {"JSON Lines", "CSV"}:
+        return by_name
+    if _is_json_lines(head):
+        return "JSON Lines"
+    text = head.decode("utf-8", "replace")
+    begins = _FIRST_OF_ARRAY.match(text)
+    if begins is None or by_name == "JSON":
+        return "JSON" if begins else None
+    # Under another name, such as that of a script, only an array of objects is data.
+    first, end = _first_object(text[begins.end() :])
+    return "JSON" if first and _NEXT_OF_ARRAY.match(text, begins.end() + end) else None
+
+
+def _first_object(text: str) -> tuple[dict[str, object], int]:
+    """Return the JSON object at the beginning of a text, and its length; empty if none."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return {}, 0
+    return (value, end) if isinstance(value, dict) else ({}, 0)
 
 
 def _is_json_lines(head: bytes) -> bool:
@@ -97,9 +149,14 @@ def _cure(path: Path, name: str, head: bytes) -> str:
     allow = "(data.allow_structured=true reads it as it is, syntax included)"
     first = head.split(b"\n", 1)[0]
     if name == "JSON Lines":
-        keys = [key for key, value in _json_object(first).items() if isinstance(value, str)]
-        column = _text_column(keys)
+        column = _text_column(_text_keys(_json_object(first)))
         return f"convert it: jq -r .{column} {file} > {text} {allow}"
+    if name == "JSON":
+        content = head.decode("utf-8", "replace")
+        begins = _FIRST_OF_ARRAY.match(content)
+        found, _ = _first_object(content[begins.end() :] if begins else "")
+        column = f".{_text_column(_text_keys(found))}" if found else ""
+        return f"convert it: jq -r '.[]{column}' {file} > {text} {allow}"
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     header = next(csv.reader([first.decode("utf-8", "replace")], delimiter=delimiter), [])
     code = (
@@ -108,6 +165,10 @@ def _cure(path: Path, name: str, head: bytes) -> str:
     )
     column = _text_column(header)
     return f'convert it: python -c "{code}" {quote(column)} < {file} > {text} {allow}'
+
+
+def _text_keys(record: dict[str, object]) -> list[str]:
+    return [key for key, value in record.items() if isinstance(value, str)]
 
 
 def _text_column(names: list[str]) -> str:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from launcher.contracts import ConfigView, DataOption, DataSplits
 from launcher.data._files import BadFile, FilePart, TextRecords, is_held_out, scan_file, split_part
-from launcher.data._formats import format_of_name, other_format
+from launcher.data._formats import format_of_name, other_format, table_columns
 from launcher.errors import DataError
 
 _log = logging.getLogger("trainctl.data")
@@ -30,7 +30,8 @@ class TextFiles(DataOption):
 
     The held-out set is `validation_files`. If null, it is whole files, chosen by a hash of their
     path below the common folder. If that is none or more than half of the text (as with a single
-    file), it is the end of each file. A file above 4 MiB becomes several records.
+    file), it is the end of each file. A file above 4 MiB is read as several
+    records, which are one text.
     """
 
     files: str | tuple[str, ...] = Field(min_length=1)
@@ -42,7 +43,8 @@ class TextFiles(DataOption):
     validation_fraction: float = Field(gt=0, lt=1)
     """Fraction of the text to hold out if `validation_files` is null."""
     allow_structured: bool
-    """Read JSON Lines and CSV files as plain text, syntax included; false refuses them."""
+    """Read JSON, JSON Lines and CSV files as plain text, syntax included; false refuses JSON Lines,
+    JSON arrays and files with the names of CSV."""
     on_error: Literal["stop", "skip"]
     """Action for a file that is empty, unreadable, not UTF-8 or in another format: stop the run, or
     leave it out and count it."""
@@ -110,7 +112,28 @@ class TextFiles(DataOption):
                 tally,
                 bad[0].message,
             )
+        if not self.allow_structured:
+            _warn_of_tables(parts)
         return parts
+
+
+def _warn_of_tables(parts: Sequence[FilePart]) -> None:
+    """Warn of files that look like CSV under another name: a guess, so that they are still read."""
+    tables: list[tuple[Path, list[str]]] = []
+    for part in parts:
+        with part.path.open("rb") as file:
+            if columns := table_columns(file.read(_SNIFFED)):
+                tables.append((part.path, columns))
+    if tables:
+        path, columns = tables[0]
+        more = f" (and {len(tables) - 1} more files)" if len(tables) > 1 else ""
+        _log.warning(
+            "%s: looks like a CSV file with the columns %s%s, but is read as plain text; name it "
+            ".csv to see how to convert it, or set data.allow_structured=true",
+            path,
+            ", ".join(columns),
+            more,
+        )
 
 
 def _matches(patterns: str | Sequence[str], key: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Samples for predicting the next token: packed blocks of one length, or each record by itself."""
+"""Samples for predicting the next token: packed blocks of one length, or each text by itself."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class PackedSamples(TokenSamples):
 
 
 class UnpackedSamples(TokenSamples):
-    """Each record cut by itself; its last sample may be short.
+    """Each text cut by itself; its last sample may be short.
 
     Args:
         stream: The tokens.
@@ -117,12 +117,12 @@ class UnpackedSamples(TokenSamples):
     def __init__(self, stream: TokenStream, seq_len: int) -> None:
         if not stream.names:
             raise DataError(f"no tokens in {_named(stream)}: give some text")
-        # A record's targets are its tokens and the end token after it.
-        targets = stream.ends + 1 - stream.starts
+        # A text's targets are its tokens and the end token after it.
+        targets = stream.text_ends + 1 - stream.text_starts
         counts = -(-targets // seq_len)
         first = np.cumsum(counts) - counts
         offsets = (np.arange(counts.sum()) - np.repeat(first, counts)) * seq_len
-        self._starts: npt.NDArray[np.int64] = np.repeat(stream.starts, counts) - 1 + offsets
+        self._starts: npt.NDArray[np.int64] = np.repeat(stream.text_starts, counts) - 1 + offsets
         self.lengths = np.minimum(np.repeat(targets, counts) - offsets, seq_len)
         super().__init__(stream, f"pieces {seq_len}", int(targets.sum()), stream.num_bytes)
 

@@ -30,15 +30,16 @@ _CHECKED = 2**20
 
 @dataclass(frozen=True, slots=True)
 class TokenStream:
-    """All records in one array: BOS token, record, end token, BOS token, record, end token, ….
+    """All texts in one array: BOS token, text, end token, BOS token, text, end token, ….
 
-    Without a BOS token, each record follows the end token of the one before it, and the stream
-    begins with an end token.
+    A text is one record, or several of which each continues the one before. Without a BOS token,
+    each text follows the end token of the one before it, and the stream begins with an end token.
 
     Attributes:
         tokens: Shape (T,); 16 bits each if the vocabulary allows it.
         starts: Position of each record's first token. Shape (D,), int64.
-        ends: Position of the end token after each record. Shape (D,), int64.
+        text_starts: Position of each text's first token. Shape (T,), int64.
+        text_ends: Position of the end token after each text. Shape (T,), int64.
         names: The records' sources.
         num_bytes: Bytes of UTF-8 in the texts.
         tokenizer: The tokenizer of the tokens.
@@ -48,7 +49,8 @@ class TokenStream:
 
     tokens: Tokens
     starts: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
+    text_starts: npt.NDArray[np.int64]
+    text_ends: npt.NDArray[np.int64]
     names: Sequence[str]
     num_bytes: int
     tokenizer: Tokenizer
@@ -74,32 +76,29 @@ def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -
     Args:
         records: The texts.
         tokenizer: Encodes them, and has the end token.
-        bos_id: The token in front of each record; None for none.
+        bos_id: The token in front of each text; None for none.
     """
     # 16 bits hold most vocabularies in half the memory.
     dtype: type[np.integer[Any]] = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-    before = [] if bos_id is None else [bos_id]
     tokens = _Tokens(dtype)
-    if not before:
-        tokens.append([tokenizer.eos_id])
+    texts = _Texts(tokens, tokenizer.eos_id, bos_id)
     names: list[str] = []
     starts: list[int] = []
-    ends: list[int] = []
     num_bytes = 0
     roundtrip = _RoundTrip(tokenizer)
     shown = time.monotonic()
     for index in range(len(records)):
         text = records.record(index)["text"]
         ids = tokenizer.encode(text)
+        if not records.continues(index):
+            texts.end()
         if len(ids) == 0:
             continue
         names.append(records.describe(index))
         roundtrip.check(text, ids, names[-1])
-        tokens.append(before)
+        texts.begin()
         starts.append(tokens.length)
         tokens.append(ids)
-        ends.append(tokens.length)
-        tokens.append([tokenizer.eos_id])
         num_bytes += _utf8_length(text)
         # By time, so that small data sets stay quiet.
         if time.monotonic() - shown > _PROGRESS_S:
@@ -107,10 +106,12 @@ def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -
             _log.info(
                 "encoded %d of %d records (%d MB)", index + 1, len(records), num_bytes // 10**6
             )
+    texts.end()
     return TokenStream(
         tokens=tokens.array(),
         starts=np.array(starts, dtype=np.int64),
-        ends=np.array(ends, dtype=np.int64),
+        text_starts=np.array(texts.starts, dtype=np.int64),
+        text_ends=np.array(texts.ends, dtype=np.int64),
         names=names,
         num_bytes=num_bytes,
         tokenizer=tokenizer,
@@ -149,6 +150,31 @@ class _Tokens:
             file.flush()
             # The map keeps the file, which has no name, until the array is gone.
             return np.memmap(file, dtype=self._dtype, mode="r", shape=(self.length,))
+
+
+class _Texts:
+    """Puts the special tokens around the texts; the records of a text come in between."""
+
+    def __init__(self, tokens: _Tokens, eos_id: int, bos_id: int | None) -> None:
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self._tokens = tokens
+        self._eos_id = eos_id
+        self._before = [] if bos_id is None else [bos_id]
+        if not self._before:
+            tokens.append([eos_id])
+
+    def begin(self) -> None:
+        """Begin a text, unless one has begun."""
+        if len(self.starts) == len(self.ends):
+            self._tokens.append(self._before)
+            self.starts.append(self._tokens.length)
+
+    def end(self) -> None:
+        """End the text that has begun, if any."""
+        if len(self.starts) > len(self.ends):
+            self.ends.append(self._tokens.length)
+            self._tokens.append([self._eos_id])
 
 
 class _RoundTrip:

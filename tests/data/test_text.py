@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -17,6 +18,8 @@ from launcher.contracts import DataSplits, Records
 from launcher.data._files import FilePart, limit_size, scan_file
 from launcher.data.text import TextFiles
 from launcher.errors import DataError
+from launcher.model._tokenizers import ByteTokenizer
+from launcher.task._token_stream import read_tokens
 
 PRESET = Path(__file__).parents[2] / "conf" / "data" / "text.yaml"
 
@@ -277,6 +280,13 @@ OTHER_FORMATS = [
     ),
     ("a.NDJSON", "anything", r"is a JSON Lines file, .*: jq -r .text a.NDJSON > a.txt"),
     ("a.txt", '{"text": "x"}\n{"text": "y"}\n', r"a.txt: is a JSON Lines file"),
+    (
+        "a.json",
+        '[{"id": 1, "body": "x"}, {"id": 2}]',
+        r"is a JSON file, .*jq -r '\.\[\]\.body' a.json",
+    ),
+    ("a.json", '\n[\n  "x",\n  "y"\n]\n', r"is a JSON file, .*jq -r '\.\[\]' a.json > a.txt"),
+    ("a.txt", '\ufeff[\n {"text": "x"},\n {"text": "y"}\n]\n', r"a.txt: is a JSON file"),
     ("a.csv", "id,text,n\n1,x,2\n", r"is a CSV file, .*csv.DictReader.* text < a.csv > a.txt"),
     ("a.tsv", "id\tbody\n1\tx\n", r"is a CSV file, .*delimiter='\\t'.* body < a.tsv"),
     ("a.parquet", b"PAR1\x15\x04", r"is a Parquet file, .*; write its text to a .txt file"),
@@ -309,11 +319,47 @@ def test_structured_text_is_read_as_it_is_where_it_is_allowed(here: Path) -> Non
     assert "".join(texts(splits.train) + texts(splits.validation)) == content
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.txt.gz", "a.py"])
-def test_plain_text_is_not_taken_for_another_format(here: Path, name: str) -> None:
-    write(here / name, '{"one": 1}\n' if name == "a.json" else "{\n}\n")
+PLAIN = [
+    ("a.json", '{"one": 1}\n'),
+    ("a.txt.gz", "{\n}\n"),
+    ("a.py", "{\n}\n"),
+    ("a.py", '["a", "b"]\n'),
+    ("a.js", '[{"a": 1}].forEach(print)\n[{"a"'),
+    ("a.txt", "[1] Smith, J., A, 1999\n[2] Jones, K., B, 2000\n"),
+    ("a.txt", "Red, green, and blue.\n\nOne, two, and three.\nHere, there, and back.\n" * 9),
+    ("a.c", "int a, b, c;\nint d, e, f;\nint g, h, i;\nint j, k, l;\nint m, n, o;\n"),
+    ("a.txt", "1,2,3\n" * 9),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), PLAIN)
+def test_plain_text_is_not_taken_for_another_format(
+    here: Path, name: str, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(here / name, content)
     text(name).preflight()
     assert len(text(name).build().train) == 1
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'id,title,text\n1,a,"x, y"\n2,b,z\n3,"c\nd",z\n4,d,z\n5,e,a long te',
+        "id\ttext\n" + "1\tx, y\n" * 9,
+        "id;text;lang\n" + "1;x;en\n" * 9,
+    ],
+)
+def test_a_table_under_another_name_is_read_with_a_warning(
+    here: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(here / "a.txt", content)
+    splits = text("a.txt").build()
+    assert "".join(texts(splits.train) + texts(splits.validation)) == content
+    [record] = caplog.records
+    assert "a.txt: looks like a CSV file with the columns id, " in record.getMessage()
+    text("a.txt", allow_structured=True).build()
+    assert len(caplog.records) == 1
 
 
 def test_linked_folders_are_followed_and_home_is_expanded(
@@ -349,6 +395,21 @@ def test_a_large_file_becomes_several_records(here: Path, content: str) -> None:
             content[: len((here / "a.txt").read_bytes()[3 : piece.start].decode())].count("\n") + 1
         )
         assert piece.name == ("a" if line == 1 else f"a:{line}")
+
+
+def test_a_large_file_has_one_end_token(here: Path) -> None:
+    content = b"a line of letters\n" * (9 * 2**20 // 18)
+    write(here / "a.txt", content)
+    write(here / "b.txt", "other\n")
+    write(here / "held_out.txt", "held out\n")
+    records = text(["a.txt", "b.txt"], validation_files="held_out.txt").build().train
+    tokenizer = ByteTokenizer()
+    tokens = read_tokens(records, tokenizer, bos_id=None).tokens
+    assert places(records)[0] == "a.txt"
+    assert len(records) == 4  # three of a.txt
+    whole = [len(content) + 1, len(content) + 1 + len("other\n") + 1]
+    assert (tokens == tokenizer.eos_id).nonzero()[0].tolist() == [0, *whole]
+    assert (tokens[1 : whole[0]] - 3).astype(np.uint8).tobytes() == content
 
 
 def test_reading_takes_the_memory_of_a_record_not_of_the_files(here: Path) -> None:

@@ -265,3 +265,27 @@ def test_a_tokenizer_that_loses_text_is_found(letters: Tokenizer) -> None:
     )
     assert deep.lossy is not None
     assert deep.lossy.startswith("1.txt: ")
+
+
+class Pieces(Texts):
+    """Texts, of which every second one continues the one before."""
+
+    @override
+    def continues(self, index: int) -> bool:
+        return index % 2 == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_records_that_continue_a_text_are_one_text(letters: Tokenizer, layout: Layout) -> None:
+    whole = read_tokens(records("ABCD", "EFG"), letters, bos_id=1)
+    split = read_tokens(Pieces("AB", "CD", "EF", "G"), letters, bos_id=1)
+    assert split.tokens.tolist() == whole.tokens.tolist()
+    assert split.tokens.tolist().count(0) == 2
+    assert targets(layout(split, 3)) == targets(layout(whole, 3))
+    assert split.describe(3) == "1.txt, line 1 (byte 1)"
+
+
+def test_a_text_may_begin_or_end_with_records_without_tokens(letters: Tokenizer) -> None:
+    split = read_tokens(Pieces("", "AB", "CD", "", "", "", "E"), letters, bos_id=None)
+    assert split.tokens.tolist() == [0, *stream_of(["AB", "CD", "E"])]
+    assert split.text_ends.tolist() == [3, 6, 8]
