@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from launcher.parallelism._ddp_engine import DDPEngine
+    from launcher.parallelism._distributed_engine import DistributedEngine
     from launcher.parallelism._torch_engine import SingleEngine, TorchEngine
 else:
     # Imported at first use: the CLI loads this package for its option classes, without torch.
@@ -24,10 +25,11 @@ else:
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
-__all__ = ["DDPEngine", "SingleEngine", "TorchEngine"]
+__all__ = ["DDPEngine", "DistributedEngine", "SingleEngine", "TorchEngine"]
 
 _MODULES = {
     "DDPEngine": "_ddp_engine",
+    "DistributedEngine": "_distributed_engine",
     "SingleEngine": "_torch_engine",
     "TorchEngine": "_torch_engine",
 }
