@@ -16,12 +16,11 @@
     └── Interrupted      130   state saved after Ctrl-C
 
 A TrainctlError is for the user to fix and prints without a traceback; anything else is a bug,
-prints whole and exits 1. Only `launcher.cli` turns an exception into text and status. Each rank
-hands its error to the launcher as a record in RUN_DIR/result/rank-N.json, which keeps its text and
-attributes; `revive` is the inverse of `record`.
-
-`trainctl --help` imports this module: typing_extensions, for `override`, would cost it a fifth.
+prints with its traceback and exits 1. Only `launcher.cli` turns an exception into text and status.
 """
+
+# `trainctl --help` imports this module: typing_extensions, for `override`, would make it a fifth
+# slower. Hence `explicit-override` is ignored here.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,17 +28,18 @@ from typing import Any, ClassVar
 
 
 class TrainctlError(Exception):
-    """The root: a message for the user, and the status to exit with."""
+    """Base of all errors that the user can fix: a message and an exit status."""
 
     exit_status: ClassVar[int] = 1
 
     def attributes(self) -> dict[str, Any]:
-        """Return what the error holds besides its message, as JSON values."""
+        """Return the error's attributes as JSON values."""
         return {name: value for name, value in vars(self).items() if name != "__notes__"}
 
     @classmethod
     def from_record(cls, message: str, attributes: Mapping[str, Any]) -> "TrainctlError":
-        """Build the error from its message and `attributes`, without its constructor."""
+        """Build the error from its message and `attributes`."""
+        # Without the constructor, whose parameters differ by class.
         error = cls.__new__(cls)
         Exception.__init__(error, message)
         for name, value in attributes.items():
@@ -59,7 +59,7 @@ class Problem:
     """One problem of a config.
 
     Attributes:
-        key: Dotted path of the setting, e.g. `optimizer.lr`; "" when no key can be named.
+        key: Dotted path of the setting, e.g. `optimizer.lr`; "" for a problem of no single key.
         message: What is wrong and what to do, without the key.
         origin: Where the value was set: `file:line: text` or `command line: word`; "" if unknown.
     """
@@ -68,7 +68,7 @@ class Problem:
     message: str
     origin: str = ""
 
-    def __str__(self) -> str:  # type: ignore[explicit-override] # see the module's docstring
+    def __str__(self) -> str:  # type: ignore[explicit-override]
         head = f"{self.key}: {self.message}" if self.key else self.message
         return f"{head}\n      set by {self.origin}" if self.origin else head
 
@@ -83,20 +83,20 @@ class ConfigError(TrainctlError):
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''} in the config"
         super().__init__("\n".join([count, *(f"  {problem}" for problem in problems)]))
 
-    def attributes(self) -> dict[str, Any]:  # type: ignore[explicit-override] # likewise
+    def attributes(self) -> dict[str, Any]:  # type: ignore[explicit-override]
         """Return the problems."""
         return {"problems": [asdict(problem) for problem in self.problems]}
 
     @classmethod
-    def from_record(  # type: ignore[explicit-override] # likewise
+    def from_record(  # type: ignore[explicit-override]
         cls, message: str, attributes: Mapping[str, Any]
     ) -> "ConfigError":
         """Build the error from its problems."""
-        del message  # it is made from the problems
+        del message  # the constructor makes it from the problems
         return cls([Problem(**each) for each in attributes["problems"]])
 
-    def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[explicit-override] # likewise
-        """Support pickle, which would call the constructor with the message alone."""
+    def __reduce__(self) -> tuple[Any, ...]:  # type: ignore[explicit-override]
+        # Pickle would call the constructor with the message alone.
         return type(self), (self.problems,)
 
 
@@ -110,12 +110,13 @@ class NonFinite(TrainctlError):
     """The loss or the gradient norm is not finite; raised before the optimizer step.
 
     Attributes:
-        indices: The places in the training set of the samples that it came from.
+        indices: Indices in the training set of the samples of the micro-batches concerned.
     """
 
     exit_status = 10
 
     def __init__(self, message: str, indices: Sequence[int] = ()) -> None:
+        # NumPy's integers are no JSON values.
         self.indices = tuple(int(index) for index in indices)
         super().__init__(message)
 
@@ -185,7 +186,8 @@ class Interrupted(TrainctlError):
 
 
 def record(error: TrainctlError) -> dict[str, Any]:
-    """Return an error as JSON values, from which `revive` makes an equal one."""
+    """Return an error as JSON values; `revive` is the inverse."""
+    # A rank writes them to RUN_DIR/result/rank-N.json, where users and scripts read them too.
     return {
         "error": type(error).__name__,
         "message": str(error),
@@ -196,14 +198,11 @@ def record(error: TrainctlError) -> dict[str, Any]:
 
 
 def revive(values: Mapping[str, Any]) -> TrainctlError:
-    """Build the error that `record` describes.
-
-    A class that is not available in this process, such as one of an option package, becomes a
-    `RankFailed` with its text and exit status.
-    """
+    """Build the error that `record` describes; a `RankFailed` if its class is unknown here."""
     message: str = values["message"]
     error_class = next((c for c in _classes(TrainctlError) if c.__name__ == values["error"]), None)
     if error_class is None:
+        # A class of an option package, which the launcher has not imported.
         error: TrainctlError = RankFailed(f"{values['error']}: {message}", values["exit_status"])
     else:
         error = error_class.from_record(message, values["attributes"])

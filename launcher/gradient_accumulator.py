@@ -28,18 +28,14 @@ Gradients = Sequence[Tensor | None]
 class GradientAccumulator:
     """Sum gradients over micro-batches, then divide once by the number of all targets.
 
-    A mean of means would give a target in a short micro-batch more weight than one in a long one.
-    With sums, any division of a batch into micro-batches gives the gradient of the whole batch.
-
-    The sums are each parameter's `.grad`: they need no extra memory, and hooks of `backward` (DDP,
-    gradient checkpointing) work as usual. Nothing waits for the device.
-
-    Source: the interface (add, gradients, step, reset) is that of transformers' TensorFlow
-    GradientAccumulator, which leaves the division to the caller.
-
-    Args:
-        params: The parameters; their order is that of `gradients`. Gradients they hold are cleared.
+    The sums are each parameter's `.grad`, which the constructor clears: they need no extra memory,
+    and hooks of `backward` (DDP, gradient checkpointing) work as usual. Nothing waits for the
+    device.
     """
+
+    # Sums, not a mean of means, which would give a target in a short micro-batch more weight than
+    # one in a long one. The interface (add, gradients, step, reset) is that of transformers'
+    # TensorFlow GradientAccumulator, which leaves the division to the caller.
 
     def __init__(self, params: Iterable[Tensor]) -> None:
         self._params = [param for param in params if param.requires_grad]
@@ -66,12 +62,11 @@ class GradientAccumulator:
         Args:
             given: The sum of the losses of its targets, shape (), on which `backward` is called; or
                 the gradients of that sum, one for each parameter that requires one.
-            num_targets: Targets that it sums over, or the sum of their weights; 0 is fine. A tensor
-                of shape () spares the wait for a count that is on the device.
+            num_targets: Targets that it sums over, or the sum of their weights; 0 is allowed. A
+                tensor of shape () avoids waiting for a count that is on the device.
 
         Raises:
-            ValueError: The loss is not one number, the gradients are not as many as the parameters
-                or not of their shapes, or `finish` has been called and `reset` has not.
+            ValueError: Wrong number or shape, or `finish` was called after the last `reset`.
         """
         if self._finished:
             raise ValueError("the gradients are divided already; call reset() before adding more")
@@ -91,9 +86,6 @@ class GradientAccumulator:
         """Mean gradient over all targets so far, per parameter; None for one without gradient.
 
         Copies until `finish` was called, then the parameters' own `.grad`.
-
-        Raises:
-            ValueError: Nothing was added.
         """
         self._check_not_empty()
         grads = [param.grad for param in self._params]
@@ -106,8 +98,8 @@ class GradientAccumulator:
         """Divide in place, so that each `.grad` is the mean for clipping and the optimizer.
 
         Args:
-            num_targets: What to divide by instead of the targets added here; for sums that have
-                been added up over ranks, the targets of all ranks.
+            num_targets: Divisor instead of the targets added here: the targets of all ranks, for
+                gradients that were summed over ranks.
 
         Raises:
             ValueError: Nothing was added, or this has been called already.
@@ -121,6 +113,7 @@ class GradientAccumulator:
 
     def reset(self) -> None:
         """Clear all gradients and counts, at any time."""
+        # None instead of zeros: frees the memory, and the next `backward` need not add.
         for param in self._params:
             param.grad = None
         self._num_targets = 0
@@ -133,6 +126,7 @@ class GradientAccumulator:
                 f"expected {len(self._params)} gradients, one for each parameter, "
                 f"but got {len(gradients)}"
             )
+        # All are checked before any is added: an error leaves the sums as they were.
         for place, (param, gradient) in enumerate(zip(self._params, gradients, strict=True)):
             if gradient is not None and gradient.shape != param.shape:
                 raise ValueError(
@@ -159,7 +153,8 @@ class GradientAccumulator:
 
     @staticmethod
     def _divisor(num_targets: float | Tensor) -> float | Tensor:
-        """Return the number of targets; 1 for none, where all gradients are 0."""
+        # Without targets all gradients are 0, and 0 / 0 would make them NaN. `where`, because a
+        # comparison in Python would wait for the device.
         if isinstance(num_targets, Tensor):
             return num_targets.where(num_targets != 0, 1)
         return num_targets or 1

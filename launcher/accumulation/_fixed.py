@@ -16,22 +16,9 @@ class FixedMicroBatch(AccumulationOption):
 def plan_for(
     target: int, *, name: str, micro_batch_size: int, ranks: int, seq_len: int, unit: int
 ) -> BatchPlan:
-    """Return the plan whose step is exactly the target.
-
-    A rank whose share of the step is smaller than a micro-batch takes its share at once, so that
-    the same setting serves any number of ranks.
-
-    Args:
-        target: Wanted global batch, in samples or tokens.
-        name: The setting that holds the target, for the message.
-        micro_batch_size: Samples that pass through one device at once.
-        ranks: Ranks that read different data.
-        seq_len: Tokens in one sample.
-        unit: Units of `target` in one sample: 1 for samples, `seq_len` for tokens.
-
-    Raises:
-        ValueError: No whole number of micro-batches makes the target.
-    """
+    """Return the plan whose step is exactly `target`, in units of which a sample has `unit`."""
+    # A rank whose share is smaller than a micro-batch takes its share at once, so that the same
+    # setting serves any number of ranks.
     share, rest = divmod(target, ranks * unit)
     if rest == 0 and 0 < share < micro_batch_size:
         micro_batch_size = share
@@ -49,11 +36,11 @@ def plan_for(
     )
 
 
-def _fitting_sizes(target: int, divisor: int, wanted: int) -> list[int]:
-    """Return the nearest sizes below and above the wanted one that divide the target."""
+def _fitting_sizes(target: int, divisor: int, size: int) -> list[int]:
+    # Without a whole share per rank, no micro-batch size is a solution.
     if target % divisor:
         return []
     per_rank = target // divisor
-    below = next((n for n in range(min(wanted, per_rank), 0, -1) if per_rank % n == 0), None)
-    above = next((n for n in range(wanted + 1, per_rank + 1) if per_rank % n == 0), None)
-    return [size for size in (below, above) if size is not None]
+    below = next((n for n in range(min(size, per_rank), 0, -1) if per_rank % n == 0), None)
+    above = next((n for n in range(size + 1, per_rank + 1) if per_rank % n == 0), None)
+    return [n for n in (below, above) if n is not None]

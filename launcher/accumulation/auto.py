@@ -29,14 +29,11 @@ class LargestPlan(BatchPlan):
 class Auto(AccumulationOption):
     """The largest micro-batch that fits, found at launch; the global batch stays the same.
 
-    Candidates are the divisors of a rank's share, so that a smaller micro-batch changes only the
-    number of accumulated micro-batches. Each is tried by real ranks, on the longest samples. The
-    run itself uses the kind `samples` or `tokens` with the overrides in RUN_DIR/decisions.txt, and
-    a resume keeps them.
+    Each candidate is tried by real ranks, on the longest samples. The run itself uses the kind
+    `samples` or `tokens` with the overrides in RUN_DIR/decisions.txt, and a resume keeps them.
     """
 
     kind: Literal["auto"]
-    """Search the largest micro-batch."""
     samples_per_step: int | None = Field(gt=0, le=10**9)
     """Global batch: samples in one optimizer step over all ranks; null if tokens_per_step is
     set."""
@@ -72,7 +69,7 @@ class Auto(AccumulationOption):
 
     @override
     def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
-        """Return the plan of the largest candidate; all candidates have the same global batch."""
+        # All candidates have the same global batch: only memory depends on which one is found.
         largest = self.candidates(seq_len=seq_len, ranks=ranks)[-1]
         share = self._share(seq_len, ranks)
         return LargestPlan(largest, share // largest, ranks, seq_len)
@@ -84,6 +81,8 @@ class Auto(AccumulationOption):
             ValueError: The ranks cannot share the global batch evenly.
         """
         share = self._share(seq_len, ranks)
+        # Divisors of a rank's share only: a smaller micro-batch then changes the number of
+        # accumulated micro-batches, and nothing that the run computes.
         most = min(share, self.max_micro_batch_size or share)
         return [size for size in range(1, most + 1) if share % size == 0]
 
@@ -105,6 +104,6 @@ class Auto(AccumulationOption):
         )
 
     def _share(self, seq_len: int, ranks: int) -> int:
-        """Return the samples of one optimizer step on each rank."""
+        # With micro-batches of one sample, their number is the share.
         plan = self.decided(1).plan(seq_len=seq_len, ranks=ranks)
         return plan.micro_batches

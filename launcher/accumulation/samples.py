@@ -13,7 +13,6 @@ class Samples(FixedMicroBatch):
     """A fixed global batch in samples, whatever the number of ranks."""
 
     kind: Literal["samples"]
-    """Accumulate up to a number of samples."""
     samples_per_step: int = Field(gt=0, le=10**9)
     """Global batch: samples in one optimizer step over all ranks; a multiple of micro_batch_size ×
     ranks."""

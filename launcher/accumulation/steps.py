@@ -13,7 +13,6 @@ class Steps(FixedMicroBatch):
     """A fixed number of micro-batches per step on every rank; more ranks make a larger batch."""
 
     kind: Literal["steps"]
-    """Accumulate a fixed number of micro-batches."""
     steps: int = Field(gt=0, le=10**9)
     """Micro-batches that each rank accumulates for one optimizer step."""
 

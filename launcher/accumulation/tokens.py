@@ -13,7 +13,6 @@ class Tokens(FixedMicroBatch):
     """A fixed global batch in tokens, whatever the number of ranks and the length of a sample."""
 
     kind: Literal["tokens"]
-    """Accumulate up to a number of tokens."""
     tokens_per_step: int = Field(gt=0, le=10**12)
     """Global batch: tokens in one optimizer step over all ranks, every sample counted with the
     task's full seq_len; a multiple of micro_batch_size × ranks × seq_len."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class EarlyStopping(ObserverOption):
     """End the run normally when a validation score stops improving.
 
-    The scores are the same on all ranks, so that all of them stop after the same step. A score that
-    is not finite is no improvement. A resumed run continues the count of the checkpoint.
+    A score that is not finite is no improvement. A resumed run continues the count of the
+    checkpoint.
     """
 
     read_on_event: ClassVar[frozenset[str]] = frozenset({"mode", "patience", "min_delta"})
@@ -45,13 +45,6 @@ class EarlyStopping(ObserverOption):
 
 
 class _EarlyStopping(Observer):
-    """Counts the evaluations since the best score.
-
-    Args:
-        option: The settings.
-        memory: The mapping that `memory` returned at the save; empty for a new run.
-    """
-
     def __init__(self, option: EarlyStopping, memory: Mapping[str, float]) -> None:
         self._option = option
         # With the score in their names: the best of another score is no reference.
@@ -64,6 +57,7 @@ class _EarlyStopping(Observer):
     def __call__(self, report: StepReport) -> Stop | None:
         if not report.scores:
             return None
+        # The same on all ranks, so that all of them stop after the same step.
         score = report.scores[self._option.metric]
         if self._improves(score):
             self._best, self._waited = score, 0
@@ -82,6 +76,7 @@ class _EarlyStopping(Observer):
         return {**best, self._waited_key: self._waited}
 
     def _improves(self, score: float) -> bool:
+        # Comparisons with NaN are false, and an infinite first score would be hard to improve on.
         if not math.isfinite(score):
             return False
         if self._best is None:

@@ -1,10 +1,8 @@
-"""Number formats of parameters, computation and reductions.
+"""Number formats of parameters, computation and reductions, with loss scaling and rounding.
 
-This package holds the formats, their device requirements, loss scaling, and the rounding of weights
-in sixteen bits. It is independent of ranks (parallelism) and of task and model.
+An engine uses a format through `contracts.Precision`. A format is independent of ranks, task and
+model.
 
-An engine uses a format through `contracts.Precision`, which documents how.
-
-To add a format: a module `launcher/precision/<kind>.py` with one PrecisionOption, whose `build`
-refuses a device that cannot do it before anything else happens, and `conf/precision/<kind>.yaml`.
+To add one: `launcher/precision/<kind>.py` with a PrecisionOption, whose `build` first refuses
+devices that lack the format, and `conf/precision/<kind>.yaml`.
 """

@@ -18,17 +18,12 @@ from launcher.precision._options import FullEval
 
 _log = logging.getLogger("trainctl.precision")
 
+# Float8 kernels take matrices whose sides are multiples of this.
 _MULTIPLE = 16
-"""Float8 kernels take matrices whose sides are multiples of this."""
 
 
 class Float32(Precision):
-    """Float32 throughout.
-
-    Args:
-        device_type: `cpu`, `cuda` or `mps`.
-        full_eval: Format of evaluations, where it is another.
-    """
+    """Float32 throughout, except in evaluations with another format."""
 
     def __init__(self, device_type: str, full_eval: FullEval | None) -> None:
         self._device_type = device_type
@@ -51,13 +46,7 @@ class Float32(Precision):
 
 
 class Autocast(Float32):
-    """Float32 parameters; torch's autocast chooses the format of each operation.
-
-    Args:
-        device_type: `cpu`, `cuda` or `mps`.
-        full_eval: Format of evaluations, where it is another.
-        dtype: Format of operations that tolerate it (matrix products); others stay in float32.
-    """
+    """Float32 parameters; torch's autocast computes matrix products in `dtype`."""
 
     def __init__(self, device_type: str, full_eval: FullEval | None, dtype: torch.dtype) -> None:
         super().__init__(device_type, full_eval)
@@ -75,6 +64,7 @@ class ScaledAutocast(Autocast):
         self, device_type: str, full_eval: FullEval | None, loss_scale: DynamicLossScale
     ) -> None:
         super().__init__(device_type, full_eval, torch.float16)
+        # Gradients below 6e-8 are zero in float16: the scale lifts them into its range.
         self.loss_scale: DynamicLossScale = loss_scale
 
     @override
@@ -89,17 +79,11 @@ class ScaledAutocast(Autocast):
 class DynamicLossScale:
     """Loss scale that doubles after `growth_interval` updates and halves at each overflow.
 
-    Differences to torch's GradScaler: the state is tensors, so that nothing is pickled; below a
-    minimum the run ends, because the gradients are then wrong, not too large; and the engine
-    decides once for all ranks whether an update is skipped.
-
-    Args:
-        init_scale: First value; a power of two.
-        growth_interval: Updates without overflow before the value is doubled.
-        min_scale: Smallest value; a power of two.
-
-    Source: Micikevicius et al. 2018, arXiv:1710.03740, §3.2; torch.amp.GradScaler.
+    Source: Micikevicius et al. 2018, arXiv:1710.03740, §3.2.
     """
+
+    # Not torch's GradScaler: it decides on each rank whether to skip the update, and knows no
+    # minimum below which a run ends.
 
     def __init__(self, *, init_scale: float, growth_interval: int, min_scale: float) -> None:
         self.value = init_scale
@@ -108,20 +92,15 @@ class DynamicLossScale:
         self._good_updates = 0
 
     def scale(self, loss: Tensor) -> Tensor:
-        """Return the loss times the factor."""
         return loss * self.value
 
     def unscale(self, grads: Sequence[Tensor]) -> None:
-        """Divide the gradients in place; exact, because the factor is a power of two."""
+        # Exact, because the factor is a power of two.
         if grads:
             torch._foreach_mul_(list(grads), 1.0 / self.value)
 
     def update(self, *, overflowed: bool) -> None:
-        """Halve, or count towards doubling.
-
-        Raises:
-            NonFinite: Gradients overflow at the smallest factor.
-        """
+        """Halve, or count towards doubling; raise NonFinite below the minimum."""
         if not overflowed:
             self._good_updates += 1
             if self._good_updates >= self._growth_interval:
@@ -130,6 +109,7 @@ class DynamicLossScale:
                 self.value = min(self.value * 2, 2.0**64)
             return
         self._good_updates = 0
+        # At a small scale gradients overflow because they are wrong, not because they are scaled.
         if self.value <= self._min_scale:
             raise NonFinite(
                 f"gradients overflow at the least loss scale, {self._min_scale:g}: the model "
@@ -139,14 +119,13 @@ class DynamicLossScale:
         self.value = max(self.value / 2, self._min_scale)
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return factor and count as tensors of shape (), float64 and int64, on the CPU."""
+        # Tensors, because checkpoints hold nothing that needs pickle.
         return {
             "loss_scale": torch.tensor(self.value, dtype=torch.float64),
             "good_updates": torch.tensor(self._good_updates),
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state` returned; a missing or unknown name is a KeyError."""
         if odd := state.keys() ^ self.state().keys():
             raise KeyError(*sorted(odd))
         self.value = float(state["loss_scale"])
@@ -154,13 +133,7 @@ class DynamicLossScale:
 
 
 class Float8(Autocast):
-    """See `fp8`.
-
-    Args:
-        device_type: `cuda`; others only where torch emulates the products.
-        recipe: torchao's name of how values are scaled.
-        skip: Patterns of layers that are left alone.
-    """
+    """Autocast to bfloat16, with linear layers in float8 by torchao's `recipe`."""
 
     def __init__(self, device_type: str, recipe: str, skip: Sequence[str]) -> None:
         super().__init__(device_type, None, torch.bfloat16)
@@ -169,11 +142,7 @@ class Float8(Autocast):
 
     @override
     def prepare(self, module: nn.Module) -> None:
-        """Replace linear layers in place; parameters and their names stay.
-
-        Raises:
-            ConfigError: A pattern matches no linear layer, or no layer can be replaced.
-        """
+        # Imported here: the other formats of this module do not need the extra.
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
         super().prepare(module)
@@ -190,6 +159,7 @@ class Float8(Autocast):
             name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)
         }
         for place, pattern in enumerate(self._skip):
+            # A misspelt pattern would leave no trace but the float8 rounding of its layer.
             if not any(re.search(pattern, name) for name in linear):
                 key = f"precision.skip[{place}]"
                 raise ConfigError([Problem(key, f"{pattern!r} matches no linear layer")])
@@ -210,16 +180,14 @@ class Float8(Autocast):
 
 
 def dtype_of(format_: FullEval) -> torch.dtype:
-    """Return torch's dtype of a format."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[format_]
 
 
 @contextmanager
 def rounded_parameters(module: nn.Module, device_type: str, dtype: torch.dtype) -> Iterator[None]:
-    """Run the module with rounded copies of its parameters, under autocast.
+    """Run the module with rounded copies of its parameters.
 
-    Autocast covers inputs and buffers of other formats. Not for sharded parameters, which the
-    engine itself replaces in the module.
+    Not for sharded parameters, which the engine itself replaces in the module.
     """
 
     def rounded(param: nn.Parameter) -> nn.Parameter:
@@ -227,6 +195,7 @@ def rounded_parameters(module: nn.Module, device_type: str, dtype: torch.dtype) 
             return param
         return nn.Parameter(param.detach().to(dtype), requires_grad=False)
 
+    # Autocast covers inputs and buffers, which stay in other formats.
     with replaced_parameters(module, rounded), torch.autocast(device_type, dtype=dtype):
         yield
 
@@ -235,20 +204,13 @@ def rounded_parameters(module: nn.Module, device_type: str, dtype: torch.dtype) 
 def replaced_parameters(
     module: nn.Module, make: Callable[[nn.Parameter], nn.Parameter]
 ) -> Iterator[dict[nn.Parameter, nn.Parameter]]:
-    """Replace a module's parameters until the context ends; names and sharing stay.
-
-    Args:
-        module: The module.
-        make: Return the replacement of a parameter; called once per parameter, shared or not.
-
-    Yields:
-        Replacements by parameter.
-    """
+    """Replace a module's parameters until the context ends; yield replacements by parameter."""
     made: dict[nn.Parameter, nn.Parameter] = {}
     places: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
         for part in module.modules():
             for name, param in list(part.named_parameters(recurse=False)):
+                # Once per parameter: tied weights must stay tied.
                 if param not in made:
                     made[param] = make(param)
                 places.append((part, name, param))

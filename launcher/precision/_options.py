@@ -21,19 +21,9 @@ class FullEvalOption(PrecisionOption):
 
 
 def require_cuda(kind: str, device_type: str, capability: tuple[int, int], instead: str) -> None:
-    """Refuse devices that lack a format.
-
-    Args:
-        kind: Name of the format in the config.
-        device_type: Kind of the rank's device, or `meta`.
-        capability: Least compute capability of the CUDA device, (major, minor).
-        instead: Name of a format for other devices.
-
-    Raises:
-        LaunchError: The device is not CUDA's, or too old.
-    """
+    """Raise LaunchError unless the device is CUDA's with a compute capability (major, minor)."""
     if device_type == "meta":
-        return  # nothing is computed there: bytes are counted
+        return  # memory is estimated there: nothing is computed
     advice = f"write precision={instead}"
     needed = f"a CUDA device of compute capability {capability[0]}.{capability[1]} or newer"
     if device_type != "cuda":
@@ -53,6 +43,7 @@ def warn_if_emulated(format_: Literal["bf16", "fp16"], device_type: str) -> None
     import torch
 
     if device_type == "cuda" and format_ == "bf16":
+        # By default torch counts emulation as support.
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device_type == "cpu" and torch._C._has_mkldnn:  # noqa: SLF001 - is_available() is untyped
         native = getattr(torch.ops.mkldnn, f"_is_mkldnn_{format_}_supported")()
@@ -67,11 +58,9 @@ def warn_if_emulated(format_: Literal["bf16", "fp16"], device_type: str) -> None
 
 
 def set_tf32(*, allowed: bool) -> None:
-    """Let CUDA round the inputs of float32 matrix products and convolutions to TF32, or not.
-
-    torch's own default differs between the two; a format must not depend on it.
-    """
+    """Let CUDA round the inputs of float32 matrix products and convolutions to TF32, or not."""
     import torch
 
+    # Set both: torch allows TF32 in convolutions by default, but not in matrix products.
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed

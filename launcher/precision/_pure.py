@@ -16,17 +16,12 @@ from launcher.contracts import OptimizerOption, OptimizerTarget, Precision, Shar
 from launcher.precision._autocast import replaced_parameters
 from launcher.precision._rounding import Rounding, resize
 
+# A float32 weight and a float32 gradient.
 _BYTES_PER_ELEMENT = 8
-"""A float32 weight and a float32 gradient."""
 
 
 class PureBf16(Precision):
-    """Bfloat16 throughout, except in the optimizer's arithmetic.
-
-    Args:
-        rounding: Rounding of stepped weights to bfloat16.
-        chunk_bytes: Largest size of float32 copies at one time.
-    """
+    """Bfloat16 throughout, except in the optimizer's arithmetic."""
 
     def __init__(self, rounding: Rounding, *, chunk_bytes: int) -> None:
         self._rounding = rounding
@@ -39,12 +34,14 @@ class PureBf16(Precision):
 
     @override
     def autocast(self) -> AbstractContextManager[Any]:
+        # The weights have the format of the computation: there is nothing to cast.
         return nullcontext()
 
     @override
     def build_optimizer(
         self, option: OptimizerOption, target: OptimizerTarget
     ) -> torch.optim.Optimizer:
+        # Options assign parameters to groups by name: the module must hold the copies meanwhile.
         with replaced_parameters(target.module, _float32_like) as copies:
             weights: dict[Tensor, Tensor] = {copy: param for param, copy in copies.items()}
             inner = option.build(replace(target, sharding=_CopySharding(target.sharding, weights)))
@@ -65,19 +62,20 @@ class PureBf16(Precision):
 
 
 def _float32_like(param: nn.Parameter) -> nn.Parameter:
-    """Return a float32 parameter without memory for a bfloat16 one; others unchanged."""
     if param.dtype != torch.bfloat16:
         return param
     wide = torch.empty_like(
         param.detach(), dtype=torch.float32, memory_format=torch.contiguous_format
     )
+    # Shape and identity without memory: optimizers keep parameters, and must find the same ones in
+    # every step.
     copy = nn.Parameter(wide, requires_grad=param.requires_grad)
     resize(copy, 0)
     return copy
 
 
 class _CopySharding:
-    """The sharding of weights, for their float32 copies."""
+    """Sharding of weights, for their float32 copies."""
 
     def __init__(self, sharding: Sharding, weights: Mapping[Tensor, Tensor]) -> None:
         self._sharding = sharding
@@ -95,19 +93,16 @@ class _CopySharding:
 class Float32Steps(torch.optim.Optimizer):
     """An optimizer over bfloat16 weights that steps float32 copies of them.
 
-    To others it is an optimizer over the weights: groups and state are theirs, and the remainder
-    that the rounding keeps is one more entry of a weight's state. The inner optimizer sees only the
-    copies: the same tensors for the whole run, with memory and gradients only while they are
-    stepped. So its moments are float32.
+    Its groups and state are those of the weights; the remainder that the rounding keeps is one more
+    entry of a weight's state. The inner optimizer sees only the copies, which have memory and
+    gradients only while they are stepped. So its moments are float32.
 
     Args:
         inner: Any optimizer over the copies that leaves parameters without gradient alone.
         weights: The weight of each copy.
         rounding: Rounding of stepped weights to bfloat16.
-        chunk_bytes: Largest size of float32 weights and gradients at one time. An optimizer whose
-            groups have state (`group_state`) needs all its parameters in one step.
-        sizes: Elements of the full tensor of each copy, if the weights are shards: a step of the
-            inner optimizer may be collective, so all ranks need the same chunks.
+        chunk_bytes: Largest size of float32 weights and gradients at one time.
+        sizes: Elements of the full tensor of each copy, if the weights are shards.
     """
 
     def __init__(
@@ -123,6 +118,7 @@ class Float32Steps(torch.optim.Optimizer):
         self._sizes = sizes
         self._weights = weights
         self._rounding = rounding
+        # State of a group (Prodigy's distance) is updated once per step, from all its parameters.
         whole = bool(getattr(inner, "group_state", ()))
         self._chunk_elements = None if whole else max(1, chunk_bytes // _BYTES_PER_ELEMENT)
         self._copies = [list(group["params"]) for group in inner.param_groups]
@@ -142,7 +138,7 @@ class Float32Steps(torch.optim.Optimizer):
             pass
 
     def __getattr__(self, name: str) -> Any:
-        """Return other attributes of the inner optimizer (`group_state`)."""
+        # Callers ask an optimizer for `group_state` and the like.
         return getattr(self.__dict__["_inner"], name)
 
     @overload
@@ -152,11 +148,7 @@ class Float32Steps(torch.optim.Optimizer):
     @torch.no_grad()
     @override
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Step every weight that has a gradient.
-
-        Raises:
-            ValueError: There is a closure, which would see unstepped weights.
-        """
+        # A closure would compute the loss of the unstepped weights.
         if closure is not None:
             raise ValueError("bf16_pure steps copies of the weights, on which no closure can run")
         self._rounding.begin_step()
@@ -180,6 +172,7 @@ class Float32Steps(torch.optim.Optimizer):
     @torch.no_grad()
     def eval(self) -> None:
         """Switch to the inner optimizer's weights for evaluation, if it has any."""
+        # The inner optimizer interpolates back, which rounds: keep the trained weights instead.
         if hasattr(self._inner, "eval") and not self._trained:
             for group in self.param_groups:
                 for weight in group["params"]:
@@ -190,7 +183,6 @@ class Float32Steps(torch.optim.Optimizer):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Restore the trained weights, bit for bit."""
         if hasattr(self._inner, "train"):
             with self._widened(self._copies):
                 self._inner.train()
@@ -204,7 +196,6 @@ class Float32Steps(torch.optim.Optimizer):
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Use state that was set from outside, in the inner optimizer too."""
         super().__setstate__(state)
         for copy, weight in self._weights.items():
             if weight not in self.state:
@@ -213,7 +204,8 @@ class Float32Steps(torch.optim.Optimizer):
         inner.__setstate__({"state": inner.state, "param_groups": inner.param_groups})
 
     def _chunks(self) -> Iterator[list[list[Tensor]]]:
-        """Yield the copies whose weights have gradients, by group, in chunks."""
+        # Sharded: a step of the inner optimizer may be collective, so that all ranks need the same
+        # chunks. They follow from full sizes, with weights that have no gradient on this rank.
         chunk: list[list[Tensor]] = [[] for _ in self._copies]
         elements = 0
         limit = self._chunk_elements
@@ -234,7 +226,8 @@ class Float32Steps(torch.optim.Optimizer):
 
     @contextmanager
     def _widened(self, chunk: Sequence[Sequence[Tensor]]) -> Iterator[None]:
-        """Allocate and fill some copies, the only parameters of the inner optimizer meanwhile."""
+        # Options of groups both ways: the engine sets the learning rate outside, and the inner
+        # optimizer updates state of its groups.
         inner_groups = self._inner.param_groups
         for group, inner_group, copies in zip(self.param_groups, inner_groups, chunk, strict=True):
             inner_group.update({**group, "params": copies})
@@ -251,7 +244,6 @@ class Float32Steps(torch.optim.Optimizer):
                 group.update({**inner_group, "params": group["params"]})
 
     def _widen(self, copy: Tensor) -> dict[str, Tensor]:
-        """Fill a copy; return what the rounding keeps of its weight."""
         weight = self._weights[copy]
         kept = self._kept(weight)
         entry = {key: value for key, value in self.state.get(weight, {}).items() if key not in kept}

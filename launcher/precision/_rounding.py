@@ -1,8 +1,4 @@
-"""Conversion of bfloat16 weights to float32 for a step, and back without losing the update.
-
-A bfloat16 is the upper half of a float32. The lower half after a step is either kept next to the
-weight (compensated) or rounded up with a probability (stochastic).
-"""
+"""Conversion of bfloat16 weights to float32 for a step, and back without losing the update."""
 
 from __future__ import annotations
 
@@ -13,15 +9,19 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+# Half of the last bit that a bfloat16 keeps, in units of the last bit of a float32.
 _HALF = 0x8000
-"""Half of the last bit that a bfloat16 keeps, in units of the last bit of a float32."""
+# A NaN whose lower half is zero.
 _NAN = 0x7FC00000
-"""The NaN whose lower half is zero."""
+# The same on all ranks, so that copies of a weight stay equal.
 _SEED = 0x5EED
 
 
 class Rounding(ABC):
     """Conversion to float32 and back."""
+
+    # A bfloat16 is the upper half of a float32. The lower half after a step is either kept next to
+    # the weight (compensated) or rounded up with a probability (stochastic).
 
     state_keys: tuple[str, ...] = ()
     """Keys of a weight's optimizer state that this rounding adds."""
@@ -35,14 +35,12 @@ class Rounding(ABC):
         """Write a float32 value, which it overwrites, to a bfloat16 weight and to `kept`."""
 
     def begin_step(self) -> None:  # noqa: B027 - optional
-        """Prepare a new step."""
+        pass
 
     def state(self) -> Mapping[str, Tensor]:
-        """Return the state that is not kept per weight, for a resume."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state` returned; a missing or unknown name is a KeyError."""
         if odd := state.keys() ^ self.state().keys():
             raise KeyError(*sorted(odd))
 
@@ -50,15 +48,16 @@ class Rounding(ABC):
 class Compensated(Rounding):
     """Round to nearest and keep the remainder, so that both together are the float32 exactly.
 
-    Source: Kahan summation for weights, Zamirai et al. 2020, arXiv:2010.06192, §3; its remainder is
-    itself rounded to bfloat16, the sixteen bits kept here are all there are.
+    Source: Kahan summation for weights, Zamirai et al. 2020, arXiv:2010.06192, §3.
     """
 
+    # The paper rounds the remainder to bfloat16; the lower sixteen bits take as much and lose none.
     state_keys = ("low_bits",)
 
     @override
     def widen(self, weight: Tensor, wide: Tensor, kept: Mapping[str, Tensor]) -> None:
         wide.copy_(weight)
+        # There is no remainder before the first step.
         if (low := kept.get("low_bits")) is not None:
             _halves(wide)[0::2].copy_(_local(low).view(-1))
             _bits(wide).sub_(_HALF)
@@ -78,9 +77,7 @@ class Compensated(Rounding):
 
 
 class Stochastic(Rounding):
-    """Round up with the probability that the value lies above the lower neighbour, in its last bit.
-
-    All ranks draw the same numbers, so that copies of a weight stay equal.
+    """Round to a neighbour with a probability that makes the result right on average.
 
     Source: Gupta et al. 2015, arXiv:1502.02551, §3.1.
     """
@@ -91,6 +88,7 @@ class Stochastic(Rounding):
 
     @override
     def begin_step(self) -> None:
+        # Seeded by the step: a resume needs one number instead of the state of each generator.
         self._step += 1
         for generator in self._generators.values():
             generator.manual_seed(_SEED + self._step)
@@ -108,6 +106,7 @@ class Stochastic(Rounding):
         draws = torch.empty((bits.numel() + 1) // 2, dtype=torch.int64, device=bits.device)
         draws.random_(-(2**63), None, generator=self._generator(bits.device))
         noise = draws.view(torch.int32)[: bits.numel()]
+        # Sixteen random bits carry into the upper half with the probability of the lower half.
         bits.add_(noise.bitwise_and_(0xFFFF))
         _assign_upper(_halves(wide), weight)
 
@@ -129,31 +128,28 @@ class Stochastic(Rounding):
 
 def resize(tensor: Tensor, elements: int) -> None:
     """Allocate memory for a contiguous tensor's elements, or free it."""
+    # The storage, not the tensor: whoever holds the tensor must see the new memory.
     local = _local(tensor.detach())
     local.untyped_storage().resize_(elements and local.numel() * local.element_size())
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of a sharded tensor; other tensors unchanged."""
+    # Asked by attribute: DTensor is of torch.distributed, which only engines may import.
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 
 
 def _bits(wide: Tensor) -> Tensor:
-    """View a contiguous float32 as flat integers."""
     return _local(wide).view(-1).view(torch.int32)
 
 
 def _plain_nans(wide: Tensor) -> Tensor:
-    """Return `_bits` in which every NaN has the pattern `_NAN`.
-
-    Adding to the lower half would carry a NaN of all ones (CUDA's) over the exponent to -0.0.
-    """
+    # Adding to the lower half would carry a NaN of all ones (CUDA's) over the exponent to -0.0.
     return _bits(wide).masked_fill_(_local(wide).view(-1).isnan(), _NAN)
 
 
 def _halves(wide: Tensor) -> Tensor:
-    """View a contiguous float32 as flat half words, the lower half first."""
+    # The lower half first: both x86 and Arm are little-endian.
     return _local(wide).view(-1).view(torch.int16)
 
 

@@ -19,9 +19,8 @@ _BYTES = 2
 class Bf16Pure(PrecisionOption):
     """Weights, gradients and activations in bfloat16; any optimizer steps them in float32.
 
-    A weight in bfloat16 has eight bits: most updates are smaller than its last one and would round
-    to nothing. Gradients are accumulated in bfloat16 as well, so few micro-batches serve it better
-    than many.
+    A weight in bfloat16 has eight significant bits: without `rounding` most updates would be lost.
+    Gradients are accumulated in bfloat16 as well: prefer few micro-batches.
     """
 
     kind: Literal["bf16_pure"]

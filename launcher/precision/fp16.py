@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def _power_of_two(value: float) -> float:
+    # Only then are scaling and unscaling exact.
     if math.frexp(value)[0] != 0.5:
         nearest = 2.0 ** round(math.log2(value))
         raise ValueError(
@@ -30,8 +31,7 @@ Scale = Annotated[float, Field(gt=0, le=2.0**127), AfterValidator(_power_of_two)
 class Fp16(FullEvalOption):
     """Autocast to float16 over float32 master weights, with dynamic loss scaling.
 
-    An update whose gradients overflow is skipped and counted, and the scale is halved; the schedule
-    continues, because it is a function of the data seen.
+    An update whose gradients overflow is skipped, and the scale is halved; the schedule continues.
     """
 
     kind: Literal["fp16"]

@@ -48,6 +48,7 @@ class Fp8(PrecisionOption):
     def build(self, device_type: str) -> Precision:
         from launcher.precision._options import require_cuda
 
+        # Again: an engine may be built without the launcher's checks.
         self.preflight()
         # Hopper is the first to multiply with a scale per row.
         capability = (8, 9) if self.recipe == "tensorwise" else (9, 0)

@@ -22,7 +22,6 @@ class Adafactor(SchedulerOption):
     uses_optimizer_lr: ClassVar[bool] = True
 
     kind: Literal["adafactor"]
-    """Leave the learning rate to the optimizer."""
 
     @override
     def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:

@@ -27,7 +27,6 @@ class Chained(WarmedUp):
     """
 
     kind: Literal["chained"]
-    """Multiply several schedules."""
     parts: Annotated[tuple[AnySchedule, ...], AfterValidator(not_empty)]
     """The schedules; to each, the steps after the warm-up are the whole run."""
 

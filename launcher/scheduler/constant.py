@@ -20,7 +20,6 @@ class Constant(WarmedUp):
     is_constant: ClassVar[bool] = True
 
     kind: Literal["constant"]
-    """Keep one learning rate."""
     factor: float = Field(ge=0, le=1e6)
     """Learning rate divided by the peak: 1, except in the stages of a `sequence`."""
 

@@ -20,7 +20,6 @@ class Cosine(MinLrSchedule):
     """
 
     kind: Literal["cosine"]
-    """Fall along a cosine to the minimum."""
     num_cycles: float = Field(gt=0, le=1e6)
     """Waves of the cosine in the run: 0.5 falls once; 1.5 falls, rises and falls again."""
 

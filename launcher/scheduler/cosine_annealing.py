@@ -18,7 +18,6 @@ class CosineAnnealing(MinLrSchedule):
     """
 
     kind: Literal["cosine_annealing"]
-    """Swing along a cosine between the peak and the minimum."""
     T_max: Length | None
     """Steps from the peak to the minimum; null: the run, without its warm-up."""
 

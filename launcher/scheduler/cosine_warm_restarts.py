@@ -19,7 +19,6 @@ class CosineWarmRestarts(MinLrSchedule):
     """
 
     kind: Literal["cosine_warm_restarts"]
-    """Fall along a cosine again and again."""
     T_0: Length
     """Length of the first cosine."""
     T_mult: int = Field(ge=1, le=10**6)

@@ -21,7 +21,6 @@ class CosineWarmupWithMinLr(MinLrSchedule):
     """
 
     kind: Literal["cosine_warmup_with_min_lr"]
-    """Warm up from above 0, then fall along a cosine to the minimum."""
     num_cycles: float = Field(gt=0, le=1e6)
     """Waves of the cosine in the run: 0.5 falls once; 1.5 falls, rises and falls again."""
     warmup_lr_rate: float | None = Field(ge=0, le=1)

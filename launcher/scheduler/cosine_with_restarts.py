@@ -19,7 +19,6 @@ class CosineWithRestarts(MinLrSchedule):
     """
 
     kind: Literal["cosine_with_restarts"]
-    """Fall along a cosine several times."""
     num_cycles: int = Field(ge=1, le=10**6)
     """Number of cosines in the run."""
 

@@ -20,7 +20,6 @@ class Cyclic(MinLrSchedule):
     """
 
     kind: Literal["cyclic"]
-    """Go up and down in triangles."""
     step_size_up: Length
     """Steps from the minimum to the peak."""
     step_size_down: Length | None

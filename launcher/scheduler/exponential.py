@@ -21,7 +21,6 @@ class Exponential(WarmedUp):
     """
 
     kind: Literal["exponential"]
-    """Multiply by the same factor in equal times."""
     gamma: float = Field(gt=0, le=1e3)
     """Factor per `decay_steps`."""
     decay_steps: Length

@@ -27,7 +27,6 @@ class Greedy(Watching):
     }
 
     kind: Literal["greedy"]
-    """Rise while a score improves, fall when it stops improving."""
     max_lr: float = Field(gt=0, le=1e3)
     """Highest learning rate."""
     warmup_evaluations: int = Field(ge=0, le=10**12)

@@ -20,7 +20,6 @@ class InverseSqrt(WarmedUp):
     """
 
     kind: Literal["inverse_sqrt"]
-    """Fall as one over the square root of the step."""
     timescale: Length | None
     """Time scale in steps: each time the number of steps is multiplied by four, the rate halves.
     Null: warmup_steps, or 10000 without a warm-up."""

@@ -17,7 +17,6 @@ class Linear(WarmedUp):
     """
 
     kind: Literal["linear"]
-    """Fall in a straight line to 0."""
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:

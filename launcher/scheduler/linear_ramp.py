@@ -17,7 +17,6 @@ class LinearRamp(WarmedUp):
     """
 
     kind: Literal["linear_ramp"]
-    """Move in a straight line, up or down."""
     start_factor: float = Field(ge=0, le=1e6)
     """First rate divided by the peak."""
     end_factor: float = Field(ge=0, le=1e6)

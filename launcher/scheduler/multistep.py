@@ -20,7 +20,6 @@ class Multistep(WarmedUp):
     """
 
     kind: Literal["multistep"]
-    """Fall by a factor at chosen steps."""
     milestones: Annotated[tuple[Length, ...], AfterValidator(not_empty)]
     """Steps from which the next level holds, counted from the end of the warm-up."""
     gamma: float = Field(gt=0, le=1)

@@ -21,7 +21,6 @@ class OneCycle(WarmedUp):
     """
 
     kind: Literal["one_cycle"]
-    """Rise to the peak once and fall far below the initial rate."""
     pct_start: float = Field(gt=0, lt=1)
     """Fraction of the run in which the rate rises."""
     anneal_strategy: Literal["cos", "linear"]

@@ -19,7 +19,6 @@ class Polynomial(WarmedUp):
     """
 
     kind: Literal["polynomial"]
-    """Fall as a power of the time left."""
     lr_end: float | None = Field(ge=0, le=1e3)
     """Learning rate at the end, below the peak; null if lr_end_ratio sets it. Both null: 0."""
     lr_end_ratio: float | None = Field(ge=0, lt=1)

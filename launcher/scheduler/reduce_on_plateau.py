@@ -19,7 +19,6 @@ class ReduceOnPlateau(Watching):
     """
 
     kind: Literal["reduce_on_plateau"]
-    """Fall when a score stops improving."""
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:

@@ -41,7 +41,6 @@ class Sequence(WarmedUp):
     """
 
     kind: Literal["sequence"]
-    """Follow several schedules one after another."""
     stages: Annotated[tuple[Stage, ...], AfterValidator(not_empty)]
     """The schedules in their order."""
 

@@ -19,7 +19,6 @@ class Step(WarmedUp):
     """
 
     kind: Literal["step"]
-    """Fall by a factor at equal distances."""
     step_size: Length
     """Steps on one level, counted from the end of the warm-up."""
     gamma: float = Field(gt=0, le=1)

@@ -33,7 +33,6 @@ class WarmupStableDecay(MinLrSchedule):
     """
 
     kind: Literal["warmup_stable_decay"]
-    """Warm up, stay constant, decay."""
     decay_steps: Length
     """Length of the decay."""
     stable_steps: Length | None
