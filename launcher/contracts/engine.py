@@ -56,6 +56,11 @@ class Layout:
         """Number of ranks that read different data."""
         return self.dp_replicate * self.dp_shard
 
+    @property
+    def is_sharded(self) -> bool:
+        """True if ranks share parameters, or an optimizer's state over them."""
+        return self.dp_shard * self.tp > 1
+
     def coordinates(self, rank: int) -> dict[str, int]:
         """Return a rank's position on every axis."""
         found: dict[str, int] = {}

@@ -260,9 +260,18 @@ class ParallelismOption(Option):
     @override
     def problems(self, config: ConfigView) -> Iterator[Problem]:
         try:
-            self.layout(config.launch.ranks)
+            layout = self.layout(config.launch.ranks)
         except ValueError as error:
             yield Problem("parallelism.kind", str(error))
+            return
+        optimizer = config.optimizer
+        if layout.is_sharded and (reason := optimizer.refuses_shards()):
+            yield Problem(
+                "optimizer.kind",
+                f"{optimizer.kind} cannot update shards of parameters, as parallelism={self.kind} "
+                f"makes them: {reason}; use parallelism=ddp, or an optimizer that can, such as "
+                "adamw or adafactor",
+            )
 
     @abstractmethod
     def layout(self, ranks: int) -> Layout:

@@ -50,6 +50,7 @@ class TorchEngine:
     Attributes:
         module: The plain module, with canonical names, on the device.
         wrapped: What `wrap_module` made of it; forward passes of training call it.
+        evaluated: Those of an evaluation call it; `wrap_module` may replace the plain module.
         params: `trainable_parameters`, computed once.
         requests: Return this rank's requests; called once per step.
         mean_loss: The window's global mean loss, as `reduce_loss` left it. Shape ().
@@ -69,6 +70,7 @@ class TorchEngine:
         self._precision.prepare(parts.module)
         self.module = parts.module.to(self.device)
         self.module.train()
+        self.evaluated = self.module
         self.wrapped = self.wrap_module(self.module)
         self._task = parts.task
         self._clipping = parts.clipping
@@ -113,7 +115,7 @@ class TorchEngine:
                         torch.stack(self._losses).sum() if place > 1 else self._losses[0]
                     )
                 scale = self._precision.loss_scale
-                (scale.scale(loss) if scale else loss).backward()  # type: ignore[no-untyped-call]
+                self.backward(scale.scale(loss) if scale else loss)
         return self.mean_loss
 
     def update(self, lr: float | None) -> UpdateStats:
@@ -159,7 +161,7 @@ class TorchEngine:
                 predictions: list[Mapping[str, Tensor]] = []
                 for micro_batch in micro_batches:
                     inputs = self._on_device(micro_batch.inputs)
-                    outputs = self.module(**self._task.forward_inputs(inputs))
+                    outputs = self.evaluated(**self._task.forward_inputs(inputs))
                     # A row without index is padding: ranks need equally many micro-batches.
                     count = len(micro_batch.indices)
                     found = {name: v[:count] for name, v in predict(outputs, inputs).items()}
@@ -229,6 +231,10 @@ class TorchEngine:
         part of the window's mean loss, shape (), on the device.
         """
         self.mean_loss = loss
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of a micro-batch's share of the window's loss."""
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def optimizer_target(self) -> OptimizerTarget:
         """Return the module to optimize, or this rank's shards of it."""
