@@ -45,7 +45,7 @@ def schedule(config: RunConfig, horizon: Horizon) -> Schedule:
         raise ConfigError([Problem(f"scheduler.{error.field}", error.reason)]) from error
     except ValueError as error:
         raise ConfigError([Problem("scheduler", str(error))]) from error
-    if built.lr(0, {}) is None and config.optimizer.own_rate(0) is not None:
+    if built.lr(0, {}) is None and config.optimizer.own_lr(0) is not None:
         return _OwnRate(config.optimizer)
     return built
 
@@ -133,4 +133,4 @@ class _OwnRate(Schedule):
 
     @override
     def lr(self, step: int, memory: Mapping[str, float]) -> float | None:
-        return self._optimizer.own_rate(step)
+        return self._optimizer.own_lr(step)

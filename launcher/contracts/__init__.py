@@ -1,10 +1,10 @@
 """Interfaces of the config groups, and the types that pass between them.
 
-An *option* is a config group's validated value (`RunConfig.optimizer`): frozen, typed, with no
-default values (YAML is their only home). Its `build` makes the live object; torch, transformers and
-the like are imported inside `build`, so that this package, and every option class, loads without
-them. Packages that add kinds import from here; `launcher.parallelism`, `launcher.optimizer` and
-`launcher.task` export what an engine, an optimizer or a task may derive from.
+An *option* is a config group's validated value (`RunConfig.optimizer`): frozen, typed, with its
+default values in YAML only. Its `build` returns the live object, and imports torch, transformers
+and other large packages, so that this package loads without them. Packages that add kinds import
+from here; `launcher.parallelism`, `launcher.optimizer` and `launcher.task` export base classes of
+engines, optimizers and tasks.
 """
 
 from launcher.contracts.checkpoints import (

@@ -1,4 +1,4 @@
-"""The state of a run on disk."""
+"""Interface of checkpoint stores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The whole state of a run between two steps.
+    """Complete state of a run between two steps.
 
     Attributes:
         step: Optimizer steps done.
@@ -37,7 +37,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class PublishedCheckpoint:
-    """A checkpoint that a run has published.
+    """A published checkpoint.
 
     Attributes:
         step: Optimizer steps done when it was saved.
@@ -54,7 +54,7 @@ class PublishedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class StoredConfig:
-    """The config that a checkpoint holds, verified.
+    """The config of a checkpoint, verified.
 
     Attributes:
         path: Its file.
@@ -73,8 +73,11 @@ class CheckpointStore(Protocol):
     All methods but `poll` are collective: every rank calls them in the same order.
     """
 
+    # Collective also where only rank 0 writes: an error on one rank must end all of them with that
+    # error, and not as a hang of the others.
+
     def save(self, snapshot: Snapshot) -> None:
-        """Start saving; returns when the live tensors may change again.
+        """Start a save; returns when the live tensors may change again.
 
         Raises:
             CheckpointError: This save, or the one before it that was still being written, failed
@@ -82,9 +85,9 @@ class CheckpointStore(Protocol):
         """
 
     def poll(self) -> None:
-        """Raise what a save in the background failed with, if it did.
+        """Raise the error of a save in the background, if it failed.
 
-        Not collective: ranks may raise one step apart; the run ends with the first error.
+        Not collective: ranks may raise one step apart, and the run ends with the first error.
         """
 
     def wait(self) -> None:
@@ -94,15 +97,15 @@ class CheckpointStore(Protocol):
         """Return True if the run has checkpoints, valid or not; the same on all ranks."""
 
     def load(self, live: EngineState) -> Snapshot | None:
-        """Copy the newest checkpoint that verifies into live tensors; None when the run has none.
+        """Copy the newest valid checkpoint into live tensors; return None if the run has none.
 
         Args:
-            live: Model and optimizer of this rank; filled in place. After an error in the middle of
-                reading they are neither the old nor the new state.
+            live: Model and optimizer of this rank, filled in place. After an error they are
+                undefined.
 
         Returns:
-            The snapshot. Its `engine` holds those entries of `live` that the checkpoint has, the
-            same tensors, and new tensors for `precision.*`.
+            The snapshot. Its `engine` has those tensors of `live` that are in the checkpoint, and
+            new tensors for `precision.*`.
 
         Raises:
             CheckpointError: There are checkpoints but none is valid, or the newest valid one is of
@@ -110,4 +113,4 @@ class CheckpointStore(Protocol):
         """
 
     def close(self) -> None:
-        """Wait for the writer and free the memory of the copies."""
+        """Wait for the writer, and free the memory of copies."""

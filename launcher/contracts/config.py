@@ -22,17 +22,12 @@ if TYPE_CHECKING:
 
 
 class ConfigView(Protocol):
-    """The fields that `Option.problems` may read; `RunConfig` documents them.
+    """The fields that `Option.problems` may read; `RunConfig` documents them."""
 
-    A protocol, because the class itself needs the options and is defined above them.
-    """
+    # A protocol: RunConfig itself is in launcher.config, which imports the options.
 
     def is_from_preset(self, key: str) -> bool:
-        """Return whether a packaged preset set a key: no file, recipe or word of the user.
-
-        Args:
-            key: Dotted, e.g. `optimizer.lr`.
-        """
+        """Return True if a packaged preset set a key (`optimizer.lr`), not the user."""
 
     @property
     def max_steps(self) -> int | None: ...

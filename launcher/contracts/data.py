@@ -1,4 +1,4 @@
-"""Records, samples, micro-batches and windows: the data on its way to the engine."""
+"""Interfaces of records, samples, micro-batches and windows."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Records(Protocol):
     def __len__(self) -> int:
         """Number of records."""
 
+    # Read on demand, not kept: the corpus may be larger than the memory.
     def record(self, index: int) -> Mapping[str, Any]:
-        """Return one example: a value for each column. Read on demand and not kept."""
+        """Return one example: a value for each column."""
 
     def continues(self, index: int) -> bool:
         """Return True if the record goes on with the text of the one before it."""
@@ -35,15 +36,12 @@ class Records(Protocol):
         return False
 
     def describe(self, index: int) -> str:
-        """Return the source of a record for messages: a file, or `file:line`."""
+        """Return the source of a record for messages: `file` or `file:line`."""
 
 
 @dataclass(frozen=True, slots=True)
 class DataSplits:
-    """Records to train on, records for validation during the run, records for a final test.
-
-    No record is in two of them; `test` is None where the source has no such part.
-    """
+    """Disjoint records for training, validation during the run, and a final test (may be None)."""
 
     train: Records
     validation: Records
@@ -58,7 +56,7 @@ class Tokenizer(Protocol):
     bos_id: int | None = None
     """The token that begins a text; None where there is none."""
     adds_bos: bool = False
-    """True where the tokenizer puts `bos_id` in front of a text at inference."""
+    """True if the tokenizer puts `bos_id` in front of a text at inference."""
     vocab_size: int
     """Number of ids."""
 
@@ -66,10 +64,11 @@ class Tokenizer(Protocol):
         """Return the ids of a text, without special tokens. Shape (T,)."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of some ids; special tokens are left out."""
+        """Return the text of some ids, without special tokens."""
 
+    # For bits per byte, the only loss that compares models with different tokenizers.
     def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
-        """Return the number of bytes in UTF-8 that some ids encode; special tokens encode none."""
+        """Return the number of UTF-8 bytes that some ids encode; special tokens encode none."""
 
     def save(self, folder: Path) -> None:
         """Write the files from which AutoTokenizer loads this tokenizer."""
@@ -118,7 +117,7 @@ class MicroBatch:
         inputs: Tensors by name; the first dim of each is the batch. On the CPU until the engine
             moves them.
         num_targets: Target tokens (or samples) that the loss sums over.
-        indices: The samples' places in their set. Empty for padding: one row without any target.
+        indices: The samples' indices in their set. Empty for padding: one row without targets.
     """
 
     inputs: Mapping[str, Tensor]
@@ -137,6 +136,8 @@ class Window:
             that any split into micro-batches and ranks gives the gradient of one big batch.
     """
 
+    # A mean per micro-batch, averaged over micro-batches, would give the targets of a short
+    # micro-batch more weight than those of a full one.
     micro_batches: Sequence[MicroBatch]
     num_samples: int
     num_targets: int
@@ -160,12 +161,14 @@ class Samples(Protocol):
         """Build some examples as tensors: a pure function of the arguments.
 
         Args:
-            indices: The examples. None of them gives one row whose targets are all masked: its loss
-                and its gradient are 0. Ranks use it to make their numbers of micro-batches equal.
-            draw: What the random parts of an example (masks, noise) depend on, next to its index:
-                `numpy.random.default_rng([draw, index])` is a generator for it. Not negative;
-                derived from the seed and the position in the data.
+            indices: The examples. An empty sequence gives one row without targets, whose loss and
+                gradient are 0: padding, so that all ranks have as many micro-batches.
+            draw: Seed of the random parts of an example (masks, noise), together with its index:
+                `numpy.random.default_rng([draw, index])`. Not negative; derived from the seed of
+                the run and the position in the data.
         """
+        # Pure, because resuming, retrying after a skipped step, or dividing the batch among other
+        # ranks must draw the same masks.
 
     def describe(self, index: int) -> str:
-        """Return the source of an example for messages: the file and the place in it."""
+        """Return the source of an example for messages: file and position."""

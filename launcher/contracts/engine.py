@@ -1,4 +1,4 @@
-"""Interface between training loop and engine, and the mesh of ranks."""
+"""Interface between the training loop and engines, and the mesh of ranks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Layout:
 
     Attributes:
         pp: Pipeline stages.
-        dp_replicate: Data-parallel groups that each hold whole parameters.
+        dp_replicate: Data-parallel groups that each hold full parameters.
         dp_shard: Data-parallel ranks that share the parameters of one group.
         cp: Ranks that share the positions of a sequence.
         tp: Ranks that share the matrices of a layer.
@@ -62,25 +62,27 @@ class Layout:
         return self.dp_shard * self.tp > 1
 
     def coordinates(self, rank: int) -> dict[str, int]:
-        """Return a rank's position on every axis."""
+        """Return a rank's index on every axis."""
+        # The last axis varies fastest, as in torch's init_device_mesh: both must agree on which
+        # ranks form a tensor-parallel group.
         found: dict[str, int] = {}
         for axis, size in reversed(asdict(self).items()):
             rank, found[axis] = divmod(rank, size)
         return found
 
     def data_rank(self, rank: int) -> int:
-        """Return which share of the data a rank reads, from 0 to data_ranks - 1."""
+        """Return the share of the data that a rank reads, from 0 to data_ranks - 1."""
         place = self.coordinates(rank)
         return place["dp_replicate"] * self.dp_shard + place["dp_shard"]
 
     def is_first_of(self, axis: str, rank: int) -> bool:
-        """Return True on the ranks with position 0 on an axis."""
+        """Return True on the ranks with index 0 on an axis."""
         return self.coordinates(rank)[axis] == 0
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place among the ranks.
+    """Rank, device and mesh of this process.
 
     Attributes:
         rank: From 0 to size - 1.
@@ -110,9 +112,12 @@ class World:
 class Request(Flag):
     """Request of one rank to all ranks, for the end of a step.
 
-    A rank never acts on its own clock or signal: engines add up all ranks' requests in the
-    collective that each step needs anyway, and all ranks act on the union in the same step.
+    A rank never acts on its own clock or signal. The engine sums the requests in the collective
+    that each step needs anyway, and all ranks act on the union in the same step.
     """
+
+    # Otherwise one rank saves while the others are in the next step, and the run hangs: a signal
+    # arrives on each rank at another time, and clocks differ.
 
     NONE = 0
     SAVE = auto()
@@ -130,15 +135,14 @@ class Request(Flag):
 class Clipping:
     """Limits of the gradients, applied after unscaling and before the step; None for no limit.
 
-    Order: each parameter's norm, the norm of all, each element. So one exploding parameter is
-    clipped before it can shrink all others; as each limit only shrinks, all hold in the end.
-
     Attributes:
         max_norm: Limit of the 2-norm over all gradients.
         max_value: Limit of the absolute value of each gradient element.
         max_norm_per_parameter: Limit of the 2-norm of each parameter's gradient.
     """
 
+    # Order: each parameter's norm, the norm of all, each element. So one exploding parameter is
+    # clipped before it can shrink all others; as each limit only shrinks, all hold in the end.
     max_norm: float | None
     max_value: float | None
     max_norm_per_parameter: float | None = None
@@ -151,7 +155,7 @@ def _no_losses(outputs: Any) -> Mapping[str, Tensor]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineParts:
-    """Everything that an engine is built from."""
+    """Arguments of `ParallelismOption.build`."""
 
     module: nn.Module
     task: Task
@@ -173,13 +177,15 @@ class UpdateStats:
 
     Attributes:
         grad_norm: 2-norm of all gradients before clipping. Shape (), float32, on the device.
-        applied: False when a non-finite loss or norm made the engine leave the weights alone.
-        loss_scale: The factor that the loss was scaled with; None where it is not scaled.
+        applied: False if the engine skipped the update because of a non-finite loss or norm.
+        loss_scale: Factor that the loss was multiplied by; None where it is not scaled.
         requests: The union of all ranks' requests; the same on every rank.
-        auxiliary_losses: The parts of the window's mean loss that the module itself added, by name.
+        auxiliary_losses: The parts of the window's mean loss that the module added, by name.
             Shape () each, on the device.
     """
 
+    # A tensor, and no float: reading it makes the host wait for the device, so the loop leaves
+    # that to observers that are due.
     grad_norm: Tensor
     applied: bool
     loss_scale: float | None = None
@@ -189,22 +195,18 @@ class UpdateStats:
 
 EngineState = Mapping[str, "Tensor | LocalShard"]
 """Model and optimizer state, flat: `model.<parameter>`, `optimizer.<parameter>.<key>`,
-`optimizer_group.<group>.<key>` and `precision.<key>`; tensors only, so that nothing needs pickle;
-named by parameter, so that any engine can load what another saved. Plain tensors are equal on all
-ranks; a LocalShard is this rank's part. A parameter that no update has reached yet has no optimizer
-entries."""
+`optimizer_group.<group>.<key>` and `precision.<key>`. Plain tensors are equal on all ranks; a
+LocalShard is this rank's part. A parameter that no update has reached has no optimizer entries."""
+# Tensors only, because anything else needs pickle, and loading a pickle executes code. By name and
+# not by index, as torch's optimizers number them: engines and pipeline stages hold other subsets.
 
 
 def param_of(entry: str, params: Collection[str]) -> str | None:
-    """Return the parameter of an optimizer entry of an engine's state.
-
-    Args:
-        entry: `optimizer.<parameter>.<key>`; both parts may hold dots. None for any other name.
-        params: Names of the parameters.
-    """
+    """Return the parameter of an entry `optimizer.<parameter>.<key>`; None for any other entry."""
     parts = entry.split(".")
     if parts[0] != "optimizer":
         return None
+    # Both the parameter and the key may contain dots: the shortest known name wins.
     names = (".".join(parts[1:end]) for end in range(2, len(parts)))
     return next((name for name in names if name in params), None)
 
@@ -212,6 +214,8 @@ def param_of(entry: str, params: Collection[str]) -> str | None:
 class Engine(Protocol):
     """Owns module, optimizer, loss scaling and every collective."""
 
+    # One method for forward and backward: DDP's `no_sync` must enclose the forward pass, a pipeline
+    # schedule has no single backward pass, and DeepSpeed decides the accumulation boundary itself.
     def forward_backward(self, window: Window) -> Tensor:
         """Accumulate the gradient of the window's mean loss.
 
@@ -220,7 +224,7 @@ class Engine(Protocol):
         """
 
     def update(self, lr: float | None) -> UpdateStats:
-        """Unscale, check, clip, step, and clear the gradients.
+        """Unscale, check and clip the gradients, update the weights, and clear the gradients.
 
         Raises:
             NonFinite: Loss or gradient norm is not finite and `skip_nonfinite` is off. The weights
@@ -230,31 +234,31 @@ class Engine(Protocol):
     def evaluate(
         self, micro_batches: Iterable[MicroBatch], predict: Predict
     ) -> Iterator[Mapping[str, Tensor]]:
-        """Predict without gradient, in evaluation mode.
+        """Yield predictions, without gradients and in evaluation mode.
 
         Args:
             micro_batches: This rank's share; as many on every rank (see `Samples.micro_batch`).
             predict: Reduces the module's outputs (`Task.predict`).
 
         Returns:
-            The predictions of the samples of all data ranks in sample order, padding left out. Take
-            all of them: every rank must reach the end.
+            The predictions of the samples of all data ranks in sample order, without padding.
+            Exhaust the iterator on every rank: each prediction is a collective.
         """
 
     def agree(self, request: Request) -> Request:
         """Return the union of all ranks' requests outside a step; every rank must call it."""
 
     def full_module(self) -> AbstractContextManager[nn.Module | None]:
-        """Give the plain module with whole weights, in evaluation mode, on rank 0; None elsewhere.
+        """Yield the plain module with full weights, in evaluation mode, on rank 0; None elsewhere.
 
-        Every rank must enter it, because whole weights may have to be gathered. Training mode is
+        Every rank must enter it, because the weights may have to be gathered. Training mode is
         restored on exit.
         """
 
     def state(self) -> EngineState:
-        """The live tensors; they change with the next update.
+        """Return the live tensors, which the next update changes.
 
-        Before the first update it holds what a load may find: the entries of all parameters.
+        Before the first update it has all entries that a load may fill.
         """
 
     def load_state(self, state: EngineState) -> None:
@@ -265,4 +269,4 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Give back devices and process groups."""
+        """Release devices and process groups."""

@@ -1,4 +1,4 @@
-"""Base class of the options of each group; that of the optimizers is in `optimizer`."""
+"""Base classes of the options of each group; `optimizer` has that of optimizers."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 
 class MicroBatchSearch(Protocol):
-    """Search for a micro-batch size, which the launcher does before the run."""
+    """Search for a micro-batch size before the run."""
 
     @property
     def memory_limit_gib(self) -> float | None:
-        """Memory that each rank may use, in GiB; None: what is free when the run starts."""
+        """Memory that each rank may use, in GiB; None: all that is free when the run starts."""
 
     @property
     def memory_margin(self) -> float:
-        """Share of that memory to leave free, from 0 to below 1."""
+        """Share of that memory to leave free, in [0, 1)."""
 
     def candidates(self, *, seq_len: int, ranks: int) -> Sequence[int]:
-        """Return the micro-batch sizes to try, the smallest first; always 1 at least.
+        """Return the micro-batch sizes to try, in ascending order, at least one.
 
         Args:
             seq_len: Tokens in one sample.
@@ -52,10 +52,10 @@ class MicroBatchSearch(Protocol):
         """
 
     def at_most(self, micro_batch_size: int) -> AccumulationOption:
-        """Return the option of a trial: still a search, with this size as its upper bound."""
+        """Return the option for a trial: still a search, with this size as upper bound."""
 
     def decided(self, micro_batch_size: int) -> AccumulationOption:
-        """Return the option of the run that follows, with the size given and nothing to search."""
+        """Return the option for the run: this size, and no search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,8 @@ class ModelLimits:
     """Limits of a network.
 
     Attributes:
-        vocab_size: Rows of the embedding table: ids are below it.
-        max_positions: Longest sequence that the network can see, in tokens; None where nothing
-            bounds it.
+        vocab_size: Rows of the embedding table; ids are below it.
+        max_positions: Longest sequence in tokens; None where there is no limit.
     """
 
     vocab_size: int
@@ -85,15 +84,15 @@ class ModelOption(Option):
 
     @property
     def approximate_size(self) -> int | None:
-        """Number of parameters, roughly, known without building the network; None where it is not.
+        """Approximate number of parameters; None where it is unknown without building the network.
 
-        Learning rates that were tuned on a model of another size get a warning.
+        Used to warn of learning rates that were tuned on a model of another size.
         """
         return None
 
     @abstractmethod
     def limits(self) -> ModelLimits:
-        """Limits of the network, without building it.
+        """Return the limits of the network, without building it.
 
         Raises:
             DataError: The file with the limits cannot be read.
@@ -110,7 +109,8 @@ class ModelOption(Option):
         try:
             positions = self.limits().max_positions
         except DataError:
-            return  # preflight reports it
+            # `problems` must not report what needs files: preflight does.
+            return
         seq_len = config.task.seq_len
         if positions is not None and seq_len > positions:
             yield Problem(
@@ -123,26 +123,27 @@ class ModelOption(Option):
     def build(self, head: Head, device: str) -> nn.Module:
         """Build the network in float32, in training mode.
 
-        Tensors with memory are final: a file gave them. Those on the meta device are allocated and
-        drawn afterwards, each from (seed, name), by the `_init_weights` of a transformers model or
-        the `reset_parameters` of their modules. So a network without files is best built on the
-        meta device, whatever `device` is.
+        Tensors with memory are final (loaded from a file). Those on the meta device are allocated
+        and initialised afterwards, by the `_init_weights` of a transformers model or the
+        `reset_parameters` of their modules.
 
         Args:
-            head: Its output layer.
-            device: Where loaded tensors are, as torch names it. `meta`: nothing is loaded, no
-                memory is taken.
+            head: Output layer.
+            device: Device of loaded tensors, as torch names it; with `meta` nothing is loaded.
 
         Raises:
-            DataError: The files do not hold such a network.
+            DataError: The files have no such network.
         """
+        # Each tensor is drawn from (seed, name) afterwards, so that every engine starts from the
+        # same weights without any rank allocating the full model. A network without files is
+        # therefore best built on the meta device, whatever `device` is.
 
     @abstractmethod
     def build_tokenizer(self) -> Tokenizer:
-        """Build the tokenizer whose ids the network was made for."""
+        """Build the tokenizer of the network."""
 
     def check_module(self, module: nn.Module, head: Head) -> None:
-        """Check what only a network with weights shows; called once, on the CPU.
+        """Check the network with its weights; called once, on the CPU.
 
         Raises:
             DataError: It cannot be trained for the head's task.
@@ -150,19 +151,20 @@ class ModelOption(Option):
         del module, head
 
     def source_dtype(self) -> DType | None:
-        """Return the number format of the weights that training starts from; None for new ones."""
+        """Return the number format of the pretrained weights; None for new ones."""
         return None
 
     def auxiliary_losses(self, module: nn.Module, outputs: Any) -> Mapping[str, Tensor]:
-        """Return the losses that the network itself adds to that of the task, by name.
+        """Return losses of the network to add to the task's loss, by name.
 
-        Each is a mean over the micro-batch, already weighted as it enters the loss. Over several
-        micro-batches and ranks they are averaged by number of targets, as the task's loss is.
+        Each is a mean over the micro-batch, times its weight in the loss.
 
         Args:
             module: The network.
-            outputs: What its forward pass returned.
+            outputs: Output of its forward pass.
         """
+        # For the load balance of mixtures of experts, which transformers adds only to a loss that
+        # it computes itself.
         del module, outputs
         return {}
 
@@ -172,39 +174,39 @@ class DataOption(Option):
 
     @abstractmethod
     def build(self) -> DataSplits:
-        """Open the source and split it, the same way on every rank and every machine.
+        """Open the source and split it, in the same way on every rank and machine.
 
         Raises:
-            DataError: A file is missing, empty or not what it should be.
+            DataError: A file is missing, empty or malformed.
         """
 
 
 class TaskOption(Option):
-    """The training task: samples, loss and metrics."""
+    """Training task: samples, loss and metrics."""
 
     head: ClassVar[HeadName]
-    """The output layer that the task needs."""
+    """Output layer that the task needs."""
     score_names: ClassVar[frozenset[str] | None] = None
-    """All scores that an evaluation may have; None if they depend on the data (names of labels)."""
+    """All scores of an evaluation; None if they depend on the data (names of labels)."""
     seq_len: int = Field(gt=0, le=2**24)
     """Longest example, in tokens."""
 
     @abstractmethod
     def build(self, tokenizer: Tokenizer) -> Task:
-        """The task over one tokenizer."""
+        """Build the task for a tokenizer."""
 
 
 class SchedulerOption(Option):
-    """The learning rate schedule."""
+    """Learning rate schedule."""
 
     is_constant: ClassVar[bool] = False
     """One learning rate for the whole run, apart from a warm-up."""
     uses_optimizer_lr: ClassVar[bool] = False
-    """The learning rate is the one that the optimizer sets itself; the schedule only reports it."""
+    """The optimizer sets the learning rate itself; the schedule only reports it."""
 
     @abstractmethod
     def build(self, peak_lr: float | None, horizon: Horizon) -> Schedule:
-        """The schedule as a pure function of the step.
+        """Build the schedule.
 
         Raises:
             ValueError: A length does not fit the horizon.
@@ -225,10 +227,10 @@ class PrecisionOption(DeviceOption):
 
     @abstractmethod
     def build(self, device_type: str) -> Precision:
-        """The formats and contexts for one kind of device.
+        """Return the formats and contexts for one kind of device.
 
         Raises:
-            LaunchError: This machine's device of that kind cannot compute in these formats.
+            LaunchError: This machine's device of that kind does not support these formats.
         """
 
 
@@ -237,7 +239,7 @@ class AccumulationOption(Option):
 
     @property
     def search(self) -> MicroBatchSearch | None:
-        """The search for a micro-batch size that the launcher must do before the run, if any."""
+        """Search for a micro-batch size that the launcher must do before the run, if any."""
         return None
 
     @abstractmethod
@@ -249,13 +251,12 @@ class AccumulationOption(Option):
             ranks: Ranks that read different data.
 
         Raises:
-            ValueError: The numbers contradict each other; the message gives the nearest that do
-                not.
+            ValueError: The numbers contradict each other; the message has the nearest valid ones.
         """
 
 
 class ParallelismOption(Option):
-    """The engine, and its mesh of ranks."""
+    """Engine and mesh of ranks."""
 
     @override
     def problems(self, config: ConfigView) -> Iterator[Problem]:
@@ -275,15 +276,17 @@ class ParallelismOption(Option):
 
     @abstractmethod
     def layout(self, ranks: int) -> Layout:
-        """Return the mesh that a number of ranks form; must not import torch.
+        """Return the mesh of a number of ranks, without importing torch.
 
         Raises:
-            ValueError: This number of ranks forms no such mesh; the message names numbers that do.
+            ValueError: The mesh does not support this number; the message names numbers that work.
         """
 
     @abstractmethod
     def build(self, parts: EngineParts) -> Engine:
-        """The engine; it moves the module, then builds the optimizer from what it became."""
+        """Build the engine, which moves (and shards) the module, and then builds the optimizer."""
+        # In this order: optimizer state must be on the device of the parameters, and in the shape
+        # of the shards.
 
 
 class ObserverOption(Option):
@@ -314,15 +317,15 @@ class CheckpointOption(Option):
 
     @property
     def copies_state(self) -> bool:
-        """True where a save holds a copy of model and optimizer state in the host's memory."""
+        """True if a save keeps a copy of model and optimizer state in host memory."""
         return False
 
     @abstractmethod
     def build(self, run_dir: RunDir, world: World) -> CheckpointStore:
-        """The store of this run's checkpoints."""
+        """Build the store of this run's checkpoints."""
 
     def has_saved(self, run_dir: RunDir) -> bool:
-        """Return whether a run has left a state that can be resumed, valid or not."""
+        """Return True if a run has saved a state, valid or not."""
         del run_dir
         return True
 
@@ -334,15 +337,16 @@ class CheckpointOption(Option):
 class LoggingOption(Option):
     """Outputs for metrics and messages."""
 
-    def listen(self) -> None:
+    def show_warnings(self) -> None:
         """Show warnings from now on; called on rank 0 before anything is built."""
 
     @abstractmethod
     def build(self, context: LogContext) -> Sequence[Sink]:
-        """The sinks of rank 0."""
+        """Build the sinks of rank 0."""
 
     @override
     def observers(self, context: RunContext) -> Sequence[Observer]:
+        # Metrics are equal on all ranks: a second writer would interleave rows in one file.
         if context.world.rank != 0:
             return ()
         log = LogContext(
@@ -373,20 +377,20 @@ class LaunchOption(Option):
         """Number of processes in the whole run."""
 
     def possible_devices(self) -> Sequence[str]:
-        """Kinds of device that `device` may turn out to mean where the ranks run."""
+        """Kinds of device that the ranks may use; several for `auto`."""
         return DEVICES if self.device == "auto" else (self.device,)
 
     @abstractmethod
     def command(self, run_dir: RunDir) -> Sequence[str]:
-        """The program that the launcher starts once for each of `rank_environments`."""
+        """Return the command that the launcher starts once for each of `rank_environments`."""
 
     @abstractmethod
     def environment(self) -> Mapping[str, str]:
-        """Environment variables of every rank, in addition to those of the launcher."""
+        """Return environment variables of every rank, in addition to the launcher's."""
 
     def rank_environments(self) -> Sequence[Mapping[str, str]]:
-        """Environment variables of each process that the launcher starts; RANK among them.
+        """Return the environment variables (RANK, …) of each process that the launcher starts.
 
-        By default one process without a rank of its own: a program that starts the ranks itself.
+        By default there is one process without a rank: a program that starts the ranks itself.
         """
         return ({},)

@@ -1,4 +1,4 @@
-"""Observers of the steps of a run, and the sinks that metrics go to."""
+"""Interfaces of observers of a run's steps, and of sinks for metrics."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Report of one step; its tensors stay on the device until an observer reads them.
+    """Report of one step; tensors stay on the device until an observer reads them.
 
     Attributes:
         state: The run after the step.
-        window: What the step learned from.
+        window: The step's data.
         loss: Mean loss of the window over all ranks. Shape (), on the device.
-        update: What the update did.
+        update: Result of the update.
         lr: Learning rate of the step.
         scores: Validation scores over all ranks, when this step was evaluated.
         last: The run ends normally with this step: at its full length, or because an observer that
@@ -57,30 +57,30 @@ class Stop:
 
 
 class Observer(ABC):
-    """Sees every step of the run on every rank.
+    """Called after every step of the run, on every rank.
 
-    Observers are called in the order of `GROUPS`; those of `logging` and `checkpoint` come last, so
-    that a row is on disk before the state that follows it, and a checkpoint holds what every other
-    observer saves. An exception ends the run at once and as failed.
+    Observers are called in the order of `GROUPS`. An exception ends the run at once, as failed.
 
     All ranks must return a `Stop` after the same step. They do if it follows from what is equal on
     all ranks: the report's numbers, except those of `window`, and the config. A decision from a
     clock, a file or a signal is one rank's own and must be agreed on first.
     """
 
+    # `logging` and `checkpoint` are last in GROUPS: a row is on disk before the state that follows
+    # it, and a checkpoint has the state of all other observers after the same step.
     @abstractmethod
     def __call__(self, report: StepReport) -> Stop | None:
         """Process the report of a step; return a `Stop` to end the run after it."""
 
     def memory(self) -> Mapping[str, float]:
-        """Numbers that a resumed run needs, named `<observer>.<name>`; most need none.
+        """Return numbers to save in a checkpoint, named `<observer>.<name>`; by default none.
 
-        A checkpoint holds them, and a resumed run gives them back as `RunContext.start.observers`.
+        A resumed run finds them in `RunContext.start.observers`.
         """
         return {}
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
-        """Release what is held; called once, however the run ended."""
+        """Release files and other resources; called once, however the run ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,17 +88,17 @@ class RunContext:
     """Parts of a run that an option may use to make its observers.
 
     Attributes:
-        run_dir: Where files go.
-        world: This process's place among the ranks.
+        run_dir: The run directory.
+        world: Rank, device and mesh of this process.
         start: The state that the run starts from, with the state of the observers.
         logged_step: Last step whose row is final: that of `start`, or the one before it if the
             evaluation of that step was interrupted and is repeated.
         max_steps: The step at which the run ends if no observer stops it before.
-        summary: The header: what is printed once at the start, (label, text) in order.
+        summary: What is printed once at the start, (label, text) in order.
         config: Values of the resolved config, as in config.json.
-        recorder: Makes the observer that writes rows of metrics to sinks.
-        saver: Makes the observer that saves the state: after every so many steps (None: not by
-            steps), when a rank requests it, and after the last step.
+        recorder: Returns the observer that writes rows of metrics to sinks.
+        saver: Returns the observer that saves the state: every so many steps (None: not by steps),
+            when a rank requests it, and after the last step.
     """
 
     run_dir: RunDir
@@ -113,8 +113,8 @@ class RunContext:
 
 
 Row = Mapping[str, float | int | None]
-"""One logged step. `loss` is the mean over the steps since the row before, `loss_step` that of the
-step alone; with them `step`, `lr`, `grad_norm`, …; None is a number that there is not."""
+"""One logged step: `step`, `lr`, `grad_norm`, …; None where a number does not exist. `loss` is the
+mean over the steps since the previous row, `loss_step` that of the step alone."""
 
 
 class Sink(ABC):
@@ -122,14 +122,14 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, row: Row) -> None:
-        """Write one logged step; on disk, for a killed process, when this returns."""
+        """Write one logged step; when this returns, it survives a kill of the process."""
 
     def show_evaluation(self, done: int, total: int) -> None:  # noqa: B027 - files need not
-        """Show that so many of all samples are evaluated; by default nothing."""
+        """Show the progress of an evaluation, in samples; by default nothing."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close the sink: no more rows come."""
+        """Close the sink."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +137,10 @@ class LogContext:
     """Facts about the run that a sink may use.
 
     Attributes:
-        run_dir: Where files go.
+        run_dir: The run directory.
         start_step: Last step whose row is final; a resumed run writes those after it again.
         max_steps: The step at which the run ends.
-        summary: The header: what is printed once at the start, (label, text) in order.
+        summary: What is printed once at the start, (label, text) in order.
         config: Values of the resolved config, as in config.json.
     """
 

@@ -1,4 +1,4 @@
-"""Base class of the options of the group `optimizer`, and of its parameter groups."""
+"""Base classes of the options of optimizers and of their parameter groups."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 
 def _compiles(pattern: str) -> str:
-    """Validate a regular expression; the ValueError has the reason."""
     try:
         re.compile(pattern)
     except re.error as error:
@@ -59,7 +58,7 @@ class ParamGroups(Settings):
     """Rules that divide the parameters into groups.
 
     A pattern is a regular expression that must match (`re.search`) at least one parameter's name; a
-    shared parameter answers to each of its names.
+    shared parameter is matched by each of its names.
     """
 
     no_decay_types: tuple[Literal["norm", "bias", "embedding", "vector"], ...]
@@ -79,19 +78,21 @@ class ParamGroups(Settings):
     wins."""
 
     def freeze(self, module: nn.Module) -> None:
-        """Switch off the gradients of what `frozen` names.
+        """Set `requires_grad` to False for the parameters that `frozen` matches.
 
-        To be called before the module is wrapped or sharded: wrappers look at `requires_grad` once.
+        Call it before the module is wrapped or sharded.
         """
+        # DDP and FSDP read requires_grad when they wrap. remove_duplicate=False: a tied parameter
+        # is frozen by a pattern of any of its names.
         for name, param in module.named_parameters(remove_duplicate=False):
             if any(re.search(pattern, canonical_name(name)) for pattern in self.frozen):
                 param.requires_grad_(False)
 
 
+# Factor between two model sizes above which their learning rates are not comparable.
 _FAR = 10
-"""Factor between two model sizes above which their learning rates are not comparable."""
+# State that torch's optimizers keep once per parameter, whatever its shape.
 _SCALARS = frozenset({"step", "mu_product"})
-"""State that torch's optimizers keep once per parameter, whatever its shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,9 @@ class OptimizerTarget:
 
     Attributes:
         module: The network. Its parameters are the tensors that the optimizer steps: where an
-            engine shards them, the local tensors, of any shape, in the place of the whole ones.
+            engine shards them, the local tensors, of any shape, in place of the full ones.
         device_type: Kind of device that the parameters are on.
-        sharding: Which whole tensors the parameters are shards of, and sums over all shards.
+        sharding: Which full tensors the parameters are shards of, and sums over all shards.
     """
 
     module: nn.Module
@@ -115,7 +116,7 @@ class OptimizerTarget:
         return self.sharding.ranks > 1
 
     def shape_of(self, param: Tensor) -> tuple[int, ...]:
-        """Return the shape of the whole tensor that a parameter is or is a shard of."""
+        """Return the shape of the full tensor that a parameter is or is a shard of."""
         return self.sharding.shard_of(param).shape if self.is_sharded else tuple(param.shape)
 
 
@@ -134,17 +135,16 @@ class OptimizerOption(DeviceOption):
     group_options: ClassVar[frozenset[str]] = frozenset({"lr", "lr_scale", "weight_decay"})
     """Settings that can differ between groups: fields, and `lr_scale`, a factor of `lr`."""
     owns_schedule: ClassVar[bool] = False
-    """The optimizer finds its own learning rates: only a constant schedule, warm-up aside, fits
-    it."""
+    """The optimizer finds its own learning rates: it needs a constant schedule, with or without
+    warm-up."""
     elementwise: ClassVar[bool] = False
-    """The update of an element depends on nothing of the other elements: shards can be updated like
-    tensors."""
+    """The update of an element does not depend on other elements, so that shards can be updated
+    like full tensors."""
     clips_itself: ClassVar[bool] = False
-    """The optimizer limits its own updates: clipping the global gradient norm as well changes its
-    maths."""
+    """The optimizer limits its own updates; clipping gradient norms as well changes the result."""
 
     usual_lrs: ClassVar[Mapping[str, UsualLr | None]] = {"lr": None}
-    """Fields that hold a learning rate, with the usual values for fine-tuning; None: not known.
+    """Fields that are learning rates, with the usual values for fine-tuning (None: not known).
     Empty where the optimizer finds its own."""
     preset_model_size: ClassVar[int] = 295_392
     """Parameters of the model, trained from scratch, on which the preset's rates were tuned: the
@@ -165,11 +165,8 @@ class OptimizerOption(DeviceOption):
 
     @property
     def peak_lr(self) -> float | None:
-        """Return the rate that a schedule scales; None if no schedule may scale it.
-
-        It is `lr`, except where an optimizer that can set its own rate is put under a schedule
-        without having been told one.
-        """
+        """Learning rate that a schedule scales; None if no schedule may scale it."""
+        # Overridden by kinds whose `lr` may be null, to give a schedule a rate nevertheless.
         return self.lr
 
     @model_validator(mode="after")
@@ -179,6 +176,8 @@ class OptimizerOption(DeviceOption):
         ):
             raise ValueError("groups.layer_decay: this optimizer has one learning rate; use null")
         for place, group in enumerate(self.groups.overrides):
+            # Here and not when the groups are built: `trainctl check` finds a wrong option of a
+            # group without torch and without the model.
             try:
                 self.overridden(group.values)
             except ValueError as error:
@@ -196,7 +195,7 @@ class OptimizerOption(DeviceOption):
             )
         yield from self._untuned_for_pretrained(config)
         if not scheduler.uses_optimizer_lr:
-            for field, reason in self.void_under_schedule().items():
+            for field, reason in self.ignored_under_schedule().items():
                 yield Problem(f"optimizer.{field}", reason)
 
     @override
@@ -223,13 +222,15 @@ class OptimizerOption(DeviceOption):
                 )
 
     def _untuned_for_pretrained(self, config: ConfigView) -> Iterator[Problem]:
-        """A preset's learning rate would erase in a few steps what pretrained weights hold."""
+        # An error, not a warning: the presets' rates are for small models from scratch, 10 to 200
+        # times those of fine-tuning, and destroy pretrained weights in a few steps.
         if not config.model.has_pretrained_weights:
             return
         for field, value in self._preset_lrs(config):
             usual = self.usual_lrs[field]
             advice = f"set optimizer.{field}"
             if usual is not None:
+                # The geometric mean: learning rates are searched on a logarithmic scale.
                 advice = (
                     f"usual for {self.kind} are {_range(usual.full)} for full fine-tuning and "
                     f"{_range(usual.adapter)} for adapters; write optimizer.{field}="
@@ -245,6 +246,7 @@ class OptimizerOption(DeviceOption):
         size = config.model.approximate_size
         if size is None or config.model.has_pretrained_weights:
             return
+        # Only a warning: a preset may be right for another size, but nobody has measured it.
         ratio = size / self.preset_model_size
         if 1 / _FAR < ratio < _FAR:
             return
@@ -257,52 +259,47 @@ class OptimizerOption(DeviceOption):
             )
 
     def _preset_lrs(self, config: ConfigView) -> Iterator[tuple[str, float]]:
-        """Yield the learning rates that the user has not set."""
         for field in self.usual_lrs:
             value = getattr(self, field)
             if value is not None and config.is_from_preset(f"optimizer.{field}"):
                 yield field, value
 
     def state_bytes(self, params: Mapping[str, Tensor]) -> Mapping[str, int] | None:
-        """Return the bytes of the state over some parameters, by key of the state.
+        """Return the bytes of the state of parameters on the meta device, by key of the state.
 
-        None (the default): they are found by a step on the meta device. An optimizer whose step
-        does not run there computes them.
-
-        Args:
-            params: By name; on the meta device.
+        None (the default): they are measured by a step on the meta device.
         """
+        # Overridden by optimizers whose kernels do not run on meta tensors (8-bit libraries).
         del params
         return None
 
     def refuses_shards(self) -> str | None:
-        """Return why the optimizer cannot update shards of tensors; None where it can.
+        """Return why the optimizer does not support shards of tensors; None where it does.
 
-        It can where it is `elementwise`, and where a kind that overrides this takes what it must
-        know of full tensors from `OptimizerTarget.sharding`.
+        Overridden by kinds that take the sums over full tensors from `OptimizerTarget.sharding`.
         """
         return None if self.elementwise else "it needs whole tensors"
 
-    def own_rate(self, step: int) -> float | None:
-        """The learning rate that the optimizer sets itself at a step, the first of which is 0.
+    def own_lr(self, step: int) -> float | None:
+        """Return the learning rate that the optimizer sets itself at a step, from 0 on.
 
-        None where it takes the schedule's.
+        None where it uses the schedule's.
         """
         del step
         return None
 
-    def void_under_schedule(self) -> Mapping[str, str]:
+    def ignored_under_schedule(self) -> Mapping[str, str]:
         """Return the fields that are ignored under a schedule, each with the reason and a fix."""
         return {}
 
     def overridden(self, values: Mapping[str, JsonValue]) -> Self:
-        """This option as a group with other options sees it, validated like the option itself.
+        """Return the option with the values of a parameter group, validated.
 
         Args:
             values: By field; `lr_scale` multiplies the peak instead of replacing it.
 
         Raises:
-            ValueError: A field is unknown, cannot differ by group, or its value does not fit.
+            ValueError: A field is unknown, cannot differ by group, or its value is not valid.
         """
         if unknown := sorted(values.keys() - self.group_options):
             can = ", ".join(sorted(self.group_options))
@@ -314,14 +311,17 @@ class OptimizerOption(DeviceOption):
             raise ValueError("lr: the optimizer sets its own, so that a group cannot have another")
         scale = changed.pop("lr_scale", None)
         if scale is not None:
+            # A bool is an int in Python: `lr_scale: true` would train with the factor 1.
             if "lr" in changed or isinstance(scale, bool) or not isinstance(scale, int | float):
                 raise ValueError("lr_scale: must be a number, and not combined with lr")
             changed["lr"] = (self.lr or 0) * scale
         if "lr" in changed and changed["lr"] is None:
             raise ValueError("lr: must be a number")
+        # Without overrides: validating these would call this method again, without end.
         groups = self.groups.model_dump(mode="json") | {"overrides": []}
         whole = self.model_dump(mode="json") | changed | {"groups": groups}
         try:
+            # From JSON: strict validation takes a list for a tuple (`betas`) only there.
             return type(self).model_validate_json(json.dumps(whole))
         except ValidationError as error:
             reasons = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
@@ -335,9 +335,9 @@ class OptimizerOption(DeviceOption):
         `lr_scale`: the group's learning rate over the peak. The engine sets
         `lr = schedule.lr(step) * lr_scale` before each step.
 
-        An optimizer whose groups hold state of their own names the keys in an attribute
-        `group_state`; one whose weights differ between training and evaluation has `train()` and
-        `eval()`, which the engine calls around evaluation, saving and export.
+        An optimizer whose groups have state names the keys in an attribute `group_state`. One whose
+        weights differ between training and evaluation has `train()` and `eval()`, which the engine
+        calls around evaluation, saving and export.
 
         Raises:
             ConfigError: A pattern matches no parameter, the device or an installed library does not
@@ -347,18 +347,19 @@ class OptimizerOption(DeviceOption):
 
 
 def is_sharded_state(optimizer: torch.optim.Optimizer, param: Tensor, key: str) -> bool:
-    """Return whether an entry of a parameter's state is sharded like the parameter.
+    """Return True if an entry of a parameter's state is sharded like the parameter.
 
-    If not, it is the same on all ranks: a number of steps, or a statistic of the whole tensor,
-    which an optimizer names in an attribute `whole_state`.
+    If not, it is equal on all ranks: a number of steps, or a statistic of the full tensor, which
+    the optimizer names in an attribute `whole_state`.
     """
+    # By name first: the shape does not tell a step () from a moment of a scalar parameter ().
     if key in getattr(optimizer, "whole_state", ()) or key in _SCALARS:
         return False
     return getattr(optimizer.state[param][key], "shape", None) == param.shape
 
 
 def _number(value: float) -> str:
-    """Return a learning rate in short: 2e-5, 0.004."""
+    # 2e-5 instead of Python's 2e-05: it is how papers and configs write it.
     if value >= 1e-3:
         return f"{value:g}"
     return re.sub(r"e-0*", "e-", f"{value:.0e}")
@@ -369,7 +370,6 @@ def _range(ends: tuple[float, float]) -> str:
 
 
 def _size(params: int) -> str:
-    """Return a number of parameters in three digits: 295 thousand, 8.03 billion."""
     for scale, unit in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
         if params >= scale:
             return f"{params / scale:.3g} {unit}"

@@ -42,16 +42,18 @@ _get = object.__getattribute__
 
 
 class Settings(BaseModel):
-    """A part of the config. Unknown keys are errors; values do not change after validation."""
+    """Part of the config; unknown keys are errors, and values are frozen."""
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
+        # No conversion: `lr: "1e-3"` and `steps: 1.0` are errors, and the YAML is what runs.
         strict=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         protected_namespaces=(),
-        # Most classes are only inherited from: their validators are never needed.
+        # Building a validator takes milliseconds, and most classes are only inherited from or not
+        # chosen: `trainctl --help` would pay for all of them.
         defer_build=True,
     )
 
@@ -61,7 +63,8 @@ class Settings(BaseModel):
     @override
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Inherit the docs of fields whose type or range the class narrows."""
+        # Pydantic does not inherit the docs of a field that a subclass redeclares, to narrow its
+        # range: each kind would have to repeat them.
         bases = [base for base in cls.__mro__[1:] if issubclass(base, Settings)]
         for name, field in cls.model_fields.items():
             inherited = (base.model_fields[name] for base in bases if name in base.model_fields)
@@ -70,7 +73,7 @@ class Settings(BaseModel):
             )
 
     if not TYPE_CHECKING:  # a type checker would take every attribute for a field
-
+        # Called for every read of every attribute: without a record it costs one test for None.
         def __getattribute__(self, name: str) -> Any:
             if reads.active is not None:
                 reads.active.note(self, name)
@@ -88,8 +91,7 @@ class Option(Settings, ABC):
     """Base class of the options of all config groups."""
 
     extra: ClassVar[str | None] = None
-    """Extra of trainctl (`pip install 'trainctl[…]'`) that the kind needs; None where it needs
-    none."""
+    """Extra of trainctl (`pip install 'trainctl[…]'`) that the kind needs, if any."""
 
     kind: str
     """Name of the kind: its module in the group's package."""
@@ -97,8 +99,7 @@ class Option(Settings, ABC):
     def preflight(self) -> None:
         """Check files and folders that the config names, before anything starts.
 
-        Called in the launching process by `trainctl run` and `trainctl check`; must not import
-        torch and must not read more than needed to find an error.
+        Must not import torch, nor read more than needed to find an error.
 
         Raises:
             TrainctlError: The run would fail; the message has the reason and a fix.
@@ -107,14 +108,14 @@ class Option(Settings, ABC):
     def problems(self, config: ConfigView) -> Iterator[Problem]:
         """Yield a problem for each setting that does not work with the rest of the config.
 
-        Called by every command that reads a config: must not import torch or look at files. An
+        Called by every command that reads a config: must not import torch or read files. An
         override also yields from `super().problems(config)`.
         """
         del config
         yield from ()
 
     def cautions(self, config: ConfigView) -> Iterator[Problem]:
-        """Yield warnings for settings that work but may be a mistake; otherwise like `problems`."""
+        """Yield warnings for settings that work but may be mistakes; otherwise like `problems`."""
         del config
         yield from ()
 
@@ -126,22 +127,22 @@ class Option(Settings, ABC):
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
         """Return the fields that have no effect in this run, each with the reason.
 
-        A field that a run does not read is a mistake unless it is named here. To type one on the
-        command line is an error. A nested field is named by its dotted key. An override also
-        returns what `super().not_applicable(config)` does.
+        Setting one on the command line is an error; any other field that a run does not read is
+        reported as a mistake. A nested field is named by its dotted key. An override also returns
+        the fields of `super().not_applicable(config)`.
         """
         del config
         return {}
 
     @property
     def watches(self) -> Mapping[str, str]:
-        """Validation scores that the option acts on, each with the field that names it."""
+        """Validation scores that the option uses, each with the field that names it."""
         return {}
 
     def observers(self, context: RunContext) -> Sequence[Observer]:
-        """Return the observers that this option adds to the run; most options add none.
+        """Return observers to add to the run, by default none.
 
-        Called on every rank, after the engine was built and its state restored.
+        Called on every rank, after the engine is built and its state restored.
         """
         del context
         return ()

@@ -1,4 +1,4 @@
-"""Contract of a number format at run time."""
+"""Interface of number formats and loss scaling at run time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LossScale(Protocol):
     """A factor on the loss that keeps small gradients from underflow."""
 
     value: float
-    """The factor now: a power of two, so that scaling and unscaling round nothing."""
+    """Current factor: a power of two, so that scaling and unscaling are exact."""
 
     def scale(self, loss: Tensor) -> Tensor:
         """Return the loss to call `backward` on."""
@@ -27,7 +27,7 @@ class LossScale(Protocol):
         """Divide gradients by the factor, in place."""
 
     def update(self, *, overflowed: bool) -> None:
-        """Adapt the factor after an update, which an overflow made the engine skip.
+        """Adapt the factor after an update; an overflow made the engine skip it.
 
         Raises:
             NonFinite: Gradients overflow at the smallest factor.
@@ -38,8 +38,8 @@ class Precision(ABC):
     """Number formats on one kind of device.
 
     An engine calls `prepare` before the module is moved, wrapped or sharded, builds the optimizer
-    with `build_optimizer`, runs forward passes in `autocast()`, those of an evaluation in
-    `evaluation(module)`, and saves `state()` with its own as `precision.<key>`.
+    with `build_optimizer`, runs forward passes in `autocast()` (of an evaluation in
+    `evaluation(module)`), and saves `state()` as `precision.<key>`.
     """
 
     loss_scale: LossScale | None = None
@@ -52,20 +52,19 @@ class Precision(ABC):
 
     @abstractmethod
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context of forward passes."""
+        """Return the context for forward passes."""
 
     def prepare(self, module: nn.Module) -> None:
-        """Convert the module's parameters, in place.
-
-        Buffers keep their format: rounding positions or running statistics costs accuracy and
-        saves almost no memory.
-        """
+        """Convert the module's parameters, in place; buffers keep their format."""
+        # Rounding positions or running statistics costs accuracy and saves almost no memory. Not
+        # `module.to(dtype)`, which converts buffers too. `param.data`, because the parameter must
+        # stay the same object: tied layers and the optimizer's groups refer to it.
         for param in module.parameters():
             if param.is_floating_point():
                 param.data = param.data.to(self.param_dtype)
 
     def evaluation(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """Return the context of an evaluation's forward passes, without gradients."""
+        """Return the context for an evaluation's forward passes."""
         del module
         return self.autocast()
 
@@ -80,6 +79,10 @@ class Precision(ABC):
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state` returned; a missing or unknown name is a KeyError."""
+        """Load what `state` returned.
+
+        Raises:
+            KeyError: A name is missing or unknown.
+        """
         if state:
             raise KeyError(*state)

@@ -1,7 +1,6 @@
-"""Records which settings are read by attribute, to find those that have no effect.
+"""Record which settings are read by attribute, to find those that have no effect.
 
-`Settings` reports every read of a field here, so that options of third parties need nothing. What
-iterates over all fields (`model_dump`, `==`, `repr`) reads no attribute and does not count.
+`Settings` reports each read here. `model_dump`, `==` and `repr` read no attribute and do not count.
 """
 
 from __future__ import annotations
@@ -16,13 +15,8 @@ from pydantic import BaseModel
 class Reads:
     """Record of the leaves of a config that were read.
 
-    A leaf is a field that holds no settings, or a key of a mapping, such as
-    `optimizer.groups.frozen`; settings in a list count by their place in it
-    (`scheduler.parts.0.factor`).
-
-    Args:
-        config: The config. A copy made by `model_copy` counts as the original, apart from the
-            fields that were changed.
+    A leaf is a field that holds no settings, such as `optimizer.groups.frozen`; settings in a list
+    are named by their index (`scheduler.parts.0.factor`).
     """
 
     def __init__(self, config: BaseModel) -> None:
@@ -40,7 +34,9 @@ class Reads:
             self._read.add(key)
 
     def follow(self, settings: BaseModel, copy: BaseModel, changed: Mapping[str, Any]) -> None:
-        """Count reads of a copy as reads of the original."""
+        """Count reads of a copy as reads of the original, except those of changed fields."""
+        # An option may build from a changed copy of itself (Muon's part for AdamW): without this
+        # the fields that are read only there would count as unread.
         place = self._places.get(id(settings))
         if place is not None:
             keys = {field: key for field, key in place[1].items() if field not in changed}
@@ -57,8 +53,10 @@ class Reads:
 
     def _add(self, settings: BaseModel, prefix: str) -> None:
         keys: dict[str, str] = {}
+        # Most runs never reach the event, which does not make the setting useless.
         on_event: frozenset[str] = getattr(type(settings), "read_on_event", frozenset())
         self._places[id(settings)] = (settings, keys)
+        # `__dict__`, because reading the attributes would record the reads.
         values = {**settings.__dict__, **(settings.__pydantic_extra__ or {})}
         for name, value in values.items():
             # The kind chose the class: without it there would be no settings.
@@ -72,14 +70,16 @@ class Reads:
         if isinstance(value, BaseModel):
             self._add(value, f"{key}.")
         elif isinstance(value, tuple | list) and any(isinstance(v, BaseModel) for v in value):
+            # By index: the elements of a list may be equal, and of one class.
             for place, item in enumerate(value):
                 self._add_value(item, f"{key}.{place}")
         else:
             self._leaves[key] = None
 
 
+# The current record of reads. A module variable and no ContextVar, because threads of the run
+# (checkpoint writer, display) read settings too and would start with an empty context.
 active: Reads | None = None
-"""The current record of reads; one per process, since a run's threads read settings too."""
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def recorded(config: BaseModel) -> Iterator[Reads]:
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Record nothing within the context: a check reads settings without using them."""
+    """Record nothing within the context, because a check reads settings without using them."""
     global active  # noqa: PLW0603 - see `active`
     before, active = active, None
     try:

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""Interface of learning rate schedules."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ class ScheduleError(ValueError):
 
 
 class Schedule(ABC):
-    """The learning rate as a function of the step and of an explicit memory."""
+    """Learning rate as a function of the step and of an explicit memory."""
 
+    # The memory is an argument, not an attribute: a checkpoint holds it in TrainState, skipped
+    # steps cannot drift from it, and `trainctl lr` plots a run that does not exist.
     @abstractmethod
     def lr(self, step: int, memory: Mapping[str, float]) -> float | None:
         """Return the learning rate of a step, from 0 on; None: the optimizer sets its own."""

@@ -1,7 +1,4 @@
-"""Names of a model's tensors, and one description of a shard.
-
-Clipping, optimizers and checkpoints share both.
-"""
+"""Names of a model's tensors, and the description of a shard."""
 
 from __future__ import annotations
 
@@ -22,21 +19,20 @@ _PARALLEL = re.compile(r"^(module\.)+")
 def canonical_name(name: str) -> str:
     """Return a parameter's name without the parts that wrappers put into it.
 
-    Patterns, optimizer groups and checkpoints use this name only, so that they mean the same under
-    every engine. Removed are the names under which torch.compile, activation checkpointing and FSDP
-    keep the wrapped module, anywhere, and leading `module.`, as DistributedDataParallel and
-    DeepSpeed have it.
+    Patterns, optimizer groups and checkpoints use only this name, so that they mean the same under
+    every engine.
     """
+    # torch.compile, activation checkpointing and FSDP wrap at any depth; DistributedDataParallel
+    # and DeepSpeed wrap the root only, and a model may have a submodule that is called `module`.
     return _PARALLEL.sub("", _WRAPPERS.sub("", name))
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers by canonical name, detached.
-
-    A tied tensor is there once, by its first name.
-    """
+    """Return parameters and persistent buffers by canonical name, detached; a tied tensor once."""
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
+    # keep_vars: without it, state_dict detaches, which makes a new object for each name of a tied
+    # tensor, and the file would hold it twice.
     for name, tensor in module.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
@@ -46,12 +42,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangular part of a whole tensor.
-
-    Attributes:
-        offsets: First index on every dim.
-        sizes: Length on every dim.
-    """
+    """A rectangular part of a tensor: first index and length along every dim."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -63,7 +54,7 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """Index of the part in the whole tensor."""
+        """Index of the part in the full tensor."""
         return tuple(
             slice(start, start + size) for start, size in zip(self.offsets, self.sizes, strict=True)
         )
@@ -71,18 +62,20 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Description of the part of a whole tensor that a local tensor holds.
+    """Description of the part of a full tensor that a local tensor holds.
 
     The local tensor, flattened, is the concatenation of the flattened boxes in order. DTensor
     layouts give one box; a flat range that starts in the middle of a row gives several.
 
     Attributes:
-        name: Name of the whole tensor.
-        shape: Shape of the whole tensor.
+        name: Name of the full tensor.
+        shape: Shape of the full tensor.
         boxes: The parts; empty where this rank holds nothing of the tensor.
-        counted: False where another rank of the same group holds the same elements and counts
-            them, so that sums over ranks count every element once.
+        counted: False where another rank holds the same elements and counts them.
     """
+
+    # Replicated tensors (norm layers under tensor parallelism) are on several ranks: a sum over
+    # ranks, such as the gradient norm, must count each element once.
 
     name: str
     shape: tuple[int, ...]
@@ -101,26 +94,24 @@ class Shard:
 
     @property
     def whole_numel(self) -> int:
-        """Number of elements of the whole tensor."""
+        """Number of elements of the full tensor."""
         return math.prod(self.shape)
 
     def parts(self, local: Tensor) -> Iterator[tuple[Box, Tensor]]:
-        """Yield each box with its elements of a local tensor, in the box's shape.
-
-        They are views where the local tensor is contiguous.
-        """
+        """Yield each box with its elements of a local tensor, in the box's shape."""
+        # Views where the local tensor is contiguous: `scatter` writes through them.
         flat, start = local.reshape(-1), 0
         for box in self.boxes:
             yield box, flat[start : start + box.numel].view(box.sizes)
             start += box.numel
 
     def gather(self, local: Tensor, whole: Tensor) -> None:
-        """Copy a local tensor's elements to their places in a whole tensor."""
+        """Copy a local tensor's elements to their places in a full tensor."""
         for box, part in self.parts(local):
             whole[box.slices].copy_(part)
 
     def scatter(self, whole: Tensor, local: Tensor) -> None:
-        """Copy a whole tensor's elements of the boxes into a local tensor; it is contiguous."""
+        """Copy the boxes' elements of a full tensor into a contiguous local tensor."""
         for box, part in self.parts(local):
             part.copy_(whole[box.slices])
 
@@ -134,45 +125,34 @@ class Shard:
         """Describe a slice along one dim, as DTensor's `Shard(dim)` holds it."""
         offsets, sizes = [0] * len(shape), list(shape)
         offsets[dim], sizes[dim] = start, stop - start
+        # Fewer rows than ranks: FSDP gives the last ranks empty tensors.
         boxes = (Box(tuple(offsets), tuple(sizes)),) if math.prod(sizes) else ()
         return cls(name, tuple(shape), boxes)
 
     @classmethod
     def flat_range(cls, name: str, shape: Sequence[int], start: int, numel: int) -> Self:
-        """Describe a range of the flattened tensor, as ZeRO's partitions hold it.
-
-        Args:
-            name: Name of the whole tensor.
-            shape: Its shape.
-            start: First element of the range.
-            numel: Length of the range.
-        """
+        """Describe a range of the flattened tensor, as ZeRO's partitions hold it."""
         return cls(name, tuple(shape), tuple(_boxes(tuple(shape), start, numel)))
 
 
 @dataclass(frozen=True, slots=True)
 class LocalShard:
-    """A live local tensor with the description of what it holds.
-
-    Attributes:
-        tensor: The elements of `shard.boxes`, in order; any shape.
-        shard: Their description.
-    """
+    """A local tensor of any shape, with the elements of `shard.boxes` in order."""
 
     tensor: Tensor
     shard: Shard
 
 
 class Sharding(Protocol):
-    """Relation of an optimizer's tensors to the whole ones."""
+    """Relation of an optimizer's local tensors to the full ones."""
 
     @property
     def rank(self) -> int:
-        """Place of this rank among those that share the tensors, from 0."""
+        """Index of this rank among those that share the tensors, from 0."""
 
     @property
     def ranks(self) -> int:
-        """Number of ranks that share the tensors; 1 where every tensor is whole."""
+        """Number of ranks that share the tensors; 1 where every tensor is full."""
 
     def shard_of(self, param: Tensor) -> Shard:
         """Return the description of a parameter of the optimizer."""
@@ -180,12 +160,13 @@ class Sharding(Protocol):
     def add_up(self, sums: Mapping[str, Tensor]) -> None:
         """Add the sums of all ranks that share the tensors, in place, in one collective.
 
-        Every rank must give tensors of the same names, shapes and dtypes in the same order.
+        Every rank must pass the same names, shapes and dtypes in the same order, also where it
+        holds no element of a tensor: collectives of different sizes hang or abort.
         """
 
 
 class Unsharded:
-    """A sharding in which every tensor is whole."""
+    """A sharding in which every tensor is full."""
 
     rank = 0
     ranks = 1
@@ -195,14 +176,15 @@ class Unsharded:
         return Shard.whole("", param.shape)
 
     def add_up(self, sums: Mapping[str, Tensor]) -> None:
-        """Leave the sums as they are: nothing is missing."""
+        """Leave the sums as they are."""
 
 
 UNSHARDED = Unsharded()
 
 
 def _boxes(shape: tuple[int, ...], start: int, numel: int) -> list[Box]:
-    """Cut a flat range into at most 2 × dims - 1 boxes: head, whole rows, tail, recursively."""
+    # Head of a row, full rows, tail of a row, recursively: at most 2 × dims - 1 boxes, which are
+    # views. An index per element would cost eight bytes for each.
     if numel <= 0:
         return []
     if len(shape) <= 1:

@@ -1,4 +1,4 @@
-"""State of a run between two optimizer steps, apart from the engine's tensors."""
+"""Counters and state of a run between two optimizer steps, apart from the engine's tensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ class TrainState:
     """The run's counters, and the state of its schedule and observers.
 
     Attributes:
-        step: Optimizer steps done. A skipped update counts: schedules are functions of the data
-            seen.
+        step: Optimizer steps done, skipped updates included.
         samples: Samples seen, over all ranks; also the position in the data.
         tokens: Target tokens seen, over all ranks.
         skipped: Updates that were not applied because loss or gradient norm was not finite.
         memory: State of the schedule (reduce-on-plateau; empty for the others).
-        observers: State of the observers, `<observer>.<name>`; filled in a checkpoint only.
-        stopped: Reason with which an observer ended the run after this step; None: nobody did.
+        observers: State of the observers, `<observer>.<name>`; only in a checkpoint.
+        stopped: Reason with which an observer ended the run after this step, if one did.
     """
 
     step: int = 0
@@ -38,6 +37,8 @@ class TrainState:
 
     def advance(self, window: Window, update: UpdateStats) -> Self:
         """Return the state after one more window."""
+        # A skipped update counts as a step: learning rate and data order are functions of the
+        # step, and must not differ between runs that skipped at different places.
         return replace(
             self,
             step=self.step + 1,
@@ -50,8 +51,9 @@ class TrainState:
         """Return the state as the last one of the run."""
         return replace(self, stopped=reason)
 
-    def remember(self, memory: Mapping[str, float]) -> Self:
+    def update_memory(self, memory: Mapping[str, float]) -> Self:
         """Return the state with the schedule's new memory."""
+        # Most schedules return the memory as it was: no copy at each evaluation.
         return self if memory is self.memory else replace(self, memory=memory)
 
     def to_json(self) -> dict[str, Any]:
@@ -64,11 +66,12 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the state that `to_json` gave.
+        """Return the state from the values of `to_json`.
 
         Raises:
             CheckpointError: A key is missing or unknown, or a value is not of its type.
         """
+        # Strict: a missing counter would be 0, and the run would read its data a second time.
         expected = set(cls.__dataclass_fields__)
         if set(values) != expected:
             raise CheckpointError(
@@ -84,8 +87,8 @@ class TrainState:
 
 
 def _problem(name: str, value: Any) -> str | None:
-    """Return what a value must be, or None if it is."""
     if name in {"step", "samples", "tokens", "skipped"}:
+        # Not isinstance: True is an int in Python.
         return None if type(value) is int and value >= 0 else "a whole number, at least 0"
     if name == "stopped":
         return None if value is None or isinstance(value, str) else "a text or null"

@@ -43,10 +43,10 @@ class Metrics(Protocol):
     """Keys of what `compute` returns."""
 
     def add(self, predictions: Mapping[str, Tensor]) -> None:
-        """Take the predictions of the next samples, in sample order.
+        """Collect the predictions of the next samples, in sample order.
 
         Args:
-            predictions: What `Task.predict` returned; on any device. Keep them there: reading them
+            predictions: What `Task.predict` returned, on any device. Keep them there: reading them
                 makes the host wait for the device after every batch.
         """
 
@@ -55,11 +55,11 @@ class Metrics(Protocol):
 
 
 class Task(ABC):
-    """The live task, independent of engines, ranks and optimizers.
+    """A training objective, independent of engines, ranks and optimizers.
 
     Attributes:
-        head: The output layer that the model must have; complete once `samples` has read the
-            training records.
+        head: The output layer that the model must have; complete once `samples` has read
+            the training records, from which the labels' names are taken.
         columns: The columns that every record must have.
     """
 
@@ -68,10 +68,10 @@ class Task(ABC):
 
     @abstractmethod
     def samples(self, records: Records) -> Samples:
-        """Encode records. The training records come first.
+        """Encode records; called with the training records first.
 
         Raises:
-            DataError: They hold not one example, or a record is not what the task can encode.
+            DataError: There is no example, or a record is not what the task can encode.
         """
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Sum the losses of all targets. Shape (), float32, on the outputs' device.
+        """Return the sum of the losses of all targets. Shape (), float32, on the outputs' device.
 
         Args:
             outputs: What the module returned.
@@ -97,10 +97,10 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, samples: Samples) -> Metrics:
-        """Start the metrics of one evaluation on some samples."""
+        """Return empty metrics for one evaluation of some samples."""
 
     def references(self, records: Records) -> Mapping[str, float]:
-        """Return baselines to compare metrics on held-out records with; none by default."""
+        """Return baselines of the metrics on held-out records, by name; none by default."""
         del records
         return {}
 
@@ -110,9 +110,7 @@ class Task(ABC):
         return None
 
     def export(self, module: nn.Module, folder: Path) -> None:
-        """Write the trained model as transformers loads it.
-
-        By default the module's own `save_pretrained` does it, if it has one.
-        """
+        """Write the trained model in the format of transformers."""
+        # A model of a third party may be a plain module: then there is nothing to write.
         if save := getattr(module, "save_pretrained", None):
             save(folder)

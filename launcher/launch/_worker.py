@@ -100,7 +100,7 @@ def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
     trial = config.accumulation.search is not None
     # The run will warn of the same as its trials.
     if world.rank == 0 and not trial:
-        config.logging.listen()
+        config.logging.show_warnings()
 
     from launcher.launch._lazy_dynamo import import_torch
 

@@ -24,7 +24,7 @@ class Standard(LoggingOption):
     """Write event files to RUN_DIR/tensorboard."""
 
     @override
-    def listen(self) -> None:
+    def show_warnings(self) -> None:
         if self.console != "none":
             from launcher.logging._console import show_warnings
 

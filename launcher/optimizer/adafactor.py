@@ -75,7 +75,7 @@ class Adafactor(OptimizerOption):
         return self.lr
 
     @override
-    def own_rate(self, step: int) -> float | None:
+    def own_lr(self, step: int) -> float | None:
         """The relative step, before the parameters' scale."""
         if self.lr is not None or self.relative_step is False:
             return None
@@ -98,7 +98,7 @@ class Adafactor(OptimizerOption):
         return self
 
     @override
-    def void_under_schedule(self) -> Mapping[str, str]:
+    def ignored_under_schedule(self) -> Mapping[str, str]:
         return (
             {"warmup_init": f"{_NO_WARMUP}, or choose scheduler=adafactor"}
             if self.warmup_init

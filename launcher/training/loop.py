@@ -61,7 +61,7 @@ def _finish(
     state = report.state
     if scores := evaluate(report):
         if state.stopped is None:  # otherwise the schedule has seen this step's scores
-            state = state.remember(schedule.observe(state.memory, scores, state.step))
+            state = state.update_memory(schedule.observe(state.memory, scores, state.step))
         report = replace(report, state=state, scores=scores)
     for observer in observers:
         stop = observer(report)

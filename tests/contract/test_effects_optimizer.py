@@ -82,7 +82,7 @@ def state(option: Option) -> Any:
 def rate(option: Option) -> Any:
     """The rates that schedules are given, and the optimizer's own."""
     assert isinstance(option, OptimizerOption)
-    return option.peak_lr, option.own_rate(0)
+    return option.peak_lr, option.own_lr(0)
 
 
 def sixteen_bits(option: Option) -> Any:

@@ -287,7 +287,7 @@ def watched(schedule: Schedule, scores: list[float], *, first: int = 1) -> list[
     state = TrainState()
     got = []
     for step, score in enumerate(scores, start=first):
-        state = state.remember(schedule.observe(state.memory, {"eval_loss": score}, step))
+        state = state.update_memory(schedule.observe(state.memory, {"eval_loss": score}, step))
         state = TrainState.from_json(json.loads(json.dumps(state.to_json(), allow_nan=False)))
         got.append(schedule.lr(step, state.memory))
     return got
