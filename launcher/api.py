@@ -262,8 +262,8 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
     return known
 
 
+# Origins of the values of composed configs, by fingerprint: a RunConfig is a plain value.
 _SOURCES: dict[str, tuple[Mapping[str, str], Sequence[str]]] = {}
-"""Origins of the values of composed configs, by fingerprint: a RunConfig is a plain value."""
 
 
 def _source_of(config: RunConfig) -> tuple[Mapping[str, str], Sequence[str]]:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from launcher.checkpoint._index import Index
 
 T = TypeVar("T")
+# Shape of the whole tensor and dtype, by name.
 Kinds = Mapping[str, tuple[tuple[int, ...], Any]]
-"""Shape of the whole tensor and dtype, by name."""
 
 _NAMED = 5
+# Prefixes of entries that are returned as new tensors. Generators have no live tensors; a run that
+# resumes in another number format does not use the state of the old one.
 _FRESH = ("rng.", "precision.")
-"""Prefixes of entries that are returned as new tensors. Generators have no live tensors; a run
-that resumes in another number format does not use the state of the old one."""
 
 
 def rng_prefix(rank: int) -> str:

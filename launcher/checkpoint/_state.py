@@ -12,8 +12,8 @@ from torch import Tensor
 
 from launcher.contracts import Box, LocalShard
 
+# Tensors by name: a plain tensor is full, a LocalShard is this rank's part of a full tensor.
 State = Mapping[str, Tensor | LocalShard]
-"""Tensors by name: a plain tensor is full, a LocalShard is this rank's part of a full tensor."""
 
 
 def local_tensor(value: Tensor | LocalShard) -> Tensor:

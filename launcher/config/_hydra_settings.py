@@ -24,13 +24,14 @@ from launcher.config._interpolation import ONLY_ALIASES, has_resolver
 from launcher.config.problems import leaves
 from launcher.errors import ConfigError, Problem
 
+# `hydra.utils.instantiate` calls what the first two name, `logging.config` what the last does.
 CODE_KEYS = frozenset({"_target_", "_args_", "()"})
-"""`hydra.utils.instantiate` calls what the first two name, `logging.config` what the last does."""
 NO_CODE = "a config cannot name code to run"
 NOT_ALLOWED = "cannot be set in trainctl"
 
+# Beginnings of the names of search path entries that are not Hydra's, a plugin's or conf/.
 FOREIGN = ("user", "recipes", "extension")
-"""Beginnings of the names of search path entries that are not Hydra's, a plugin's or conf/."""
+# Hydra's own outputs are switched off: a run directory is written by trainctl alone.
 QUIET: dict[str, Any] = {
     "hydra.job.name": "trainctl",
     "hydra.job.chdir": False,
@@ -38,7 +39,6 @@ QUIET: dict[str, Any] = {
     "hydra.run.dir": ".",
     "hydra.sweep.subdir": ".",
 }
-"""Hydra's own outputs are switched off: a run directory is written by trainctl alone."""
 
 _JOBLIB = ("n_jobs", "verbose", "timeout", "prefer", "require", "batch_size")
 # Without `setup`, `python` and `srun_args`: lines of the shell script that Slurm runs.

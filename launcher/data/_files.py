@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 # Some editors write it in front of a text; as a character it would be learned.
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**20
+# Bytes of the largest record: the memory of a run must not depend on the size of a file.
 _LARGEST = 4 * 2**20
-"""Bytes of the largest record: the memory of a run must not depend on the size of a file."""
 
 
 @dataclass(frozen=True, slots=True)

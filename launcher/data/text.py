@@ -20,8 +20,8 @@ from launcher.errors import DataError
 
 _log = logging.getLogger("trainctl.data")
 
+# Maximum number of bad files that an error names.
 _SHOWN = 5
-"""Maximum number of bad files that an error names."""
 _SNIFFED = 4096
 
 

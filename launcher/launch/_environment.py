@@ -9,6 +9,7 @@ STORE_FD = "TRAINCTL_STORE_FD"
 EARLY_FD = "TRAINCTL_EARLY_FD"
 LAUNCHER_PID = "TRAINCTL_LAUNCHER_PID"
 
+# Variables that set the rank of a process.
 RANK_VARIABLES = frozenset(
     [
         # Variables that torch.distributed and torchrun's workers read.
@@ -45,7 +46,6 @@ RANK_VARIABLES = frozenset(
         "MPI_LOCALNRANKS",
     ]
 )
-"""Variables that set the rank of a process."""
 
 
 def without_rank() -> dict[str, str]:

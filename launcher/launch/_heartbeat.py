@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from launcher.launch._environment import HEARTBEAT_FD
 
+# Phases of a rank; one that has not reported yet is in the first.
 PHASES = ("build", "step", "evaluate", "save", "end")
-"""Phases of a rank; one that has not reported yet is in the first."""
 _BYTES = 64  # a cache line of its own for each rank
 
 

@@ -53,8 +53,8 @@ class _Unloaded(ModuleType):
 
 
 _lock = threading.RLock()
+# Functions for which torch keeps our answer as an attribute.
 _asked: list[Callable[..., Any]] = []
-"""Functions for which torch keeps our answer as an attribute."""
 
 
 def _load(module: ModuleType) -> None:

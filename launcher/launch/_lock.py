@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager
 from launcher.errors import LaunchError
 from launcher.run_dir import RunDir
 
+# Longest wait for a dead launcher's ranks to exit, in seconds.
 GRACE_S = 10.0
-"""Longest wait for a dead launcher's ranks to exit, in seconds."""
 
 # NFS has no flock on a directory: there only the file is locked.
 _UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP}

@@ -15,10 +15,10 @@ from types import FrameType
 
 from launcher.errors import Interrupted, Preempted
 
+# Signals on which a run saves and ends.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Signals on which a run saves and ends."""
+# Signal on which a rank writes the Python stacks of its threads to its log.
 DUMP = signal.SIGUSR2
-"""Signal on which a rank writes the Python stacks of its threads to its log."""
 
 
 def handled() -> list[signal.Signals]:

@@ -24,8 +24,8 @@ from launcher.training.parts import Parts, build
 from launcher.training.requests import RankRequests, stop_error, stop_signal
 from launcher.training.runner import Outcome
 
+# A trial ends when its memory has stopped growing, and with this step at the latest.
 MAX_STEPS = 12
-"""A trial ends when its memory has stopped growing, and with this step at the latest."""
 _MIB = 2**20
 # The first step has no optimizer state yet, later ones meet fragmented memory, and the C library
 # needs some steps until its arenas stop growing.

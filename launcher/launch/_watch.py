@@ -19,8 +19,8 @@ from launcher.run_dir import RunDir
 # Some phases have no known duration: reading data, writing a checkpoint. There a rank that computes
 # makes progress, and the ranks that wait for it are not hanging.
 _UNBOUNDED = {"build", "save", "end"}
+# Share of a core above which a rank is busy: idle threads use less.
 _BUSY = 0.02
-"""Share of a core above which a rank is busy: idle threads use less."""
 _DUMP_S = 2.0
 _STOPPED = {"T", "t"}
 _WORKING = {"R", "D"}

@@ -13,8 +13,8 @@ from rich.text import Text
 from typing_extensions import override
 
 _STYLES = {"INFO": "dim", "WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
+# Loggers of what was chosen for the user: which library or kernel steps.
 _CHOICES = ("trainctl.optimizer", "trainctl.precision")
-"""Loggers of what was chosen for the user: which library or kernel steps."""
 
 
 class RunConsole(Console):

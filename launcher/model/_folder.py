@@ -21,6 +21,7 @@ _WIDTH_KEYS = ("hidden_size", "d_model", "n_embd")
 _LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer")
 _INNER_KEYS = ("intermediate_size", "d_ff", "n_inner", "ffn_dim")
 _LARGEST_JSON = 2**28
+# Upper bounds of sizes in config.json: a larger number is a damaged file, not a model.
 _HIGHEST = {
     "vocab_size": 2**24,
     "hidden_size": 2**18,
@@ -37,7 +38,6 @@ _HIGHEST = {
     "num_experts": 2**16,
     "num_local_experts": 2**16,
 }
-"""Upper bounds of sizes in config.json: a larger number is a damaged file, not a model."""
 _STRUCTURE: Mapping[str, type] = {"architectures": list, "model_type": str, "text_config": dict}
 _JSON_NAMES: Mapping[type, str] = {list: "list", str: "text", dict: "JSON object"}
 _TOKENIZER_FILES = (

@@ -24,10 +24,10 @@ _AUTO_CLASSES: dict[HeadName, str] = {
     "seq2seq": "AutoModelForSeq2SeqLM",
 }
 _LOSS_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
+# Tokens with which causality is tried.
 _LENGTH = 16
-"""Tokens with which causality is tried."""
+# Share of the last logits' change that rounding may cause in earlier ones.
 _TOLERANCE = 1e-5
-"""Share of the last logits' change that rounding may cause in earlier ones."""
 
 
 def auto_class(config: Any, head: Head) -> Any:

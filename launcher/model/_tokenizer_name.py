@@ -10,10 +10,10 @@ from launcher.model._folder import check_ids
 if TYPE_CHECKING:
     from launcher.contracts import Tokenizer
 
+# The name of the tokenizer that needs no files.
 BYT5 = "byt5"
-"""The name of the tokenizer that needs no files."""
+# Padding, end and unknown, 256 bytes, 125 sentinels.
 BYT5_VOCAB_SIZE = 384
-"""Padding, end and unknown, 256 bytes, 125 sentinels."""
 
 
 def build_tokenizer(name: str, vocab_size: int) -> Tokenizer:

@@ -13,8 +13,8 @@ from launcher.errors import DataError
 from launcher.model._folder import read_json
 
 _FORMATS: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# The limit of the safetensors library.
 _LARGEST_HEADER = 10**8
-"""The limit of the safetensors library."""
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 

@@ -25,10 +25,10 @@ from launcher.task._token_stream import read_tokens
 
 _log = logging.getLogger("trainctl.task")
 
+# Logits that are held in float32 at once where they come in a smaller format; 64 MiB.
 _CHUNK = 2**24
-"""Logits that are held in float32 at once where they come in a smaller format; 64 MiB."""
+# Bytes of text given to xz at most: it compresses about 1.5 MB a second.
 _XZ_LIMIT = 2**20
-"""Bytes of text given to xz at most: it compresses about 1.5 MB a second."""
 
 
 class LanguageModel(Task):

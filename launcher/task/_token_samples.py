@@ -14,8 +14,8 @@ from launcher.contracts import MicroBatch, Samples
 from launcher.errors import DataError
 from launcher.task._token_stream import TokenStream
 
+# The label of a position without a target.
 NO_TARGET = -100
-"""The label of a position without a target."""
 
 
 class TokenSamples(Samples, ABC):

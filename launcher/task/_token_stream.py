@@ -20,12 +20,12 @@ Tokens = npt.NDArray[np.integer[Any]]
 
 _log = logging.getLogger("trainctl.task")
 
+# Bytes of tokens that are kept in memory; more are in a file without a name.
 _IN_MEMORY = 2**26
-"""Bytes of tokens that are kept in memory; more are in a file without a name."""
 _PROGRESS_S = 2.0
 _CHECKED_RECORD = 2**16
+# Characters of all texts that are decoded again to find a lossy tokenizer.
 _CHECKED = 2**20
-"""Characters of all texts that are decoded again to find a lossy tokenizer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from launcher.training.batches import deal
 from launcher.training.requests import stop_error, stop_signal
 
 _NO_SCORES: Mapping[str, float] = {}
+# Every evaluation makes the same random choices.
 _DRAW = 0
-"""Every evaluation makes the same random choices."""
+# The ranks agree on requests about this often.
 _SLOW_S = 0.2
-"""The ranks agree on requests about this often."""
+# Most micro-batches between two agreements: each is a collective.
 _MAX_INTERVAL = 64
-"""Most micro-batches between two agreements: each is a collective."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# Interval at which the other ranks look for the baselines of rank 0.
 _POLL_S = 0.05
-"""Interval at which the other ranks look for the baselines of rank 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
