@@ -11,18 +11,13 @@ from typing_extensions import override
 from launcher.contracts import ConfigView, Horizon, Schedule, ScheduleError, SchedulerOption
 from launcher.scheduler._length import Length, describe, is_zero, resolve
 
+# Learning rate divided by the peak, for every step from 0 on, past the end of the run too.
 Factor = Callable[[int], float]
-"""The learning rate over the peak, as a function of the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve(Schedule):
-    """A factor of the peak.
-
-    Attributes:
-        peak_lr: What the factor multiplies.
-        factor: Defined for every step from 0 on, past the end of the run too.
-    """
+    """A factor of the peak."""
 
     peak_lr: float
     factor: Factor
@@ -34,13 +29,7 @@ class Curve(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class Ramp(Schedule):
-    """A warm-up, then another schedule whose step 0 is where the warm-up ends.
-
-    Attributes:
-        warmup: The curve of the steps from 0 to `steps` - 1.
-        steps: Length of the warm-up.
-        then: The schedule after it; evaluations during the warm-up do not reach it.
-    """
+    """A warm-up of `steps` steps, then another schedule whose step 0 is where the warm-up ends."""
 
     warmup: Curve
     steps: int
@@ -56,6 +45,7 @@ class Ramp(Schedule):
     def observe(
         self, memory: Mapping[str, float], scores: Mapping[str, float], step: int
     ) -> Mapping[str, float]:
+        # During the warm-up the rate is not that of the schedule.
         if step <= self.steps:
             return memory
         return self.then.observe(memory, scores, step - self.steps)
@@ -64,8 +54,7 @@ class Ramp(Schedule):
 class WarmedUp(SchedulerOption):
     """A schedule that starts with a ramp from 0 to the peak; its own step 0 is where the ramp ends.
 
-    Source: Transformers' `WarmUp` for TensorFlow: lr = peak · (step / warmup_steps) ^ power, then
-    the other schedule at `step - warmup_steps`. With power 1 it is the warm-up of `get_scheduler`.
+    Source: Transformers' `WarmUp` for TensorFlow; with power 1 the warm-up of `get_scheduler`.
     """
 
     warmup_steps: Length
@@ -75,12 +64,7 @@ class WarmedUp(SchedulerOption):
 
     @abstractmethod
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
-        """Build the schedule of the steps after the warm-up, defined past the run's end too.
-
-        Args:
-            peak_lr: Learning rate at the end of the warm-up.
-            warmup: Length of the warm-up in steps.
-            horizon: The whole run, warm-up included.
+        """Build the schedule of the steps after the warm-up; `horizon` is of the whole run.
 
         Raises:
             ScheduleError: Lengths or rates do not fit each other.
@@ -137,20 +121,12 @@ class MinLrSchedule(WarmedUp):
         return self
 
     def min_factor(self, peak_lr: float) -> float:
-        """Return the minimum learning rate over the peak.
-
-        Raises:
-            ScheduleError: The minimum is above the peak.
-        """
+        """Return the minimum learning rate over the peak; ScheduleError if it is above the peak."""
         return factor_of_peak("min_lr", self.min_lr, self.min_lr_ratio, peak_lr)
 
 
 def refuse_both(name: str, rate: float | None, ratio_name: str, ratio: float | None) -> None:
-    """Refuse a minimum that is given as a rate and as a ratio.
-
-    Raises:
-        ValueError: Both are given.
-    """
+    """Raise ValueError if a minimum is given as a rate and as a ratio."""
     if rate is not None and ratio is not None:
         raise ValueError(
             f"{name} {rate:g} and {ratio_name} {ratio:g} both give the lowest learning rate; "
@@ -159,11 +135,7 @@ def refuse_both(name: str, rate: float | None, ratio_name: str, ratio: float | N
 
 
 def factor_of_peak(name: str, rate: float | None, ratio: float | None, peak_lr: float) -> float:
-    """Return a rate or a ratio as a factor of the peak; 0 if neither is given.
-
-    Raises:
-        ScheduleError: The rate is above the peak.
-    """
+    # A factor, so that parameter groups with their own peak keep the proportion.
     if not rate:
         return ratio or 0.0
     if rate > peak_lr:

@@ -20,17 +20,16 @@ _UNITS = {
 }
 _Items = TypeVar("_Items")
 _HOW = "write 300, 0.05, '5%', '2 epochs', '1000 samples', '10M tokens' or '300 steps'"
-
-
+# Below 2^53, so that every step is exact as a float.
 _LIMIT = 10**15
 
 
 def _parsed(text: str) -> tuple[Decimal, str]:
-    """Return amount and unit of a length given as text."""
     match = _TEXT.fullmatch(text.strip())
     unit = _UNITS.get(match["unit"]) if match else None
     if not match or unit is None or (unit == "%" and match["scale"]):
         raise ValueError(f"{text!r} is not a length; {_HOW}")
+    # Decimal: 0.07 of 100 would be 8 steps in floating point, rounded up.
     amount = Decimal(match["number"]) * _SCALES[match["scale"]]
     if amount > _LIMIT:
         raise ValueError(f"a length must be at most {_LIMIT:.0e}, but is {text!r}")
@@ -38,11 +37,12 @@ def _parsed(text: str) -> tuple[Decimal, str]:
 
 
 def _checked(value: object) -> int | float | str:
-    """Return the value itself, which config.json keeps as written; refuse what is no length."""
+    # The value is returned as written: the unit stays in config.json, and a resume with another
+    # batch size resolves it again.
     if isinstance(value, str):
         _parsed(value)
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        # Not a TypeError: pydantic collects ValueErrors only.
+        # Not a TypeError: pydantic collects only ValueErrors.
         raise ValueError(f"{value!r} is not a length; {_HOW}")  # noqa: TRY004
     elif value < 0:
         raise ValueError(f"a length must not be negative, but is {value}")
@@ -64,7 +64,8 @@ Length = Annotated[
 
 
 def not_empty(values: tuple[_Items, ...]) -> tuple[_Items, ...]:
-    """Refuse a tuple without items; pydantic's `min_length` would count wrong items as missing."""
+    """Refuse a tuple without items."""
+    # pydantic's `min_length` would count items that are wrong as missing.
     if not values:
         raise ValueError("must not be empty")
     return values
@@ -73,15 +74,13 @@ def not_empty(values: tuple[_Items, ...]) -> tuple[_Items, ...]:
 def resolve(name: str, length: float | str, horizon: Horizon) -> int:
     """Return the length in optimizer steps, rounded up.
 
-    A float follows Transformers, `ceil(max_steps * fraction)` in floating point: 0.07 of 100 steps
-    are 8. Text is exact: "7%" of 100 steps are 7.
-
     Raises:
         ScheduleError: Epochs, and the horizon does not know their length: it is NaN.
     """
     if isinstance(length, int):
         return length
     if isinstance(length, float):
+        # In floating point as Transformers does it: 0.07 of 100 steps are 8, though "7%" are 7.
         return math.ceil(horizon.max_steps * length)
     amount, unit = _parsed(length)
     match unit:
@@ -106,16 +105,12 @@ def resolve(name: str, length: float | str, horizon: Horizon) -> int:
 
 
 def is_zero(length: float | str) -> bool:
-    """Return whether a length is nothing, however long the run is."""
+    """Return True if a length is zero, however long the run is."""
     return not (_parsed(length)[0] if isinstance(length, str) else length)
 
 
 def resolve_positive(name: str, length: float | str, horizon: Horizon) -> int:
-    """Return the length in optimizer steps of a part that cannot be empty.
-
-    Raises:
-        ScheduleError: It comes to no step.
-    """
+    """Return the length in optimizer steps; raise ScheduleError if it comes to none."""
     steps = resolve(name, length, horizon)
     if steps < 1:
         raise ScheduleError(name, f"must be at least one step, but is {describe(length, steps)}")
@@ -123,5 +118,4 @@ def resolve_positive(name: str, length: float | str, horizon: Horizon) -> int:
 
 
 def describe(length: float | str, steps: int) -> str:
-    """Return the length for a message: as written, with its steps."""
     return str(length) if isinstance(length, int) else f"{length} ({steps} steps)"

@@ -1,4 +1,4 @@
-"""Schedules inside a schedule: validated by their `kind`; their memories have a prefix each."""
+"""Schedules inside a schedule."""
 
 import json
 from collections.abc import Mapping
@@ -12,13 +12,12 @@ from launcher.registry import option_class
 
 
 def _option_class(kind: object) -> type[SchedulerOption]:
-    """Return the class of a kind that can be part of another schedule."""
     if not isinstance(kind, str):
         raise ValueError("must have a `kind`, which names a schedule")  # noqa: TRY004 - likewise
     try:
         found = option_class("scheduler", kind)
     except ConfigError as error:
-        # Not a ValueError: pydantic collects only those.
+        # ConfigError is no ValueError, and pydantic collects only those.
         [problem] = error.problems
         raise ValueError(problem.message) from error
     assert issubclass(found, SchedulerOption), "the registry checks it"  # noqa: S101
@@ -31,32 +30,27 @@ def _option_class(kind: object) -> type[SchedulerOption]:
 
 
 def _validated(value: object) -> object:
-    """Validate a mapping by its `kind`; errors keep their location."""
     if isinstance(value, SchedulerOption):
         return value
     if not isinstance(value, dict):
         # Not a TypeError: pydantic collects ValueErrors only.
         raise ValueError(f"must be a mapping with a schedule's kind, but is {value!r}")  # noqa: TRY004
+    # As JSON, like the config itself: in strict mode pydantic takes a list for a tuple only there.
     return _option_class(value.get("kind")).model_validate_json(json.dumps(value))
 
 
+# SerializeAsAny, or pydantic would write the fields of the base class only.
 AnySchedule = Annotated[SerializeAsAny[SchedulerOption], BeforeValidator(_validated)]
-"""A whole schedule with its `kind` and every field of that kind."""
 
 
 def with_location(error: ValueError, place: str) -> ScheduleError:
-    """Add the location of a nested schedule to its error."""
     if isinstance(error, ScheduleError):
         return ScheduleError(f"{place}.{error.field}", error.reason)
     return ScheduleError(place, f"does not fit: {error}")
 
 
 def nested_watches(schedules: Mapping[str, SchedulerOption]) -> dict[str, str]:
-    """Return the scores that nested schedules watch, each with the field that names it.
-
-    Args:
-        schedules: By their place in the whole.
-    """
+    """Return the scores that nested schedules watch, each with the field that names it."""
     return {
         score: f"{place}.{field}"
         for place, schedule in schedules.items()
@@ -67,12 +61,7 @@ def nested_watches(schedules: Mapping[str, SchedulerOption]) -> dict[str, str]:
 def not_applicable_inside(
     schedules: Mapping[str, SchedulerOption], config: ConfigView
 ) -> dict[str, str]:
-    """Return the fields of nested schedules that have no effect, each with its reason.
-
-    Args:
-        schedules: By their place in the whole.
-        config: The whole config.
-    """
+    """Return the fields of nested schedules that have no effect, each with its reason."""
     return {
         f"{place}.{field}": reason
         for place, schedule in schedules.items()
@@ -81,7 +70,7 @@ def not_applicable_inside(
 
 
 def nested_memory(memory: Mapping[str, float], place: int) -> dict[str, float]:
-    """Return the memory of the nested schedule at a place."""
+    # Flat with a prefix for each schedule, because the memory of a train state is one mapping.
     prefix = f"{place}."
     return {key[len(prefix) :]: memory[key] for key in memory if key.startswith(prefix)}
 
@@ -89,7 +78,7 @@ def nested_memory(memory: Mapping[str, float], place: int) -> dict[str, float]:
 def update_nested_memory(
     memory: Mapping[str, float], place: int, new: Mapping[str, float]
 ) -> Mapping[str, float]:
-    """Replace the memory of the nested schedule at a place; return the memory of all."""
+    # Keys that the nested schedule dropped (Greedy's reset) must not stay.
     prefix = f"{place}."
     others = {key: value for key, value in memory.items() if not key.startswith(prefix)}
     return others | {f"{prefix}{key}": value for key, value in new.items()}

@@ -16,9 +16,7 @@ from launcher.scheduler._curves import WarmedUp
 class Watching(WarmedUp, ABC):
     """A schedule that changes the rate after evaluations, by a validation score.
 
-    Its memory is part of the train state, so that a resume continues exactly; the scores are over
-    all ranks, so that all ranks change alike. Evaluations during the warm-up do not count. A score
-    that is not finite is no improvement.
+    Evaluations during the warm-up do not count. A score that is not finite is no improvement.
     """
 
     read_on_event: ClassVar[frozenset[str]] = frozenset(
@@ -50,11 +48,8 @@ class Watching(WarmedUp, ABC):
         return {self.metric: "metric"}
 
     def score(self, scores: Mapping[str, float]) -> float:
-        """Return the watched score.
-
-        Raises:
-            ConfigError: The evaluation has no such score.
-        """
+        """Return the watched score; raise ConfigError if the evaluation has none of that name."""
+        # The score is over all ranks, so that all of them change the rate in the same step.
         try:
             return scores[self.metric]
         except KeyError:
@@ -66,19 +61,17 @@ class Watching(WarmedUp, ABC):
 
     def improves(self, score: float, memory: Mapping[str, float]) -> bool:
         """Return True if a score is better than the best so far by more than the threshold."""
+        # The first score is the best so far, unless it could never be improved on.
         if "best" not in memory or not math.isfinite(score):
             return math.isfinite(score)
         best, sign = memory["best"], 1 if self.mode == "max" else -1
         relative = self.threshold_mode == "rel"
+        # As torch's ReduceLROnPlateau: a relative threshold has the wrong sign for negative scores.
         bar = best * (1 + sign * self.threshold) if relative else best + sign * self.threshold
         return score > bar if self.mode == "max" else score < bar
 
     def check_min_lr(self, peak_lr: float) -> None:
-        """Refuse a minimum that would raise the rate.
-
-        Raises:
-            ScheduleError: `min_lr` is above the peak.
-        """
+        """Raise ScheduleError if `min_lr` is above the peak."""
         if self.min_lr > peak_lr:
             raise ScheduleError(
                 "min_lr",
@@ -88,6 +81,7 @@ class Watching(WarmedUp, ABC):
 
 def current(peak_lr: float, memory: Mapping[str, float]) -> float:
     """Return the saved rate, scaled if the peak was changed on resume."""
+    # The saved rate alone would make a change of optimizer.lr on resume have no effect.
     if "lr" not in memory:
         return peak_lr
     return memory["lr"] * (peak_lr / memory["peak_lr"])

@@ -9,11 +9,9 @@ from launcher.contracts import Horizon, Schedule, ScheduleError, SchedulerOption
 
 
 class Adafactor(SchedulerOption):
-    """Leaves the rate to an optimizer that sets its own, and so has no `optimizer.lr`.
+    """Leave the rate to an optimizer that sets its own, and so has no `optimizer.lr`.
 
-    What the run reports is the optimizer's rate before it is scaled by the size of each parameter:
-    there is one such rate, and as many scaled ones as parameters. It is no part of a `sequence` or
-    `chained`.
+    The run reports the optimizer's rate before it is scaled by the size of each parameter.
 
     Source: Transformers' `AdafactorSchedule`, which reports the scaled rate of each group's first
     parameter.
@@ -38,4 +36,5 @@ class Adafactor(SchedulerOption):
 class _Internal(Schedule):
     @override
     def lr(self, step: int, memory: Mapping[str, float]) -> None:
+        # The engine then leaves the groups' rates alone.
         return None

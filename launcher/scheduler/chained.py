@@ -45,6 +45,7 @@ class Chained(WarmedUp):
         inner = replace(horizon, max_steps=max(1, horizon.max_steps - warmup))
         parts = []
         for place, part in enumerate(self.parts):
+            # A setting that contradicts the run is named by its full path: `parts.1.decay_steps`.
             try:
                 parts.append(part.build(peak_lr, inner))
             except ValueError as error:
@@ -64,6 +65,7 @@ class Product(Schedule):
         product = self.peak_lr
         for place, part in enumerate(self.parts):
             lr = part.lr(step, nested_memory(memory, place))
+            # At a peak of 0 there is no factor: the product is 0 anyway.
             if lr is not None and self.peak_lr:
                 product *= lr / self.peak_lr
         return product
@@ -75,5 +77,6 @@ class Product(Schedule):
         for place, part in enumerate(self.parts):
             old = nested_memory(memory, place)
             new = part.observe(old, scores, step)
+            # Most schedules have no memory: nothing to copy.
             memory = memory if new is old else update_nested_memory(memory, place, new)
         return memory

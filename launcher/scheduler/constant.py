@@ -12,8 +12,6 @@ from launcher.scheduler._curves import Curve, WarmedUp
 class Constant(WarmedUp):
     """One learning rate for the whole run, after a warm-up if there is one.
 
-    Past the end of the run it stays.
-
     Source: Transformers' `get_constant_schedule` and `get_constant_schedule_with_warmup`.
     """
 

@@ -11,9 +11,7 @@ from launcher.scheduler._curves import Curve, MinLrSchedule
 
 
 class Cosine(MinLrSchedule):
-    """From the peak along a cosine to the minimum, which the step after the last would have.
-
-    Past the end of the run the cosine continues: it rises again.
+    """Fall from the peak along a cosine to the minimum, which the step after the last would have.
 
     Source: Transformers' `get_cosine_schedule_with_warmup` and
     `get_cosine_with_min_lr_schedule_with_warmup`.
@@ -25,9 +23,11 @@ class Cosine(MinLrSchedule):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        # A warm-up as long as the run leaves no step, and a division by zero.
         steps = max(1, horizon.max_steps - warmup)
         minimum, cycles = self.min_factor(peak_lr), self.num_cycles
 
+        # As in Transformers, the cosine continues past the end of the run: it rises again.
         def factor(step: int) -> float:
             wave = 0.5 * (1 + math.cos(math.pi * cycles * 2 * step / steps))
             return wave * (1 - minimum) + minimum

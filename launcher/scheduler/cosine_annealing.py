@@ -11,7 +11,7 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class CosineAnnealing(MinLrSchedule):
-    """Along a cosine from the peak to the minimum in T_max steps, and back up in as many, forever.
+    """Fall along a cosine to the minimum in T_max steps, rise in as many, and so on.
 
     Source: torch's `CosineAnnealingLR`, whose `eta_min` is `min_lr`; Loshchilov and Hutter 2017,
     arXiv:1608.03983, equation 5 without restarts.
@@ -30,6 +30,7 @@ class CosineAnnealing(MinLrSchedule):
             else resolve_positive("T_max", self.T_max, horizon)
         )
 
+        # The closed form, not torch's recursion over steps: any step without the ones before it.
         def factor(step: int) -> float:
             return minimum + (1 - minimum) * (1 + math.cos(math.pi * step / half)) / 2
 

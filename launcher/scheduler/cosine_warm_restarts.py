@@ -12,7 +12,7 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class CosineWarmRestarts(MinLrSchedule):
-    """Along a cosine from the peak to the minimum, then again from the peak, forever.
+    """Fall along a cosine from the peak to the minimum, then again from the peak, and so on.
 
     Source: torch's `CosineAnnealingWarmRestarts`, whose `eta_min` is `min_lr`; Loshchilov and
     Hutter 2017, arXiv:1608.03983, equation 5.
@@ -31,6 +31,7 @@ class CosineWarmRestarts(MinLrSchedule):
 
         def factor(step: int) -> float:
             length = first
+            # The loop below would take as many turns as there were restarts.
             if growth == 1:
                 step %= length
             while step >= length:

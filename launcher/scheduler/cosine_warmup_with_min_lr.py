@@ -13,11 +13,7 @@ from launcher.scheduler._curves import Curve, Factor, MinLrSchedule
 class CosineWarmupWithMinLr(MinLrSchedule):
     """A warm-up that does not begin at 0, then a cosine that is at the minimum on the last step.
 
-    Past the end of the run the cosine continues: it rises again.
-
-    Source: Transformers' `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`: the warm-up is
-    (step + 1) / warmup_steps, or a line from `warmup_lr_rate` to 1 on its last step; the cosine
-    counts from step + 1.
+    Source: Transformers' `get_cosine_with_min_lr_schedule_with_warmup_lr_rate`.
     """
 
     kind: Literal["cosine_warmup_with_min_lr"]
@@ -28,6 +24,7 @@ class CosineWarmupWithMinLr(MinLrSchedule):
 
     @override
     def ramp(self, peak_lr: float, warmup: int) -> Factor:
+        # Unlike other warm-ups, this one is at the peak on its last step, not after it.
         start, power = self.warmup_lr_rate, self.warmup_power
         if start is None:
             return lambda step: float(((step + 1) / warmup) ** power)
@@ -39,6 +36,7 @@ class CosineWarmupWithMinLr(MinLrSchedule):
         steps = max(1, horizon.max_steps - warmup)
         minimum, cycles = self.min_factor(peak_lr), self.num_cycles
 
+        # The cosine counts from step + 1; past the end of the run it rises again.
         def factor(step: int) -> float:
             wave = 0.5 * (1 + math.cos(math.pi * cycles * 2 * (step + 1) / steps))
             return wave * (1 - minimum) + minimum

@@ -13,8 +13,6 @@ from launcher.scheduler._curves import Curve, MinLrSchedule
 class CosineWithRestarts(MinLrSchedule):
     """Several equal cosines from the peak to the minimum, each starting with a jump to the peak.
 
-    Past the end of the run it stays at the minimum.
-
     Source: Transformers' `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
 
@@ -29,6 +27,7 @@ class CosineWithRestarts(MinLrSchedule):
 
         def factor(step: int) -> float:
             progress = step / steps
+            # Without it the end of the run would be the start of another cosine.
             if progress >= 1:
                 return minimum
             wave = 0.5 * (1 + math.cos(math.pi * (cycles * progress % 1.0)))

@@ -13,7 +13,7 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class Cyclic(MinLrSchedule):
-    """Up from the minimum to the peak and down again, forever.
+    """Rise from the minimum to the peak and fall again, without an end.
 
     Source: torch's `CyclicLR`, whose `base_lr` is `min_lr` and whose `max_lr` is the optimizer's
     rate; Smith 2015, arXiv:1506.01186.
@@ -54,6 +54,7 @@ class Cyclic(MinLrSchedule):
         mode, gamma = self.mode, self.gamma
 
         def factor(step: int) -> float:
+            # torch's formula: `place` is the position in the period, from 0 to 1.
             period = up + down
             cycle = math.floor(1 + step / period)
             place = 1 + step / period - cycle

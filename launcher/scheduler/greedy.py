@@ -13,10 +13,9 @@ from launcher.scheduler._watching import Watching, current
 
 
 class Greedy(Watching):
-    """Divides by `factor` after a run of better scores, multiplies by it after a run of worse ones.
+    """Divide by `factor` after a run of better scores, multiply by it after a run of worse ones.
 
-    At the minimum it counts down and restarts from the peak. Past the end of the run it stays until
-    the next score.
+    At the minimum it counts down and restarts from the peak.
 
     Source: Transformers' `GreedyLR` (`greedy`).
     """
@@ -57,12 +56,11 @@ class Greedy(Watching):
 
 @dataclass(frozen=True, slots=True)
 class GreedyClimb(Schedule):
-    """The rate in the memory, and its change by a score.
+    """The rate in the memory, and its change by a score."""
 
-    The memory: `lr`, and the `peak_lr` for which it was computed; the `best` score; evaluations in
-    a row that were `good` or `bad`; evaluations to ignore, `cooldown` and `pause`; reductions
-    left until the reset, `left`; the last scores, `score.0` the oldest.
-    """
+    # The memory: `lr`, and the `peak_lr` for which it was computed; the `best` score; evaluations
+    # in a row that were `good` or `bad`; evaluations to ignore, `cooldown` and `pause`; reductions
+    # left until the reset, `left`; the last scores, `score.0` the oldest.
 
     peak_lr: float
     option: Greedy
@@ -96,7 +94,7 @@ class GreedyClimb(Schedule):
         return new
 
     def _smoothed(self, new: dict[str, float], score: float) -> float:
-        """Take a score into the window; its mean."""
+        # Scores as numbers with a key each: the memory holds nothing else.
         window = [new[f"score.{i}"] for i in range(self.option.window_size) if f"score.{i}" in new]
         window = [*window, score][-self.option.window_size :]
         new |= {f"score.{i}": value for i, value in enumerate(window)}
@@ -119,6 +117,7 @@ class GreedyClimb(Schedule):
         new |= {"lr": lr, "cooldown": option.cooldown, "bad": 0}
         if lr <= option.min_lr:
             new["left"] -= 1
+            # GreedyLR forgets everything, then sets the cooldown of the reduction that led here.
             if new["left"] <= 0:
                 return {"lr": self.peak_lr, "peak_lr": self.peak_lr, "cooldown": option.cooldown}
         return new

@@ -12,7 +12,7 @@ from launcher.scheduler._length import Length, resolve_positive
 
 
 class InverseSqrt(WarmedUp):
-    """Proportional to 1 / sqrt(step): it decays ever more slowly, without an end.
+    """Decay in proportion to 1 / sqrt(step), which needs no end of the run.
 
     The factor of step t of the run is sqrt(timescale / (t + shift)).
 
@@ -30,6 +30,7 @@ class InverseSqrt(WarmedUp):
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         if self.timescale is None:
+            # Transformers' defaults.
             timescale = warmup or 10_000
         else:
             timescale = resolve_positive("timescale", self.timescale, horizon)

@@ -9,9 +9,7 @@ from launcher.scheduler._curves import Curve, WarmedUp
 
 
 class Linear(WarmedUp):
-    """A line from the peak to 0, which it reaches one step after the last.
-
-    Past the end of the run it stays 0.
+    """Fall in a straight line from the peak to 0, one step after the last.
 
     Source: Transformers' `get_linear_schedule_with_warmup`.
     """
@@ -20,5 +18,6 @@ class Linear(WarmedUp):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        # Zero one step after the last, as in Transformers: the last step still trains.
         steps = horizon.max_steps - warmup
         return Curve(peak_lr, lambda step: max(0.0, (steps - step) / max(1, steps)))

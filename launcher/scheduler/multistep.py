@@ -14,8 +14,6 @@ from launcher.scheduler._length import Length, describe, not_empty, resolve
 class Multistep(WarmedUp):
     """The peak, multiplied by `gamma` at each milestone; a milestone named twice counts twice.
 
-    Past the end of the run it stays.
-
     Source: torch's `MultiStepLR`.
     """
 
@@ -36,6 +34,7 @@ class Multistep(WarmedUp):
                     f"has {describe(written, milestone)}, which is never reached: the run has "
                     f"{steps} steps after its warm-up; remove it or lengthen the run",
                 )
+        # Milestones in different units need not be in the order of their steps.
         milestones.sort()
         gamma = self.gamma
         return Curve(peak_lr, lambda step: gamma ** bisect_right(milestones, step))

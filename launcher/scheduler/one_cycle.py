@@ -12,10 +12,9 @@ from launcher.scheduler._curves import Curve, WarmedUp
 
 
 class OneCycle(WarmedUp):
-    """From a low rate up to the peak, and down to a much lower one on the last step.
+    """Rise from a low rate to the peak, and fall to a much lower one on the last step.
 
-    The cycle has its own rise; `warmup_steps` adds a ramp before it, and is usually 0. Past the
-    end of the run it keeps the last step's rate.
+    The cycle has its own rise; `warmup_steps` adds a ramp before it, and is usually 0.
 
     Source: torch's `OneCycleLR`; Smith and Topin 2017, arXiv:1708.07120.
     """
@@ -36,16 +35,14 @@ class OneCycle(WarmedUp):
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps = horizon.max_steps - warmup
         cycle = self.cycle(peak_lr, steps)
+        # Past the end torch raises an error; here the last rate stays.
         return Curve(peak_lr, lambda step: cycle.factor(min(step, steps - 1)))
 
     def cycle(self, peak_lr: float, steps: int) -> Curve:
-        """The phases, of which the last continues past the end, as in torch.
-
-        Raises:
-            ScheduleError: A phase has no length.
-        """
+        """Return the phases as one curve; raise ScheduleError if a phase has no length."""
         start = 1 / self.div_factor
         final = start / self.final_div_factor
+        # Phases end on a step, not after it: hence - 1, as in torch.
         top = self.pct_start * steps - 1
         if self.three_phase:
             phases = [(top, start, 1.0), (2 * top, 1.0, start), (steps - 1, start, final)]

@@ -10,9 +10,7 @@ from launcher.scheduler._curves import Curve, WarmedUp, factor_of_peak, refuse_b
 
 
 class Polynomial(WarmedUp):
-    """From the peak to an end value, one step after the last, as a power of the remaining time.
-
-    Past the end of the run it stays at the end value.
+    """Fall from the peak to an end value, one step after the last, as a power of the time left.
 
     Source: Transformers' `get_polynomial_decay_schedule_with_warmup`; with `lr_end_ratio` the
     `create_optimizer` of Transformers for TensorFlow; torch's `PolynomialLR` with `lr_end` 0.
@@ -35,6 +33,7 @@ class Polynomial(WarmedUp):
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
         steps, power = horizon.max_steps - warmup, self.power
         end = factor_of_peak("lr_end", self.lr_end, self.lr_end_ratio, peak_lr)
+        # Transformers refuses it too: the schedule would be constant.
         if end == 1:
             raise ScheduleError(
                 "lr_end",

@@ -13,8 +13,6 @@ from launcher.scheduler._watching import Watching, current
 class ReduceOnPlateau(Watching):
     """The peak, multiplied by `factor` after `patience` evaluations without a better score.
 
-    Past the end of the run it stays until the next score.
-
     Source: torch's `ReduceLROnPlateau`, which Transformers calls `reduce_lr_on_plateau`.
     """
 
@@ -28,11 +26,10 @@ class ReduceOnPlateau(Watching):
 
 @dataclass(frozen=True, slots=True)
 class Plateau(Schedule):
-    """The rate in the memory, and its change by a score.
+    """The rate in the memory, and its change by a score."""
 
-    The memory: `lr`, and the `peak_lr` for which it was computed; the `best` score; evaluations
-    since, `bad`; evaluations to ignore, `cooldown`.
-    """
+    # The memory: `lr`, and the `peak_lr` for which it was computed; the `best` score; evaluations
+    # since, `bad`; evaluations to ignore, `cooldown`.
 
     peak_lr: float
     option: ReduceOnPlateau
@@ -52,6 +49,7 @@ class Plateau(Schedule):
         bad, cooldown = memory.get("bad", 0) + 1, memory.get("cooldown", 0)
         if option.improves(score, memory):
             best, bad = {"best": score}, 0
+        # After the comparison, as in torch: a score during a cooldown can still be the best.
         if cooldown > 0:
             bad, cooldown = 0, cooldown - 1
         if bad > option.patience:

@@ -34,8 +34,7 @@ class Stage(Settings):
 class Sequence(WarmedUp):
     """Schedules one after another, each as if the run began and ended with its stage.
 
-    The last stage continues past the end of the run. A stage that watches a score gets only the
-    evaluations of its own steps.
+    A stage that watches a score gets only the evaluations of its own steps.
 
     Source: torch's `SequentialLR`, whose milestones are the ends of the stages.
     """
@@ -63,6 +62,7 @@ class Sequence(WarmedUp):
         for place, stage in enumerate(self.stages):
             length = self._length(place, steps - start, horizon)
             starts.append(start)
+            # A setting that contradicts its stage is named by its full path.
             try:
                 schedules.append(stage.schedule.build(peak_lr, replace(horizon, max_steps=length)))
             except ValueError as error:
@@ -71,7 +71,6 @@ class Sequence(WarmedUp):
         return Stages(starts, schedules)
 
     def _length(self, place: int, left: int, horizon: Horizon) -> int:
-        """Return the length of one stage in steps."""
         name, written = f"stages.{place}.steps", self.stages[place].steps
         if written is None and place < len(self.stages) - 1:
             raise ScheduleError(name, "is null, which only the last stage may be")
@@ -102,11 +101,12 @@ class Stages(Schedule):
     def observe(
         self, memory: Mapping[str, float], scores: Mapping[str, float], step: int
     ) -> Mapping[str, float]:
+        # An evaluation after `step` steps follows step - 1, whose stage it belongs to.
         place = self._place(step - 1)
         old = nested_memory(memory, place)
         new = self.schedules[place].observe(old, scores, step - self.starts[place])
         return memory if new is old else update_nested_memory(memory, place, new)
 
     def _place(self, step: int) -> int:
-        """Return the stage of a step."""
+        # The last stage continues past the end of the run.
         return max(0, sum(start <= step for start in self.starts) - 1)

@@ -13,8 +13,6 @@ from launcher.scheduler._length import Length, describe, resolve_positive
 class Step(WarmedUp):
     """The peak, multiplied by `gamma` each time `step_size` steps have passed.
 
-    It continues past the end of the run.
-
     Source: torch's `StepLR`.
     """
 

@@ -23,13 +23,12 @@ _RISES: Mapping[Shape, Callable[[float], float]] = {
 class WarmupStableDecay(MinLrSchedule):
     """A warm-up from the minimum, a constant phase at the peak, a decay to the minimum.
 
-    The decay ends with the run unless `stable_steps` or `decay_start` is set. To cool down
-    from a checkpoint of step k, resume with decay_start=k and max_steps=k + decay_steps; the steps
-    before k keep their rates if the warm-up is not a part of the run. After the cool-down, and past
-    the end of the run, the rate stays at the minimum.
+    The decay ends with the run unless `stable_steps` or `decay_start` is set. To decay from a
+    checkpoint of step k, resume with decay_start=k and max_steps=k + decay_steps; the steps before
+    k keep their rates unless warmup_steps is a fraction of the run.
 
     Source: Transformers' `get_wsd_schedule`; Hu et al. 2024, arXiv:2404.06395 (MiniCPM); the
-    1-sqrt cool-down: Hägele et al. 2024, arXiv:2405.18392.
+    1-sqrt decay: Hägele et al. 2024, arXiv:2405.18392.
     """
 
     kind: Literal["warmup_stable_decay"]
@@ -38,14 +37,14 @@ class WarmupStableDecay(MinLrSchedule):
     stable_steps: Length | None
     """Length of the constant phase; null: what warm-up and decay leave."""
     decay_start: Length | None
-    """Step of the run on which the cool-down begins, as an alternative to stable_steps; null if
+    """Step of the run on which the decay begins, as an alternative to stable_steps; null if
     stable_steps sets it."""
     warmup_type: Shape
     """Shape of the warm-up: `linear`, `cosine` (slow at both ends), `1-sqrt` (slow at first)."""
     decay_type: Shape
-    """Shape of the cool-down: `linear`, `cosine`, `1-sqrt` (fast at first)."""
+    """Shape of the decay: `linear`, `cosine`, `1-sqrt` (fast at first)."""
     num_cycles: float = Field(gt=0, le=1e6)
-    """Waves of a cosine cool-down: 0.5 falls once."""
+    """Waves of a cosine decay: 0.5 falls once."""
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -82,7 +81,7 @@ class WarmupStableDecay(MinLrSchedule):
         return self.level_then_down(peak_lr, self._stable(warmup, decay, horizon), decay)
 
     def level_then_down(self, peak_lr: float, stable: int, decay: int) -> Schedule:
-        """Build what follows the warm-up from lengths in steps that fit the run."""
+        """Build the schedule after the warm-up from lengths in steps that fit the run."""
         minimum, height = self.min_factor(peak_lr), self._height()
 
         def factor(step: int) -> float:
@@ -95,7 +94,6 @@ class WarmupStableDecay(MinLrSchedule):
         return Curve(peak_lr, factor)
 
     def _height(self) -> Callable[[float], float]:
-        """The cool-down from 1 to 0, over its length from 0 to 1."""
         match self.decay_type:
             case "linear":
                 return lambda progress: 1 - progress
@@ -106,7 +104,6 @@ class WarmupStableDecay(MinLrSchedule):
                 return lambda progress: 1 - math.sqrt(progress)
 
     def _stable(self, warmup: int, decay: int, horizon: Horizon) -> int:
-        """Return the length of the constant phase in steps."""
         if self.decay_start is not None:
             start = resolve("decay_start", self.decay_start, horizon)
             if start < warmup:
