@@ -1,9 +1,9 @@
-"""Starts the ranks of a run and watches them.
+"""Start the ranks of a run and watch them.
 
-`_start` runs in the launching process: it starts the program that the launch option names, once for
-each rank. `_supervisor` forwards signals and ends the ranks when one has failed, `_watch` finds the
-rank that hangs, `_outcome` makes a result or an error of what the ranks recorded. `_worker` is the
-program that every rank executes; it reads RUN_DIR/config.json and nothing else. To add a way of
+In the launching process, `_start` starts the program that the launch option names, once for each
+rank; `_supervisor` forwards signals and ends the ranks when one has failed, `_watch` finds ranks
+that hang, and `_outcome` returns the result or raises the error that the ranks recorded. `_worker`
+is the program of every rank; it reads only RUN_DIR/config.json. To add a way of
 launching: `launcher/launch/<kind>.py` with a `LaunchOption`, and `conf/launch/<kind>.yaml`.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def preflight(config: RunConfig) -> None:
-    """Let every option check files, folders and devices before anything starts.
+    """Check files, folders and devices of all options before anything starts.
 
     Raises:
         TrainctlError: The first problem; the others are its notes.
@@ -40,17 +40,17 @@ def begin(
     *,
     quiet: bool = False,
 ) -> tuple[RunDir, Result]:
-    """Make a run directory, write the config into it, and run it to its end.
+    """Create a run directory, write the config into it, and run to the end.
 
     Args:
         config: The resolved config.
         provenance: For every key, what set it.
-        overrides: The words of the command line.
-        early: A process that has begun to be rank 0.
-        quiet: Print nothing; what rank 0 prints goes to its log.
+        overrides: The overrides of the command line.
+        early: A process that may become rank 0.
+        quiet: Print nothing; the output of rank 0 goes to its log.
 
     Raises:
-        TrainctlError: The directory cannot be made, or what the ranks reported.
+        TrainctlError: The directory cannot be created, or the error that the ranks reported.
     """
     from launcher.launch import _begin
 
@@ -60,7 +60,7 @@ def begin(
 def resume(
     path: Path, overrides: Sequence[str], allow: Sequence[str], *, quiet: bool = False
 ) -> Result:
-    """Resume an existing run and run it to its end.
+    """Resume a run and run it to the end.
 
     Args:
         path: The run directory.
@@ -69,8 +69,8 @@ def resume(
         quiet: Print nothing.
 
     Raises:
-        TrainctlError: A change is not possible or not allowed, the directory is in use, or what the
-            ranks reported.
+        TrainctlError: A change is not possible or not allowed, the directory is in use, or the
+            error that the ranks reported.
     """
     from launcher.launch import _resume
 
@@ -85,10 +85,10 @@ def total_memory() -> int:
 
 
 def signals_end_launch() -> AbstractContextManager[None]:
-    """End the launch with status 75 on a signal that comes before there are ranks.
+    """End the launch with status 75 on a signal before there are ranks.
 
     Raises:
-        Preempted: SIGTERM, SIGHUP or SIGUSR1 came.
+        Preempted: SIGTERM, SIGHUP or SIGUSR1 was received.
     """
     from launcher.launch import _signals
 

@@ -1,4 +1,4 @@
-"""Starts a new run: makes its directory, writes its config, runs the ranks."""
+"""Start a new run."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from launcher.run_dir import RunDir, write_atomically
 
 
 def preflight(config: RunConfig) -> None:
-    """Check files and devices before anything starts; see `launcher.launch.preflight`."""
     found: list[TrainctlError] = []
     possible = [list(unsupported(config, device)) for device in config.launch.possible_devices()]
+    # With `auto` only the ranks know the device, so it is an error only if no device supports it.
     if all(possible):
         found.append(ConfigError(possible[0]))
+    # All of them, not the first only: each correction costs the user another start.
     for group in GROUPS:
         option: Option = getattr(config, group)
         try:
@@ -56,7 +57,7 @@ def begin(
     *,
     quiet: bool = False,
 ) -> tuple[RunDir, Result]:
-    """Start a new run; see `launcher.launch.begin`."""
+    # The lock before anything is written: no other process may take the directory for its own.
     run_dir = run_dirs.create(Path(config.run_root), config.name)
     with locked(run_dir) as lock:
         _write_down(config, provenance, overrides, run_dir)
@@ -68,7 +69,7 @@ def begin(
 
 
 def _discard_failed(run_dir: RunDir, config: RunConfig, error: TrainctlError) -> None:
-    """Delete the directory of a run that failed on its settings or data before its first step."""
+    # A directory for each typing mistake would bury the real runs.
     stopped = isinstance(error, Preempted | Interrupted)
     if stopped or run_dir.has_rows() or config.checkpoint.has_saved(run_dir):
         return
@@ -87,20 +88,7 @@ def run_ranks(
     *,
     quiet: bool = False,
 ) -> Result:
-    """Run the ranks to their end, and print the result.
-
-    The last line printed, or the error's last note, is the resume command where there is one.
-
-    Args:
-        config: What config.json holds.
-        run_dir: The run directory, locked by us.
-        lock: The descriptors that hold the lock.
-        early: A process that has begun to be rank 0.
-        quiet: Print nothing.
-
-    Raises:
-        TrainctlError: What the ranks recorded.
-    """
+    """Run the ranks to the end, and print the result; used by `begin` and `resume`."""
     path = run_dir.path
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     command = shlex.join(["trainctl", "resume", str(shown)])
@@ -111,7 +99,7 @@ def run_ranks(
     except TrainctlError as error:
         stopped = isinstance(error, Preempted | Interrupted)
         saved = config.checkpoint.has_saved(run_dir)
-        # A config that is wrong would be met again, and rows without a checkpoint are not resumed.
+        # Resuming would meet a wrong config again, and refuses rows without a checkpoint.
         if not isinstance(error, ConfigError) and (saved or (stopped and not run_dir.has_rows())):
             error.add_note(f"resume with: {command}")
         raise
@@ -122,7 +110,7 @@ def run_ranks(
 
 
 def print_result(result: Result, run_dir: RunDir, shown: Path, command: str | None) -> None:
-    """Print how a run ended; the last line is the command that trains on, if one can."""
+    # The last line is the resume command: users and scripts find it with `tail -1`.
     for key, origin in result.without_effect.items():
         warning = f"trainctl: warning: {key} had no effect: nothing in this run read it ({origin})"
         print(warning, file=sys.stderr)  # noqa: T201
@@ -153,6 +141,7 @@ def _write_down(
         write_atomically(run_dir.overrides, "".join(f"{word}\n" for word in overrides))
         write_atomically(run_dir.env, json.dumps(facts(), indent=1) + "\n")
         command = shlex.join(["trainctl", "run", *overrides])
+        # Relative paths of the config belong to this folder.
         folder = shlex.quote(str(Path.cwd()))
         write_atomically(run_dir.command, f"#!/bin/sh\ncd {folder} && {command}\n")
     except OSError as error:

@@ -1,10 +1,6 @@
-"""A rank that is started before its config is known: it imports while the launcher composes.
+"""A process that imports torch while the launcher composes the config, to become rank 0.
 
-It is `python -m launcher.launch._worker` without a run directory, which it learns through a socket,
-together with the file descriptors that a rank inherits otherwise. It is rank 0 of the run if the
-config needs what it was started with: the worker, and an environment without `launch.threads`,
-which libraries read when they are imported. Otherwise, and after an error, it is killed before it
-has printed anything.
+It receives the run directory and the rank's file descriptors through a socket, or is killed.
 """
 
 from __future__ import annotations
@@ -21,12 +17,13 @@ from typing import Self
 from launcher.launch._environment import EARLY_FD, LAUNCHER_PID, common_to_ranks, without_rank
 from launcher.launch._processes import RankProcess, signals_held, start_process
 
+# Importing torch and transformers takes seconds, in which the launcher composes the config.
 WORKER = "launcher.launch._worker"
 _MESSAGE_BYTES = 1 << 20
 
 
 class EarlyRank:
-    """The launcher's side: starts the process, and kills it unless it becomes rank 0."""
+    """Starts the process, and kills it unless it becomes rank 0 (launcher's side)."""
 
     def __init__(self) -> None:
         # -P: a launcher/ or a random.py in the user's folder must not be taken for ours or
@@ -58,18 +55,17 @@ class EarlyRank:
         folder: str | None,
         descriptors: Sequence[int],
     ) -> RankProcess | None:
-        """Make it rank 0 of a run.
+        """Make the process rank 0 of a run; return None if rank 0 must be started as usual.
 
         Args:
-            command: What would start a rank: the worker and the run directory.
-            environment: What a rank finds in its environment when it starts.
-            variables: What it finds there besides; values may name descriptors.
-            folder: Its working directory; None for ours.
-            descriptors: File descriptors that it is given.
-
-        Returns:
-            The process; None if a rank of this run must be started again.
+            command: Command of a rank: the worker and the run directory.
+            environment: Environment that a rank starts with.
+            variables: Variables to set in addition; values may name descriptors.
+            folder: Working directory; None for the launcher's.
+            descriptors: File descriptors that the rank inherits.
         """
+        # Libraries read variables such as OMP_NUM_THREADS when they are imported: setting them in
+        # the process now would have no effect.
         *program, path = command
         fits = program == self._command and environment == self._environment
         if not fits or folder not in {None, self._folder} or self._process is None:
@@ -77,7 +73,8 @@ class EarlyRank:
         message = {"path": path, "variables": variables, "descriptors": list(descriptors)}
         try:
             socket.send_fds(self._socket, [json.dumps(message).encode()], list(descriptors))
-        except OSError:  # it has died
+        except OSError:
+            # The process has died, of an import that fails for example. A new rank reports why.
             return None
         process, self._process = self._process, None
         return process
@@ -103,22 +100,21 @@ class EarlyRank:
 
 
 def wait_for_run() -> str | None:
-    """Import what every run needs, and wait for the run: the rank's side.
-
-    Returns:
-        The run directory; None if there is none to run.
-    """
+    """Import what every run needs and wait for the run directory (rank's side); None: no run."""
     connection = socket.socket(fileno=int(os.environ.pop(EARLY_FD)))
     with _OutputHeld() as output, suppress(Exception):
         # An import that fails here fails again, and is reported, where it is needed.
         _import()
     with connection:
         data, received, _, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 64)
+    # The launcher closed the socket: an error, or a config that needs another process.
     if not data:
         return None
     output.release()
     message = json.loads(data)
     given = {str(old): str(new) for old, new in zip(message["descriptors"], received, strict=True)}
+    # Descriptors from a socket are inheritable: a program that the rank starts would hold the lock
+    # of the run directory beyond the run.
     for descriptor in received:
         os.set_inheritable(descriptor, False)
     for name, value in message["variables"].items():
@@ -136,11 +132,12 @@ def _import() -> None:
 
 
 class _OutputHeld:
-    """Buffers the output of imports until the run starts."""
+    """Buffers the output of imports, which must not be seen if the process is killed."""
 
     def __enter__(self) -> Self:
         self._held = os.memfd_create("output") if hasattr(os, "memfd_create") else -1
         self._before = [os.dup(1), os.dup(2)] if self._held >= 0 else []
+        # The descriptors and not sys.stdout: C libraries print, too.
         for number in (1, 2) if self._before else ():
             os.dup2(self._held, number)
         return self
@@ -158,7 +155,7 @@ class _OutputHeld:
             os.close(before)
 
     def release(self) -> None:
-        """Print it to stderr: what imports print is never a result."""
+        # To stderr, because what imports print is never a result.
         if self._held >= 0:
             os.lseek(self._held, 0, os.SEEK_SET)
             while text := os.read(self._held, 1 << 16):

@@ -49,16 +49,13 @@ RANK_VARIABLES = frozenset(
 
 
 def without_rank() -> dict[str, str]:
-    """Return this process's environment without the variables that set its rank.
-
-    The launcher may itself have been started by torchrun, srun or mpirun; its ranks are its own.
-    """
+    # The launcher may have been started by torchrun, srun or mpirun: its ranks would take the
+    # rank of the launcher for theirs.
     ours = {HEARTBEAT_FD, STORE_FD, EARLY_FD, LAUNCHER_PID}
     return {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and k not in ours}
 
 
 def common_to_ranks() -> dict[str, str]:
-    """Return the environment variables of every rank on this machine, independent of the config."""
     return {
         # Rust's tokenizer pool warns, or deadlocks, in a process that forks after using it.
         "TOKENIZERS_PARALLELISM": "false",

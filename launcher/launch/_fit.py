@@ -1,9 +1,4 @@
-"""Search of accumulation=auto for the largest micro-batch that fits, by the launching process.
-
-Every trial starts new ranks: a rank that runs out of memory leaves no other waiting, and the memory
-of a trial is measured from zero. The decision replaces the option in config.json, so that the run
-and every resume have a fixed micro-batch.
-"""
+"""Search of accumulation=auto for the largest micro-batch that fits, by the launching process."""
 
 from __future__ import annotations
 
@@ -22,6 +17,8 @@ from launcher.errors import LaunchError, OutOfMemory, RankFailed
 from launcher.launch._start import start
 from launcher.run_dir import RunDir, write_atomically
 
+# Every trial starts new ranks: one that runs out of memory leaves no other waiting in a collective,
+# and the peak of a trial starts from zero.
 _GROUP = "accumulation"
 # Exit statuses of a process that ran out of memory: killed by the kernel, or crashed in a library
 # that does not check its allocations.
@@ -32,14 +29,7 @@ _KILLED = {
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Result of a trial.
-
-    Attributes:
-        micro_batch_size: The size that was tried.
-        fits: Every rank stayed below its limit.
-        peak_mib: Largest peak of a rank, in MiB; None if no rank recorded one.
-        limit_mib: Smallest limit of a rank, in MiB; likewise.
-    """
+    """Result of a trial: largest peak and smallest limit of a rank, None if none recorded one."""
 
     micro_batch_size: int
     fits: bool
@@ -56,8 +46,6 @@ class Trial:
 
 @dataclass(slots=True)
 class _Trials:
-    """Runs trials and prints the result of each on the console's current line."""
-
     config: RunConfig
     search: MicroBatchSearch
     run_dir: RunDir
@@ -70,6 +58,8 @@ class _Trials:
         option = self.search.at_most(micro_batch_size)
         config = self.config.model_copy(update={"accumulation": option})
         try:
+            # An interrupted search leaves the directory: its rank-N.json would pass for results of
+            # this trial.
             shutil.rmtree(trial_dir.path, ignore_errors=True)
             trial_dir.path.mkdir(parents=True)
             write_atomically(trial_dir.config, config.to_json())
@@ -82,13 +72,11 @@ class _Trials:
         return trial.fits
 
     def say(self, text: str) -> None:
-        """Continue the console's current line: a trial takes a while."""
         if not self.quiet:
-            print(text, end="", flush=True)  # noqa: T201 - the console's progress
+            print(text, end="", flush=True)  # noqa: T201 - a trial takes seconds to minutes
 
     @property
     def limit(self) -> str:
-        """Return the smallest limit of a rank, for messages."""
         limits = [trial.limit_mib for trial in self.done if trial.limit_mib is not None]
         return f" into {min(limits):,.0f} MiB" if limits else ""
 
@@ -96,17 +84,11 @@ class _Trials:
 def find_micro_batch_size(
     config: RunConfig, run_dir: RunDir, lock: Sequence[int], *, quiet: bool = False
 ) -> RunConfig:
-    """Return the config to run: with the largest micro-batch that fits, if it is to be searched.
-
-    Args:
-        config: The config in config.json, which is rewritten when a size is decided.
-        run_dir: The run directory, locked by this process.
-        lock: The descriptors that hold the lock.
-        quiet: Print nothing.
+    """Return the config with the largest micro-batch that fits, and write it to config.json.
 
     Raises:
         OutOfMemory: Not even a micro-batch of 1 fits.
-        TrainctlError: The ranks cannot start with any.
+        TrainctlError: The ranks cannot start with any size.
     """
     search = config.accumulation.search
     if search is None:
@@ -124,18 +106,17 @@ def find_micro_batch_size(
     finally:
         if trials.done:
             trials.say("\n")
+    # Written down, so that the run and every resume have the same micro-batch, whatever else uses
+    # the device then.
     config = config.model_copy(update={"accumulation": decided})
     _write_decision(config, run_dir, words, _reason(trials, found))
     return config
 
 
 def largest_fitting(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """Return the largest candidate that fits, or None; every result comes from a trial.
-
-    Args:
-        candidates: Ascending. If one fits, so do those below it.
-        fits: Tries one candidate: the largest first, then a binary search.
-    """
+    """Return the largest of the ascending candidates that fits, or None."""
+    # Every answer comes from a trial, none from extrapolation: memory is not linear in the size.
+    # The largest first: for a small model one trial is enough.
     if fits(candidates[-1]):
         return candidates[-1]
     fitting, failing = -1, len(candidates) - 1
@@ -151,13 +132,7 @@ def largest_fitting(candidates: Sequence[int], fits: Callable[[int], bool]) -> i
 def decided_overrides(
     typed: Sequence[str], origins: Mapping[str, str], decided: Sequence[str]
 ) -> list[str]:
-    """Return overrides that compose the decided config, in place of those that were typed.
-
-    Args:
-        typed: The overrides of the command line.
-        origins: Origin of every key of the config.
-        decided: The overrides of the decision; they name each key of the decided option.
-    """
+    """Return overrides that compose the decided config, in place of those that were typed."""
     kept = [word for word in typed if word.lstrip("+~").partition("=")[0].split(".")[0] != _GROUP]
     named = {word.partition("=")[0] for word in decided}
     # Keys of `auto` that a recipe sets would be unknown keys of the decided option.
@@ -183,6 +158,7 @@ def _trial(
     except RankFailed as error:
         # Another rank may have run out of memory while the first was waiting for it.
         measured = _measured(trial_dir)
+        # Anything else that ends a rank is a defect, and not an answer of the search.
         if error.exit_status not in _KILLED and all(each["fits"] for each in measured):
             raise
         fits = False
@@ -196,7 +172,6 @@ def _trial(
 
 
 def _measured(trial_dir: RunDir) -> list[dict[str, float]]:
-    """Return the measurements of the ranks that got to record them."""
     paths = sorted(trial_dir.path.glob("rank-*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
@@ -220,7 +195,7 @@ def _nothing_fits(trials: _Trials) -> OutOfMemory:
 
 
 def _write_decision(config: RunConfig, run_dir: RunDir, words: Sequence[str], reason: str) -> None:
-    """Write the decision; config.json last, because it is what makes the decision effective."""
+    # config.json last: killed before it, the next start searches again.
     try:
         origins = run_dir.read_provenance()
         typed = run_dir.overrides.read_text(encoding="utf-8").splitlines()

@@ -1,8 +1,4 @@
-"""Progress of each rank, in memory that the ranks and their launcher share.
-
-A rank counts up after each optimizer step, evaluated micro-batch and save: three stores, no system
-call. The launcher compares counts by its own clock.
-"""
+"""Progress of each rank, in memory that the ranks share with the launcher."""
 
 from __future__ import annotations
 
@@ -13,20 +9,15 @@ from dataclasses import dataclass
 
 from launcher.launch._environment import HEARTBEAT_FD
 
-# Phases of a rank; one that has not reported yet is in the first.
+# The memory starts with zeros: a rank that has not reported is in the first phase.
 PHASES = ("build", "step", "evaluate", "save", "end")
-_BYTES = 64  # a cache line of its own for each rank
+# A cache line for each rank: ranks that write to one line would slow each other.
+_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Last entry of a rank.
-
-    Attributes:
-        count: Number of times it wrote.
-        step: Optimizer steps done.
-        phase: One of `PHASES`.
-    """
+    """Last entry of a rank: number of its entries, optimizer steps done, phase."""
 
     count: int
     step: int
@@ -34,7 +25,7 @@ class Beat:
 
 
 class Heartbeat:
-    """One rank's part of the shared memory; private memory if no launcher reads it."""
+    """Writes a rank's entry; to private memory if no launcher reads it."""
 
     def __init__(self, rank: int) -> None:
         descriptor = os.environ.get(HEARTBEAT_FD)
@@ -46,19 +37,16 @@ class Heartbeat:
         self._words = memoryview(shared)[rank * _BYTES : (rank + 1) * _BYTES].cast("q")
 
     def __call__(self, phase: str, step: int) -> None:
-        """Report progress.
-
-        Args:
-            phase: Phase that begins: one of `PHASES`.
-            step: Optimizer steps done.
-        """
+        """Report that a phase begins, and the number of steps done."""
+        # After every step and evaluated micro-batch: three stores and no system call. The count
+        # last: a new count must come with its step and phase.
         words = self._words
         words[1], words[2] = step, PHASES.index(phase)
         words[0] += 1
 
 
 class Heartbeats:
-    """The launcher's view of all ranks' parts of the shared memory."""
+    """Reads all ranks' entries, in the launcher."""
 
     def __init__(self, ranks: int) -> None:
         # Without a name in any file system: nothing is left behind, whoever dies first.
@@ -71,13 +59,11 @@ class Heartbeats:
         self._shared = mmap.mmap(self.descriptor, 0)
 
     def read(self, rank: int) -> Beat:
-        """Return what a rank wrote last."""
         with memoryview(self._shared) as view, view.cast("q") as words:
             start = rank * _BYTES // 8
             count, step, phase = words[start : start + 3].tolist()
         return Beat(count, step, PHASES[phase])
 
     def close(self) -> None:
-        """Unmap the memory."""
         self._shared.close()
         os.close(self.descriptor)

@@ -1,10 +1,4 @@
-"""Import torch without torch._dynamo, which is loaded when something compiles.
-
-The constructor and the first step of any torch optimizer import torch._dynamo, and sympy with it:
-over a second of CPU time and a thousand files for each rank, only to tell the compiler to leave
-`add_param_group` alone. Until something else of torch._dynamo is asked for, nothing has been
-compiled, and there is nothing to tell. (Models of transformers import it themselves.)
-"""
+"""Import torch without torch._dynamo, which is loaded on first use."""
 
 from __future__ import annotations
 
@@ -17,14 +11,18 @@ from typing import Any, cast
 
 from typing_extensions import override
 
+# The constructor and the first step of any torch optimizer import torch._dynamo and sympy, over a
+# second of CPU time and a thousand files for each rank, only to exclude `add_param_group` from
+# compilation. Before anything has been compiled there is nothing to exclude it from. (Models of
+# transformers import torch._dynamo themselves.)
 _NAME = "torch._dynamo"
-# What the import system and `inspect` read of a module. `__path__` is not in it: whoever reads
-# that is about to import a submodule, which expects the package to have been executed.
+# Attributes that the import system and `inspect` read. Not `__path__`: it is read to import a
+# submodule, which expects the package to be loaded.
 _KNOWN_UNLOADED = frozenset({"__class__", "__dict__", "__file__", "__name__", "__spec__"})
 
 
 def import_torch() -> None:
-    """Import torch; delay torch._dynamo until it is needed, if nothing has imported it yet."""
+    """Import torch, and delay torch._dynamo unless it is already imported."""
     import torch
 
     spec = None if _NAME in sys.modules else importlib.util.find_spec(_NAME)
@@ -37,10 +35,7 @@ def import_torch() -> None:
 
 
 class _Unloaded(ModuleType):
-    """torch._dynamo before its code is executed.
-
-    Answers the two calls that torch's optimizers make; any other access executes the module.
-    """
+    """torch._dynamo before its code is executed; any access but those of _ANSWERS executes it."""
 
     @override
     def __getattribute__(self, name: str) -> Any:
@@ -53,7 +48,7 @@ class _Unloaded(ModuleType):
 
 
 _lock = threading.RLock()
-# Functions for which torch keeps our answer as an attribute.
+# torch stores the answer of `disable` as an attribute of these functions.
 _asked: list[Callable[..., Any]] = []
 
 
@@ -65,13 +60,13 @@ def _load(module: ModuleType) -> None:
         module.__class__ = ModuleType  # type: ignore[assignment] # its base class
         spec.loader.exec_module(module)
         for function in _asked:
-            # torch asks again, and then gets what keeps the compiler out of the function.
+            # torch then calls `disable` again, of the loaded module.
             delattr(function, "__dynamo_disable")
         _asked.clear()
 
 
-def _graph_break(msg: str = "") -> None:
-    """Do nothing: outside of a compiled function torch's own does nothing either."""
+# Outside of a compiled function torch's own does nothing either.
+def _graph_break(msg: str = "") -> None: ...
 
 
 def _disable(

@@ -1,4 +1,4 @@
-"""A flock on the run directory, so that only one run uses it at a time."""
+"""Lock of the run directory, so that one run at a time uses it."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ _UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP}
 
 @contextmanager
 def locked(run_dir: RunDir) -> Iterator[Sequence[int]]:
-    """Lock the run directory and run.lock.
-
-    Both, because a second process could lock a new run.lock after the first was deleted.
-
-    Yields:
-        The descriptors that hold the lock; ranks inherit them, so that the lock outlives a killed
-        launcher for exactly as long as one of its ranks does.
+    """Lock the run directory, and yield the descriptors that hold the lock.
 
     Raises:
         LaunchError: Another process holds it, or the directory cannot be written.
     """
+    # flock and not a file that exists: the kernel releases it however the holders end. Ranks
+    # inherit the descriptors, so that the lock outlives a killed launcher as long as a rank does.
+    # Both the directory and the file, because run.lock can be deleted and created again.
     with ExitStack() as stack:
         directory = _open(run_dir, stack, os.O_RDONLY | os.O_DIRECTORY)
+        # O_NOFOLLOW, O_NONBLOCK: a link would be written through, and opening a FIFO would block.
         file = _open(run_dir, stack, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise LaunchError(f"{run_dir.lock} must be a regular file, but is not; remove it")
+        # A killed launcher's ranks die with it, but need a moment to exit, and hold the lock.
         deadline = time.monotonic() + GRACE_S
         for descriptor in (directory, file):
             _acquire(descriptor, file, run_dir, deadline)
@@ -54,7 +53,7 @@ def locked(run_dir: RunDir) -> Iterator[Sequence[int]]:
 
 
 def name_ranks(lock: Sequence[int], pids: Sequence[int]) -> None:
-    """Write the process ids of the ranks into the lock file, for people and for `kill`."""
+    # For users, who look for the processes of a run to end them.
     file = lock[-1]
     holder = {**json.loads(os.pread(file, 65_536, 0)), "ranks": list(pids)}
     text = json.dumps(holder).encode()
@@ -98,11 +97,13 @@ def _acquire(descriptor: int, file: int, run_dir: RunDir, deadline: float) -> No
 def _alive(holder: str) -> bool:
     try:
         facts = json.loads(holder)
+        # Process ids of another machine mean nothing here.
         if facts["host"] != socket.gethostname():
             return True
         os.kill(facts["pid"], 0)
     except (ValueError, KeyError, TypeError, ProcessLookupError):
         return False
     except PermissionError:
+        # The process exists, and is another user's.
         return True
     return True

@@ -1,7 +1,4 @@
-"""RUN_DIR/env.json: the machine, the code and the packages of a run, and when it ran.
-
-What costs time to find out (git, installed packages) is collected in a thread while the ranks run.
-"""
+"""RUN_DIR/env.json: machine, code, packages and times of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +24,6 @@ _NAMED = 50
 
 
 def facts() -> dict[str, Any]:
-    """Return what is known at once: folder, host, Python, CPU and GPUs."""
     return {
         "folder": str(Path.cwd()),
         "host": platform.node(),
@@ -42,10 +38,8 @@ def facts() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def launch_recorded(run_dir: RunDir) -> Iterator[None]:
-    """Add a launch to env.json: its code and packages while it runs, its duration at its end.
-
-    A failure to write is no reason to end a run.
-    """
+    # In a thread while the ranks run: git takes seconds in a large repository, and so can reading
+    # the metadata of all packages on a network file system.
     started, clock = _now(), time.monotonic()
     launch: dict[str, Any] = {"started": started}
     found: dict[str, Any] = {}
@@ -65,6 +59,7 @@ def launch_recorded(run_dir: RunDir) -> Iterator[None]:
 
 
 def _update(run_dir: RunDir, found: dict[str, Any], launch: dict[str, Any]) -> None:
+    # env.json is for information only: a failure to write it must not end a run.
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
         values = json.loads(run_dir.env.read_text(encoding="utf-8"))
         launches = [
@@ -97,7 +92,7 @@ def _cpu() -> str:
 
 
 def _gpus() -> list[str]:
-    """Return the models of NVIDIA's GPUs as the driver names them; torch is not imported here."""
+    # From the driver's files, because importing torch takes seconds.
     models = []
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         with contextlib.suppress(OSError, ValueError):
@@ -107,10 +102,7 @@ def _gpus() -> list[str]:
 
 
 def _git(run_dir: RunDir) -> dict[str, Any] | None:
-    """Return commit and changes of the repository that we are in; None if there is none.
-
-    The changes of tracked files are written to RUN_DIR/uncommitted.diff.
-    """
+    """Return commit and changes of the current repository; write uncommitted.diff."""
     root = _run_git("rev-parse", "--show-toplevel")
     if root is None:
         return None
@@ -121,6 +113,7 @@ def _git(run_dir: RunDir) -> dict[str, Any] | None:
     diff = _run_git("diff", "HEAD") if changed else None
     if diff:
         with contextlib.suppress(OSError):
+            # Bounded: a tracked data file that changed must not fill the disk.
             (run_dir.path / "uncommitted.diff").write_bytes(diff[:_MAX_DIFF_BYTES])
     return {
         "repository": os.fsdecode(root).strip(),
@@ -140,7 +133,7 @@ def _run_git(*words: str) -> bytes | None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=_GIT_TIMEOUT_S,
-            # git would write its index otherwise, in a folder that others work in.
+            # `git status` writes the index otherwise, and its lock breaks a git that the user runs.
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         ).stdout
     return None

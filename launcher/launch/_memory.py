@@ -1,4 +1,4 @@
-"""Memory of a rank's device and of this machine: its limit and its peak use."""
+"""Limit and peak use of the memory of a rank's device, and of this machine."""
 
 from __future__ import annotations
 
@@ -17,32 +17,25 @@ if TYPE_CHECKING:
     import torch
 
 _GIB = 2**30
-# Limit, use, and the part of the use that the kernel gives back on demand, in versions 2 and 1 of
-# control groups.
+# Limit, use, and the part of the use that the kernel reclaims when needed (page cache), in versions
+# 2 and 1 of control groups. Without the last, a machine that has read a large file looks full.
 _V2 = ("memory.max", "memory.current", "inactive_file")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 class Memory(Protocol):
-    """The memory of a rank's device."""
+    """Memory of a rank's device."""
 
-    limit: float
-    """Bytes that the rank may use: the limit less the margin."""
+    limit: float  # bytes, less the margin
 
     def impose(self) -> None:
-        """Enforce the limit where the device can; call it before anything is built."""
+        """Enforce the limit where the device can."""
 
     def peak(self) -> float:
-        """Return the most bytes that the process has used so far."""
+        """Return the most bytes that the process has used."""
 
 
 def memory_of(device: str, search: MicroBatchSearch) -> Memory:
-    """Return the memory of a device with the limit of a search.
-
-    Args:
-        device: Name of the device, as torch has it.
-        search: Gives the limit (None: what is free now) and the margin.
-    """
     if device.startswith("cuda"):
         import torch
 
@@ -65,6 +58,8 @@ class CudaMemory(Memory):
     def impose(self) -> None:
         import torch
 
+        # torch then raises OutOfMemoryError at the limit, instead of taking memory that other
+        # processes of the device will need.
         share = min(1.0, self.limit / self._total)
         torch.cuda.set_per_process_memory_fraction(share, self._device)
 
@@ -77,11 +72,7 @@ class CudaMemory(Memory):
 
 
 class HostMemory(Memory):
-    """The resident memory of this process: the device is the CPU or shares its memory.
-
-    The limit is only compared with the peak. What enforces it is the kernel, which ends a trial
-    that exceeds its control group.
-    """
+    """Resident memory of this process, for the CPU and devices that share its memory."""
 
     def __init__(self, search: MicroBatchSearch) -> None:
         given = search.memory_limit_gib
@@ -91,7 +82,9 @@ class HostMemory(Memory):
 
     @override
     def impose(self) -> None:
-        """Do nothing."""
+        """Do nothing: the limit is only compared with the peak."""
+        # RLIMIT_AS would count address space, of which CUDA and mmap reserve far more than they
+        # use. A trial that exceeds its control group is killed by the kernel.
 
     @override
     def peak(self) -> float:
@@ -103,11 +96,7 @@ class HostMemory(Memory):
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Return the bytes that can be used without swapping and within all control groups.
-
-    Args:
-        root: Folder of `proc` and `sys`.
-    """
+    """Return the bytes that can be used without swapping and within all control groups."""
     free = [max(0, limit - used) for limit, used in _control_groups(root)]
     if (available := _kib_values(root / "proc/meminfo").get("MemAvailable")) is not None:
         free.append(available)
@@ -115,11 +104,7 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 
 def total_bytes(root: Path = Path("/")) -> int:
-    """Return the bytes of this machine, or of the smallest control group of this process.
-
-    Args:
-        root: Folder of `proc` and `sys`.
-    """
+    """Return the bytes of this machine, or of the smallest control group of this process."""
     total = _kib_values(root / "proc/meminfo").get("MemTotal", _physical_bytes())
     return min([total, *(limit for limit, _ in _control_groups(root))])
 
@@ -137,6 +122,7 @@ def _control_groups(root: Path) -> Iterator[tuple[int, int]]:
         mounted = root / "sys/fs/cgroup" / ("memory" if controllers else "")
         limit_file, use_file, spare_key = _V1 if controllers else _V2
         group = mounted / path.lstrip("/")
+        # The limits of all parents apply, too: containers set theirs above the process's group.
         while group.is_relative_to(mounted):
             limit, used = _number(group / limit_file), _number(group / use_file)
             if limit is not None and used is not None:
@@ -146,13 +132,13 @@ def _control_groups(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _kib_values(path: Path) -> dict[str, int]:
-    """Return the lines `Name:  123 kB` of a kernel file in bytes; empty if there is no file."""
+    """Return the lines `Name:  123 kB` of a kernel file, in bytes."""
     pairs = (line.removesuffix(" kB").split(":") for line in _lines(path) if line.endswith(" kB"))
     return {name: int(number) * 1024 for name, number in pairs}
 
 
 def _number(path: Path) -> int | None:
-    """Return the number in a file; None if there is no file, or the word `max`."""
+    """Return the number in a file; None for the word `max`, or without the file."""
     match _lines(path):
         case [text] if text.isdigit():
             return int(text)

@@ -1,4 +1,4 @@
-"""The outcome of a run, from how its ranks ended."""
+"""Result or error of a run, from the records of its ranks."""
 
 from __future__ import annotations
 
@@ -50,15 +50,17 @@ class Result:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Failure:
-    """One rank's failure; the smallest one is reported."""
+    """Failure of a rank; the smallest one is reported."""
 
+    # When one rank fails the others fail next, of a closed connection, and often write that down
+    # first. So the kind of failure decides before the time.
     severity: int  # 0: its own; 1: asked to end; 2: it lost another rank; 3: ended by the launcher
     time: float
     rank: int
 
 
 def clear(run_dir: RunDir) -> None:
-    """Remove the outcome of an earlier attempt."""
+    """Remove the result of an earlier launch, which would be read as that of this one."""
     run_dir.result.unlink(missing_ok=True)
     folder = run_dir.rank_result(0).parent
     folder.mkdir(exist_ok=True)
@@ -67,22 +69,18 @@ def clear(run_dir: RunDir) -> None:
 
 
 def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
-    """Return the result of the run, or raise the error that ended it.
-
-    Args:
-        run_dir: The run directory.
-        ranks: The processes, all of which have ended.
+    """Return the result of a run whose ranks have ended.
 
     Raises:
-        TrainctlError: The first failure in time; a rank's own failure comes before what the loss of
-            that rank made of the others.
+        TrainctlError: The first failure in time of a rank that did not fail because of another.
     """
     started = [rank.rank for rank in ranks]
     records = {rank: read for rank in _recorded(run_dir, started) if (read := _read(run_dir, rank))}
     failures = [
         failure for rank in ranks if (failure := _failure(rank, records.get(rank.rank))) is not None
     ]
-    # The exit status of a program that starts the ranks itself contains no information about them.
+    # A program that starts the ranks itself (torchrun) exits with 1 for every cause: their records
+    # have the reason.
     failures += [
         _Failure(_severity(values), values["time"], rank)
         for rank, values in records.items()
@@ -96,13 +94,7 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
 
 
 def write_result(run_dir: RunDir, result: Result | TrainctlError, seconds: float) -> None:
-    """Write RUN_DIR/result.json, from which other programs read how the run ended.
-
-    Args:
-        run_dir: The run directory.
-        result: What the ranks made, or what ended them.
-        seconds: Duration of this launch.
-    """
+    """Write RUN_DIR/result.json, which other programs read; `seconds` is the launch's duration."""
     values: dict[str, Any]
     if isinstance(result, TrainctlError):
         stopped = isinstance(result, Preempted | Interrupted)
@@ -132,7 +124,7 @@ def write_result(run_dir: RunDir, result: Result | TrainctlError, seconds: float
 
 
 def completed(run_dir: RunDir) -> Result | None:
-    """Return the result of a run that has ended normally; None for any other."""
+    """Return the result of a run that ended normally, otherwise None."""
     try:
         values = json.loads(run_dir.result.read_text(encoding="utf-8"))
         if values["status"] != "completed":
@@ -143,7 +135,7 @@ def completed(run_dir: RunDir) -> Result | None:
 
 
 def log_tail(log: Path, start: int = 0) -> str:
-    """Return the end of a log, from an offset on."""
+    # Bounded: a rank that printed a warning per step may have written gigabytes.
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)

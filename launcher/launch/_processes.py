@@ -1,4 +1,4 @@
-"""The processes that a launcher starts, one per rank: start, signal, wait, end."""
+"""Processes that a launcher starts, one per rank: start, signal, wait, end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ _POLL_S = 0.05
 
 @dataclass(slots=True, eq=False)
 class RankProcess:
-    """One process that runs a rank.
+    """Process of a rank, in its own session.
 
     Attributes:
-        rank: Its rank.
-        process: The process, in a session of its own.
-        status: Exit status, -n where signal n ended it; None while it runs.
-        ended: When its end was seen: seconds since the epoch.
-        killed: True if the launcher itself ended it.
+        status: Exit status, -n if signal n ended it; None while it runs.
+        ended: When its end was seen, in seconds since the epoch.
+        killed: True if the launcher ended it.
     """
 
     rank: int
@@ -39,31 +37,31 @@ class RankProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is also that of its process group."""
+        """Process id, which is also the id of its process group."""
         return self.process.pid
 
     def send(self, number: int) -> None:
-        """Send a signal, if it runs."""
-        # Only this object waits for the process: until then no other can have its id.
+        """Send a signal, if the process runs."""
+        # os.kill, because Popen.send_signal reaps a process that has ended: then its id is free,
+        # and `reap` could not kill its children any more.
         if self.status is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def send_group(self, number: int) -> None:
-        """Send a signal to it and its child processes, if it runs."""
+        """Send a signal to the process and its children, if it runs."""
         if self.status is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Kill it on behalf of the launcher."""
         self.killed = self.killed or self.status is None
         self.send(number)
 
     def reap(self) -> bool:
-        """Return True when it has ended; what it started ends with it."""
+        """Return True when the process has ended; kill its children then."""
         if self.status is None and _has_ended(self.pid):
-            # Before its id is free for others: data workers and the like, of the same group.
+            # Data workers, of the same group. Before `wait` frees the id, which is the group's.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             self.status, self.ended = self.process.wait(), time.time()
@@ -71,29 +69,30 @@ class RankProcess:
 
 
 def _has_ended(pid: int) -> bool:
+    # WNOWAIT leaves a zombie, which keeps the process id from being reused.
     options = os.WEXITED | os.WNOWAIT | os.WNOHANG
     return os.waitid(os.P_PID, pid, options) is not None
 
 
 @dataclass(slots=True)
 class Waiter:
-    """Wait until a process ends or a timeout; signal handlers run meanwhile."""
+    """Wait until a process ends or a timeout."""
 
     _descriptors: dict[RankProcess, int] = field(default_factory=dict)
 
     def add(self, rank: RankProcess) -> None:
-        """Wait for this process too."""
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):  # a sandbox may refuse the call
                 self._descriptors[rank] = os.pidfd_open(rank.pid)
 
     def remove(self, rank: RankProcess) -> None:
-        """Wait no longer for a process that has ended."""
         if rank in self._descriptors:
             os.close(self._descriptors.pop(rank))
 
     def wait(self, running: Sequence[RankProcess], seconds: float) -> None:
-        """Return when one of the processes has ended, and after so many seconds at the latest."""
+        """Return when one of the processes has ended, or after the given seconds."""
+        # Not Popen.wait(timeout), which waits for one process and polls in intervals that grow to
+        # 50 ms. Signal handlers run during both waits.
         if any(rank not in self._descriptors for rank in running):
             time.sleep(min(seconds, _POLL_S))
             return
@@ -105,11 +104,9 @@ class Waiter:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Block signals while ranks are started.
-
-    A rank inherits the mask: a signal that comes before it has its handlers waits for them. One for
-    the launcher waits until there are ranks to forward it to.
-    """
+    """Block signals while ranks are started."""
+    # A rank inherits the mask, so that a signal before its handlers are installed is kept and not
+    # fatal. A signal to the launcher is kept until there are ranks to forward it to.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [*STOPPING, DUMP])
     try:
         yield
@@ -126,22 +123,10 @@ def start_process(
     descriptors: Sequence[int],
     output: IO[bytes] | None,
 ) -> RankProcess:
-    """Start one rank, under `signals_held`.
-
-    Args:
-        command: The program and its arguments.
-        environment: All of its environment.
-        rank: Its rank.
-        folder: Its working directory; None for ours.
-        descriptors: File descriptors that it inherits.
-        output: Where its standard output and error go; None for ours.
-
-    Raises:
-        LaunchError: The program cannot be started.
-    """
+    """Start a rank, under `signals_held`; None for folder or output means the launcher's."""
     try:
-        # A session of its own: Ctrl-C reaches the rank once, from us, and not a second time from
-        # the terminal.
+        # In its own session Ctrl-C reaches the rank once, from the launcher, and not a second
+        # time from the terminal.
         process = subprocess.Popen(
             command,
             env=environment,
@@ -158,6 +143,7 @@ def start_process(
 
 def process_state(pid: int) -> tuple[str, float] | None:
     """Return a process's state (`R`, `S`, `D`, `T`, …) and its CPU seconds; None without /proc."""
+    # From the last ")", because the second field is the program's name, which may contain spaces.
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -166,7 +152,7 @@ def process_state(pid: int) -> tuple[str, float] | None:
 
 
 def waits_for_disk(pid: int) -> bool:
-    """Return whether any thread of a process is in an uninterruptible wait, as in fsync."""
+    """Return True if a thread of a process is in an uninterruptible wait, as in fsync."""
     for task in Path(f"/proc/{pid}/task").glob("*/stat"):
         try:
             fields = task.read_text(encoding="utf-8").rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Records the outcome of a rank in RUN_DIR/result/rank-N.json."""
+"""Record the outcome of a rank in RUN_DIR/result/rank-N.json."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MISMATCHED = ("doesn't match expected size", "[enforce fail", "Detected mismatc
 
 
 def record_completed(run_dir: RunDir, rank: int, outcome: Outcome) -> int:
-    """Record that a rank reached the last step, and return its exit status."""
+    """Record that a rank reached the end of the run, and return its exit status."""
     values = {
         "step": outcome.state.step,
         "scores": dict(outcome.scores),
@@ -72,7 +72,8 @@ def record_failed(run_dir: RunDir, rank: int, error: BaseException) -> int:
 
 
 def to_json(values: Mapping[str, Any]) -> str:
-    """Return standard JSON: a number that is not finite becomes null."""
+    """Return JSON with null for numbers that are not finite."""
+    # Python writes NaN, which is no JSON: strict parsers refuse the file.
     return json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
 
 
@@ -83,9 +84,10 @@ def _write(run_dir: RunDir, rank: int, values: Mapping[str, Any]) -> None:
 
 
 def _classified(rank: int, error: BaseException) -> TrainctlError:
-    """Return the error that the launcher reports."""
+    """Return the error that the launcher is to report."""
     if isinstance(error, TrainctlError):
         return error
+    # The first line: C++ exceptions of torch append a stack of their own frames.
     text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if _says(error, _TIMED_OUT):
         return Hang(f"rank {rank} waited too long for another rank ({text})")
@@ -103,6 +105,7 @@ def _says(error: BaseException, signs: tuple[str, ...]) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
+# An error of a collective may be the cause of another, as of a LaunchError in `process_group`.
 def _chain(error: BaseException) -> Iterator[BaseException]:
     while True:
         yield error

@@ -1,4 +1,4 @@
-"""Resume of an existing run: checks, changed settings, start."""
+"""Resume a run: checks, changed settings, start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from launcher.run_dir import RunDir
 def resume(
     path: Path, overrides: Sequence[str], allow: Sequence[str], *, quiet: bool = False
 ) -> Result:
-    """Resume a run; see `launcher.launch.resume`."""
     # The same directory by any path, links included.
     run_dir = RunDir(path.resolve())
 
@@ -29,6 +28,7 @@ def resume(
 
     try:
         with locked(run_dir) as lock:
+            # First of all: everything below must see the settings that the run was saved with.
             if dropped := _stored.undo_killed(run_dir):
                 say(
                     f"{' '.join(dropped)}: not applied, because the resume that set it was killed "
@@ -41,6 +41,7 @@ def resume(
                 return result
             _check_resumable(config, run_dir)
             preflight(config)
+            # Nothing has been written so far: a resume that is refused leaves the run as it was.
             _stored.adopt(run_dir, stored)
             if not changes:
                 return run_ranks(config, run_dir, lock, quiet=quiet)
@@ -66,11 +67,7 @@ def resume(
 
 
 def _check_resumable(config: RunConfig, run_dir: RunDir) -> None:
-    """Refuse to train from step 0 over the records of an earlier attempt.
-
-    Raises:
-        CheckpointError: The run has taken steps, but has no checkpoint.
-    """
+    """Refuse to train from step 0 over the metrics of an earlier launch."""
     if config.checkpoint.has_saved(run_dir):
         return
     if run_dir.has_rows():
@@ -89,5 +86,4 @@ def _finished(result: Result, run_dir: RunDir, config: RunConfig) -> str:
 
 
 def _saved(run_dir: RunDir) -> set[str]:
-    """Names of the published checkpoints."""
     return {path.name for path in run_dir.checkpoints.glob("step-*")}

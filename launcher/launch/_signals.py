@@ -1,8 +1,4 @@
-"""Signals of a launcher and of its ranks.
-
-A rank's handler only sets a flag, which the loop reads between steps. The launcher forwards
-signals to its ranks (`_supervisor`); as long as it has none, they end it as they would end a run.
-"""
+"""Signals of a launcher before it has ranks, and of the ranks."""
 
 from __future__ import annotations
 
@@ -15,33 +11,32 @@ from types import FrameType
 
 from launcher.errors import Interrupted, Preempted
 
-# Signals on which a run saves and ends.
+# Signals on which a run saves and ends; SIGUSR1 is Slurm's warning before a time limit.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # Signal on which a rank writes the Python stacks of its threads to its log.
 DUMP = signal.SIGUSR2
 
 
 def handled() -> list[signal.Signals]:
-    """Return the stopping signals that this process does not ignore, as under nohup."""
+    """Return the stopping signals that this process does not ignore."""
+    # nohup ignores SIGHUP: installing a handler would end the run with the terminal.
     return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class _Received(BaseException):
-    """A stopping signal; no Exception, since libraries catch those while they import or compose."""
+    """A stopping signal; no Exception, because libraries catch those in their imports."""
 
 
 @contextmanager
 def signals_end_launch() -> Iterator[None]:
-    """End a launch with the status of a preempted run while there is no rank to forward to.
-
-    Raises:
-        Preempted: A signal came; SIGINT stays a KeyboardInterrupt.
-    """
+    """End a launch that has no ranks yet; see `launcher.launch.signals_end_launch`."""
 
     def end(number: int, frame: FrameType | None) -> None:
         del frame
         raise _Received(signal.Signals(number).name)
 
+    # Only the main thread may set handlers: in others (a sweep's workers, notebooks) signals stay
+    # as they are. SIGINT raises KeyboardInterrupt without our help.
     main = threading.current_thread() is threading.main_thread()
     ours = [number for number in handled() if number != signal.SIGINT] if main else []
     before = {number: signal.signal(number, end) for number in ours}
@@ -56,21 +51,20 @@ def signals_end_launch() -> Iterator[None]:
 
 
 class StopFlag:
-    """The first signal that requested the end of the run.
+    """First signal that requested the end of the run; a second Ctrl-C exits at once."""
 
-    SIGTERM, SIGHUP, SIGUSR1 (Slurm's warning) and SIGINT (Ctrl-C) are noted; a second Ctrl-C leaves
-    at once.
-    """
+    # The handler only sets a flag, which the loop reads between steps: saving inside of a handler
+    # would run in the middle of a step, and collectives there would not match the other ranks'.
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
 
     def __call__(self) -> signal.Signals | None:
-        """The signal, or None as long as none came."""
+        """Return the signal, or None."""
         return self._received
 
     def install(self) -> None:
-        """Take over the signals of this process; to be called in the main thread."""
+        """Install the handlers; must be called in the main thread."""
         for number in handled():
             signal.signal(number, self._note)
         # The launcher starts ranks with these blocked, so that none arrives before its handler.
@@ -79,6 +73,6 @@ class StopFlag:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGINT and self._received is signal.SIGINT:
-            # No clean-up: the user wants to leave now, and published checkpoints stay intact.
+            # Without clean-up, which can take minutes; published checkpoints stay intact.
             os._exit(Interrupted.exit_status)
         self._received = self._received or signal.Signals(number)

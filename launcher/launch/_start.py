@@ -1,4 +1,4 @@
-"""Starts the ranks of a run directory, waits for them and writes the result."""
+"""Start the ranks of a run directory, wait for them and write the result."""
 
 from __future__ import annotations
 
@@ -36,18 +36,7 @@ def start(
     *,
     quiet: bool = False,
 ) -> Result:
-    """Run the ranks of a run directory to their end.
-
-    Args:
-        config: What config.json holds.
-        run_dir: The run directory, locked by us.
-        lock: The descriptors that hold the lock; the ranks inherit them.
-        early: A process that has begun to be rank 0.
-        quiet: Leave the console alone: what rank 0 prints goes to its log as well.
-
-    Raises:
-        TrainctlError: The first failure of a rank.
-    """
+    """Run the ranks of a run directory to the end; raise the first failure of a rank."""
     started = time.monotonic()
     try:
         _outcome.clear(run_dir)
@@ -59,6 +48,7 @@ def start(
     except OSError as error:
         place = error.filename or run_dir.path
         raise LaunchError(f"cannot write {place}: {error.strerror}") from error
+    # The launcher reads settings that ranks do not (launch.*), and vice versa.
     unread = [key for key in reads.unread() if key in result.unread]
     unused = without_effect(config, unread, run_dir.read_provenance())
     result = replace(result, without_effect=unused)
@@ -104,7 +94,8 @@ def _start_ranks(
     early: EarlyRank | None,
     quiet: bool,
 ) -> None:
-    """Start the processes; those that were started are in `ranks` even if the next one fails."""
+    """Start the processes, and append each to `ranks`."""
+    # Appended one by one: if the next one fails to start, the supervisor kills those before it.
     command = list(config.launch.command(run_dir))
     environment = {**without_rank(), **config.launch.environment()}
     common = {LAUNCHER_PID: str(os.getpid()), HEARTBEAT_FD: str(heartbeats.descriptor)}
@@ -114,7 +105,9 @@ def _start_ranks(
     with ExitStack() as stack:
         first: dict[str, str] = {}
         if len(environments) > 1:
-            # Bound here and inherited by rank 0: the port cannot be taken in between.
+            # A port that is only chosen here can be taken by another program before rank 0 binds
+            # it: it is bound here, and rank 0 inherits the socket. Loopback, because the store
+            # has no authentication.
             store = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
             host, port = store.getsockname()
             common |= {"MASTER_ADDR": host, "MASTER_PORT": str(port), STORE_FD: ""}
@@ -155,7 +148,8 @@ def _open_log(path: pathlib.Path) -> BinaryIO:
 
 
 def _folder(run_dir: RunDir) -> str | None:
-    """Return the folder of the first launch, to which the config's relative paths belong."""
+    # Relative paths of the config belong to the folder of the first launch, and a resume may be
+    # called from anywhere.
     try:
         folder = json.loads(run_dir.env.read_text(encoding="utf-8"))["folder"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

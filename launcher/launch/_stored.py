@@ -1,8 +1,7 @@
-"""The config of an existing run: verified before it is used, and changed so that a crash undoes it.
+"""Config of an existing run: verify it, change it, and undo a change after a crash.
 
-run.json holds the checksum of config.json and, while a resume with changed settings has not saved a
-checkpoint yet, what the files were before. If the launcher is killed in this time, the next resume
-restores them.
+run.json has the checksum of config.json. From a resume with changed settings until the first
+checkpoint with them it also has the old files, which the next resume restores after a crash.
 """
 
 from __future__ import annotations
@@ -25,14 +24,11 @@ _PENDING = "pending"
 def verified_config(run_dir: RunDir, overrides: Sequence[str]) -> str:
     """Return the text of config.json, or of the newest checkpoint's copy.
 
-    Args:
-        run_dir: The run.
-        overrides: Settings that are about to change, whose stored values do not matter.
-
     Raises:
-        ConfigError: config.json differs from what the run wrote, in more than those settings.
+        ConfigError: config.json was edited, in more than the settings that `overrides` replace.
         LaunchError: It cannot be read.
     """
+    # An edited config.json would train with settings that no rule of resuming has checked.
     try:
         data = run_dir.config.read_bytes()
     except OSError as error:
@@ -41,7 +37,7 @@ def verified_config(run_dir: RunDir, overrides: Sequence[str]) -> str:
     if sha256(data).hexdigest() in _checksums(record):
         return data.decode()
     if saved is None:
-        if not record:  # of a release that had no run.json
+        if not record:  # older releases wrote no run.json
             return data.decode(errors="replace")
         message = f"{run_dir.config} is not what this run wrote (run.json has its SHA-256)"
         raise ConfigError([Problem("", f"{message}; start a new run: sh {run_dir.command}")])
@@ -53,14 +49,7 @@ def verified_config(run_dir: RunDir, overrides: Sequence[str]) -> str:
 
 
 def differences(data: bytes, saved: str, source: Path, target: Path) -> list[Problem]:
-    """Compare config.json with the copy in a checkpoint, and return a problem for each setting.
-
-    Args:
-        data: The bytes of config.json.
-        saved: The text of the copy.
-        source: File of the copy.
-        target: The path of config.json.
-    """
+    """Compare config.json (`data`, `target`) with a checkpoint's copy, setting by setting."""
     cure = f"restore it: cp {source} {target}"
     try:
         found = json.loads(data.decode())
@@ -82,10 +71,8 @@ def differences(data: bytes, saved: str, source: Path, target: Path) -> list[Pro
 
 
 def adopt(run_dir: RunDir, text: str) -> None:
-    """Write run.json for a run that has none, and config.json if it is not the verified text.
-
-    The run's identity is that of its newest checkpoint: the directory may have been renamed.
-    """
+    """Write run.json for a run that has none, and config.json if it is not the verified text."""
+    # The id of the newest checkpoint, not the directory's name, which may have been changed.
     record = run_dir.read_record()
     if not isinstance(record.get("id"), str):
         saved: StoredConfig | None = stored_config(run_dir)
@@ -95,17 +82,12 @@ def adopt(run_dir: RunDir, text: str) -> None:
 
 
 def change(run_dir: RunDir, text: str, overrides: Sequence[str]) -> None:
-    """Write a changed config, and what undoes the change.
-
-    Args:
-        run_dir: The run.
-        text: The new config.
-        overrides: The words that changed it.
-    """
+    """Write a changed config, and in run.json what undoes the change."""
     files = (run_dir.config, run_dir.overrides, run_dir.provenance)
     before = {path.name: _text(path) for path in files if path.exists()}
     sums = _checksums(run_dir.read_record())[:1]
     pending = {"overrides": list(overrides), "files": before, "config_sha256": sums}
+    # run.json first: a crash after any of these writes finds the old texts in it.
     run_dir.write_config(text, **{_PENDING: pending})
     words = "".join(f"{word}\n" for word in overrides)
     write_atomically(run_dir.overrides, before.get(run_dir.overrides.name, "") + words)
@@ -116,23 +98,24 @@ def change(run_dir: RunDir, text: str, overrides: Sequence[str]) -> None:
 
 
 def keep(run_dir: RunDir) -> None:
-    """Make the last change permanent."""
     record = run_dir.read_record()
     if record.pop(_PENDING, None) is not None:
         write_atomically(run_dir.record, json.dumps(record, indent=1) + "\n")
 
 
 def undo(run_dir: RunDir) -> Sequence[str]:
-    """Undo the last change, and return its overrides; empty if there is none."""
+    """Undo the last change, and return its overrides."""
     record = run_dir.read_record()
     pending = record.get(_PENDING)
     if not isinstance(pending, Mapping) or not isinstance(pending.get("files"), Mapping):
         return ()
+    # run.json last: until then a crash is followed by the same undo again.
     for path in (run_dir.overrides, run_dir.provenance, run_dir.config):
         if path.name in pending["files"]:
             write_atomically(path, str(pending["files"][path.name]))
     left = {k: v for k, v in record.items() if k != _PENDING}
-    # As they were: a text that was damaged in run.json must not pass for the one that was stored.
+    # The old checksums, not those of the restored texts: a text that was damaged in run.json must
+    # not be accepted.
     left["config_sha256"] = _checksums(pending)
     write_atomically(run_dir.record, json.dumps(left, indent=1) + "\n")
     return [str(word) for word in pending.get("overrides", ())]
@@ -140,6 +123,7 @@ def undo(run_dir: RunDir) -> Sequence[str]:
 
 def undo_killed(run_dir: RunDir) -> Sequence[str]:
     """Undo a change whose resume was killed before it saved; return its overrides."""
+    # A checkpoint with the new settings exists: the change is part of the run.
     saved = stored_config(run_dir)
     if saved is not None and _checksums(run_dir.read_record())[:1] == [checksum(saved.text)]:
         keep(run_dir)

@@ -1,4 +1,4 @@
-"""Supervises the ranks of a run until the last of them has ended."""
+"""Supervise the ranks of a run until the last of them has ended."""
 
 from __future__ import annotations
 
@@ -17,21 +17,15 @@ from launcher.launch._signals import handled
 from launcher.launch._watch import Watch
 from launcher.run_dir import RunDir
 
-# When one rank has failed the others find out by themselves, at their next collective, and write
-# down what they know. All of this has to pass within five seconds.
+# When one rank has failed the others find out at their next collective, and record it. After that
+# they wait for nothing useful. All ranks must have ended within five seconds of the failure.
 _GRACE_S = 1.5
 _TERMINATE_S = 1.0
 
 
 @dataclass(slots=True)
 class Supervisor:
-    """Forwards signals to the ranks, ends them when one of them fails, and reports a hang.
-
-    Attributes:
-        run_dir: The run directory.
-        watch: Finds ranks that make no progress.
-        ranks: The processes; whoever starts one adds it.
-    """
+    """Forwards signals to the ranks, ends them when one fails, and reports a hang."""
 
     run_dir: RunDir
     watch: Watch
@@ -43,7 +37,7 @@ class Supervisor:
     @contextmanager
     def forwarding(self) -> Iterator[None]:
         """Forward signals to the ranks until all of them have exited."""
-        # A thread, as of a sweep's launcher, may not set handlers; the main thread's stay.
+        # Only the main thread may set handlers: in the threads of a sweep they stay as they are.
         ours = handled() if threading.current_thread() is threading.main_thread() else []
         before = {number: signal.signal(number, self._forward) for number in ours}
         if ours and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
@@ -51,6 +45,8 @@ class Supervisor:
         try:
             yield
         finally:
+            # The handlers stay until the last rank is gone: with the default ones a signal would
+            # end the launcher, and leave the ranks without it.
             for rank in self.ranks:
                 rank.kill()
             while running := self._running():
@@ -59,12 +55,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def wait(self) -> None:
-        """Return when the last rank has ended.
-
-        Raises:
-            Hang: A rank made no progress within `launch.timeout_s`.
-            Interrupted: A second Ctrl-C came before the ranks had saved.
-        """
+        """Return when the last rank has ended; raise Hang, or Interrupted after a second Ctrl-C."""
         for rank in self.ranks:
             self._waiter.add(rank)
         self._wait()
@@ -111,7 +102,8 @@ class Supervisor:
                 rank.send(number)
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
-        """Stop on Ctrl-Z, the ranks first: in their own sessions they do not get the terminal's."""
+        """Stop on Ctrl-Z."""
+        # The ranks are in sessions of their own, which the terminal's signal does not reach.
         del number, frame
         for rank in self.ranks:
             rank.send_group(signal.SIGSTOP)
@@ -122,5 +114,5 @@ class Supervisor:
 
 
 def _failed(rank: RankProcess) -> bool:
-    """Return True if a rank ended in a way that leaves the others waiting."""
+    # Ranks that were asked to stop (75, 130) have agreed on it: no other waits for them.
     return rank.status not in {None, 0, 75, 130}

@@ -1,9 +1,4 @@
-"""A trial of accumulation=auto, on one rank: the run's first steps, on its longest samples.
-
-A trial has a directory of its own and a config that still has accumulation=auto, with the size that
-is tried as upper bound. It builds what the run builds, trains, evaluates, and records its peak
-memory in rank-<n>.json.
-"""
+"""Trial of accumulation=auto on one rank: train and evaluate on the longest samples."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ from launcher.training.parts import Parts, build
 from launcher.training.requests import RankRequests, stop_error, stop_signal
 from launcher.training.runner import Outcome
 
-# A trial ends when its memory has stopped growing, and with this step at the latest.
+# A trial ends when its memory has stopped growing, and after this many steps at the latest.
 MAX_STEPS = 12
 _MIB = 2**20
 # The first step has no optimizer state yet, later ones meet fragmented memory, and the C library
@@ -38,21 +33,16 @@ _ATTEMPTS = 24
 def run_trial(
     config: RunConfig, run_dir: RunDir, world: World, stop: Callable[[], Signals | None]
 ) -> Outcome:
-    """Run everything in a training step that uses memory, and record the peak.
-
-    Args:
-        config: The config, with accumulation=auto and the size that is tried as upper bound.
-        run_dir: The trial's directory.
-        world: This process's place among the ranks.
-        stop: The signal that requested the end of the run, or None.
+    """Run everything in a training step that uses memory, and record the peak in rank-N.json.
 
     Raises:
         OutOfMemory: The micro-batch does not fit.
-        TrainctlError: The run could not start with any micro-batch, or a signal ended it.
+        TrainctlError: The run could not start with any size, or a signal ended it.
     """
     search = config.accumulation.search
     assert search is not None, "a trial's config has a search"  # noqa: S101
     rng.seed_everything(config.seed)
+    # Before anything is allocated: the free memory is the limit.
     memory = memory_of(world.device, search)
     memory.impose()
     out_of_memory = False
@@ -71,6 +61,7 @@ def run_trial(
         "device": world.device,
     }
     path = run_dir.path / f"rank-{world.rank}.json"
+    # Written in both cases, for the message: how much was missing.
     write_atomically(path, json.dumps(measured, indent=1) + "\n")
     if not fits:
         raise OutOfMemory(
@@ -125,7 +116,7 @@ def _train_step(parts: Parts, window: Window, lr: float | None) -> None:
 
 
 def _longest_window(parts: Parts) -> Window:
-    """Return a window of the longest samples; its second micro-batch accumulates gradients."""
+    # Two micro-batches are enough: the second one computes while the gradients of the first exist.
     plan = parts.plan
     longest = _longest(parts.train, plan.micro_batch_size)
     micro_batches = [longest] * min(2, plan.micro_batches)
@@ -141,5 +132,5 @@ def _longest_scored(parts: Parts) -> Sequence[MicroBatch]:
 
 
 def _longest(samples: Samples, size: int) -> MicroBatch:
-    """Return a micro-batch that uses as much memory as any: the longest sample, `size` times."""
+    # The longest sample `size` times: no batch of the run needs more memory.
     return samples.micro_batch([int(samples.lengths.argmax())] * size, 0)

@@ -1,4 +1,4 @@
-"""Detects ranks that make no progress, and the rank that the others wait for."""
+"""Detect ranks that make no progress, and the rank that the others wait for."""
 
 from __future__ import annotations
 
@@ -36,13 +36,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class Watch:
-    """Compares the heartbeats of the running ranks with what it saw before.
-
-    Attributes:
-        heartbeats: What the ranks write.
-        timeout_s: Longest time without progress.
-        tick_s: Seconds between two looks.
-    """
+    """Compares the heartbeats of the running ranks every `tick_s` seconds."""
 
     heartbeats: Heartbeats
     timeout_s: float
@@ -54,7 +48,7 @@ class Watch:
         return min(1.0, self.timeout_s / 10)
 
     def silent(self, running: Sequence[RankProcess]) -> bool:
-        """Look at the running ranks; True if one made no progress for too long."""
+        """Return True if a rank made no progress for too long."""
         now = time.monotonic()
         # Time in which the launcher itself was stopped does not count.
         passed = min(now - self._looked, 2 * self.tick_s)
@@ -69,14 +63,14 @@ class Watch:
         )
 
     def _look(self, rank: RankProcess, passed: float) -> bool:
-        """Update the state of a rank; True if the duration of its phase is bounded."""
+        """Update the entry of a rank; return True if the duration of its phase is bounded."""
         seen = self._seen.setdefault(rank.rank, _Seen())
         beat = self.heartbeats.read(rank.rank)
         bounded = beat.phase not in _UNBOUNDED
         cpu_s, busy = seen.cpu_s, False
         if not bounded and (state := process_state(rank.pid)) is not None:
             cpu_s = state[1]
-            # One that waits for a core or a disk on a busy machine is at work, too.
+            # A rank that waits for a core or a disk on a busy machine makes progress, too.
             busy = state[0] in _WORKING or cpu_s - seen.cpu_s > _BUSY * passed
             # The main thread waits while a background thread syncs a checkpoint.
             busy = busy or waits_for_disk(rank.pid)
@@ -85,7 +79,7 @@ class Watch:
         return bounded
 
     def report(self, run_dir: RunDir, ranks: Sequence[RankProcess]) -> Hang:
-        """Let every rank write its stacks to its log, and return the error to raise."""
+        """Make every rank write its stacks to its log, and return the error to raise."""
         places = [_Place(rank, self.heartbeats, run_dir) for rank in ranks]
         for place in places:
             place.ask()
@@ -103,7 +97,7 @@ class Watch:
 
 
 class _Place:
-    """Position of a rank: step, phase, state and innermost frame."""
+    """Step, phase, state and innermost frame of a rank."""
 
     def __init__(self, rank: RankProcess, heartbeats: Heartbeats, run_dir: RunDir) -> None:
         self.rank = rank
@@ -116,7 +110,8 @@ class _Place:
         self._stack = ""
 
     def ask(self) -> None:
-        """Ask for the stacks; a stopped process cannot answer."""
+        """Request the stacks."""
+        # A stopped process handles no signal: waiting for its answer would be lost time.
         if self.stopped:
             with self.log.open("a", encoding="utf-8") as log:
                 log.write("the process is stopped (SIGSTOP): it cannot write its stacks\n")
@@ -124,14 +119,14 @@ class _Place:
             self.rank.send(DUMP)
 
     def answered(self) -> bool:
-        """True when the log has the stacks and no longer grows."""
+        """Return True when the log has the stacks and no longer grows."""
         if self.stopped or self.rank.status is not None:
             return True
         size = self.log.stat().st_size if self.log.exists() else 0
         done = size == self._size > self._asked_at
         self._size = size
         if done and not self._stack:
-            # The main thread comes last.
+            # faulthandler writes the main thread last: the part after the last header is its stack.
             self._stack = log_tail(self.log, self._asked_at).rpartition("(most recent call first)")[
                 2
             ]
@@ -139,12 +134,10 @@ class _Place:
 
     @property
     def waits(self) -> bool:
-        """True if the rank waits for others."""
         return in_collective(self._stack)
 
     @property
     def silent(self) -> bool:
-        """True if the rank cannot report its position."""
         return self.stopped or self.rank.status is not None or not self._stack
 
     @override
@@ -165,7 +158,9 @@ class _Place:
 
 
 def _missing(places: Sequence[_Place]) -> list[_Place]:
-    """Return the ranks that the others wait for, by the strongest sign that there is."""
+    """Return the ranks that the others wait for, by the strongest evidence."""
+    # A rank that cannot answer, otherwise one that is not in a collective like the others,
+    # otherwise the one that is behind.
     least = min(place.beat.step for place in places)
     signs = (
         [place for place in places if place.silent],

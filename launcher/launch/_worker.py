@@ -1,10 +1,6 @@
-"""The program of every rank: `python -m launcher.launch._worker RUN_DIR`.
+"""Program of every rank: `python -m launcher.launch._worker RUN_DIR`.
 
 Without a run directory it waits for one (see `_early`).
-
-Reads RUN_DIR/config.json, runs, and records how it ended in RUN_DIR/result/rank-N.json, from which
-the launcher takes result, error and exit status. The launcher prints; a rank that was started by
-another program prints what is a bug itself.
 """
 
 from __future__ import annotations
@@ -35,12 +31,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def main(path: str, run: Callable[[RunDir, StopFlag], Outcome] | None = None) -> int:
-    """Run this rank in a run directory and return its exit status.
-
-    Args:
-        path: The run directory.
-        run: What the rank does; by default it trains with config.json.
-    """
+    """Run this rank, by default with config.json of the run directory; return its exit status."""
     _keep_freed_memory()
     _die_with_launcher()
     stop = StopFlag()
@@ -58,6 +49,7 @@ def main(path: str, run: Callable[[RunDir, StopFlag], Outcome] | None = None) ->
         else:
             logging.getLogger("trainctl").exception("rank %d failed", rank)
         status = record_failed(run_dir, rank, _attributed(run_dir, error))
+        # The launcher prints the error of the rank that failed first. Without it nobody would.
         if LAUNCHER_PID not in os.environ:
             sys.excepthook(type(error), error, error.__traceback__)
         if "WORLD_SIZE" in os.environ:
@@ -72,7 +64,7 @@ def main(path: str, run: Callable[[RunDir, StopFlag], Outcome] | None = None) ->
 
 
 def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
-    # Imported here: the signals of a launch that is cancelled at once must find their handlers.
+    # Imported after the handlers are installed: the imports take time, in which a signal may come.
     from launcher.config.schema import RunConfig
     from launcher.contracts import recorded
 
@@ -96,9 +88,9 @@ def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
         problems = list(unsupported(config, world.device.partition(":")[0]))
     if problems:
         raise ConfigError(problems)
-    # The launcher decides before a run, so that only its trials still have a search.
+    # The launcher replaces a search by its result before the run: only trials still have one.
     trial = config.accumulation.search is not None
-    # The run will warn of the same as its trials.
+    # Trials show no warnings: the run will show the same ones.
     if world.rank == 0 and not trial:
         config.logging.show_warnings()
 
@@ -110,7 +102,8 @@ def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
     if (threads := config.launch.threads or share_of_cores(os.environ)) is not None:
         torch.set_num_threads(threads)
     if torch.device(world.device).type == "cuda":
-        # Libraries' kernels, memory figures and random states are the current device's.
+        # Kernels of libraries, memory statistics and generators use the current device, cuda:0 by
+        # default: all ranks would allocate there.
         torch.cuda.set_device(world.device)
     from launcher.launch._world import process_group
 
@@ -126,7 +119,7 @@ def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
 
 
 def _attributed(run_dir: RunDir, error: BaseException) -> BaseException:
-    """Return the error; a ConfigError gets the origin of each key from provenance.json."""
+    # The ranks compose nothing: who set a key is known from provenance.json only.
     if not isinstance(error, ConfigError):
         return error
     origins = run_dir.read_provenance()
@@ -137,7 +130,7 @@ def _attributed(run_dir: RunDir, error: BaseException) -> BaseException:
 
 
 def _log_to(path: Path) -> None:
-    """Write everything that is logged to the rank's own file; sinks add the console."""
+    """Write all log messages to the rank's file; sinks add the console."""
     try:
         path.parent.mkdir(exist_ok=True)
         handler = logging.StreamHandler(path.open("a", encoding="utf-8"))
@@ -150,18 +143,17 @@ def _log_to(path: Path) -> None:
     logging.getLogger("trainctl").setLevel(logging.DEBUG)
     logging.captureWarnings(True)
     faulthandler.enable(handler.stream)
-    # On a hang the launcher asks for the stacks; the handler needs neither the GIL nor memory.
+    # On a hang the launcher requests the stacks. faulthandler's handler is C: it works while the
+    # main thread is in a collective, and needs neither the GIL nor memory.
     faulthandler.register(DUMP, handler.stream, all_threads=True)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [DUMP])
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory that a step frees, instead of returning it to the system.
-
-    glibc raises its thresholds to these values itself once a large block has been freed, which
-    depends on what was imported. Below them the page faults of a small model on the CPU take more
-    than a tenth of a step.
-    """
+    """Let glibc reuse the memory that a step frees, instead of returning it to the system."""
+    # With its default thresholds the page faults of a small model on the CPU take more than a tenth
+    # of a step. glibc raises them to these values itself, but only after a large block has been
+    # freed, which depends on what was imported.
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
     with suppress(AttributeError):  # not glibc
@@ -171,7 +163,7 @@ def _keep_freed_memory() -> None:
 
 
 def _die_with_launcher() -> None:
-    """Make this rank die with its launcher: it must not train on as an orphan."""
+    # An orphan would train on, and write to the same run directory as a resumed run.
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -189,7 +181,7 @@ def _die_with_launcher() -> None:
 
 
 def _early() -> int:
-    """Run as a rank that was started before its config was known."""
+
     from launcher.launch._early import wait_for_run
 
     _die_with_launcher()

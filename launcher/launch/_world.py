@@ -1,4 +1,4 @@
-"""Rank and world size of this process, from the environment, and the process group."""
+"""Rank and world size of this process from the environment, and the process group."""
 
 from __future__ import annotations
 
@@ -17,15 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_world(device: str, layout: Callable[[int], Layout]) -> World:
-    """Return the world as the launcher of the ranks describes it.
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or `mps`.
-        layout: Gives the mesh of a number of ranks.
-
-    Raises:
-        LaunchError: The device is not there, or there are fewer than ranks on this machine.
-    """
+    """Return this process's rank, device and mesh, from torchrun's environment variables."""
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -35,28 +27,28 @@ def read_world(device: str, layout: Callable[[int], Layout]) -> World:
     return World(rank, size, local_rank, f"{name}{index}", layout(size))
 
 
-def choose_device(wanted: str, ranks_here: int, devices: Mapping[str, int | None]) -> str:
-    """Return the kind of device that the ranks of this machine use, the same one for all.
+def choose_device(device: str, ranks_here: int, devices: Mapping[str, int | None]) -> str:
+    """Return the kind of device that all ranks of this machine use.
 
     Args:
-        wanted: `auto`, or a kind of device.
+        device: `auto`, or a kind of device.
         ranks_here: Number of ranks on this machine.
         devices: Number of devices of each kind, the preferred kind first; None for any number.
 
     Raises:
         LaunchError: There is none, or not one for each rank.
     """
-    # Decided by what there is, not by rank: otherwise one rank would use a GPU and another a CPU.
+    # By kind and not by rank: otherwise, with fewer GPUs than ranks, some would train on the CPU.
     here = [kind for kind, count in devices.items() if count != 0]
-    name = here[0] if wanted == "auto" else wanted
+    name = here[0] if device == "auto" else device
     if name not in here:
         raise LaunchError(
-            f"launch.device={wanted}: torch sees no such device; available here: {', '.join(here)}"
+            f"launch.device={device}: torch sees no such device; available here: {', '.join(here)}"
         )
     count = devices[name]
     if count is not None and ranks_here > count:
         raise LaunchError(
-            f"launch.device={wanted}: {ranks_here} ranks on this machine need as many {name} "
+            f"launch.device={device}: {ranks_here} ranks on this machine need as many {name} "
             f"devices, but torch sees {count}; start fewer ranks, or write launch.device=cpu"
         )
     return name
@@ -73,39 +65,25 @@ def _devices() -> dict[str, int | None]:
 
 
 def share_of_cores(environment: Mapping[str, str]) -> int | None:
-    """Return the threads of one rank of several on this machine, where nobody has set them.
-
-    Torch would give every rank all cores, and ranks that compete for cores wait for each other.
-
-    Args:
-        environment: This process's environment.
-
-    Returns:
-        None where torch's own choice is right.
-    """
+    """Return the threads of one of several ranks on this machine; None: leave them to torch."""
+    # torch gives every rank all cores, and ranks that compete for cores wait for each other.
     ranks_here = int(environment.get("LOCAL_WORLD_SIZE", "1"))
     if ranks_here == 1 or "OMP_NUM_THREADS" in environment:
         return None
+    # Not os.cpu_count(), which includes cores that Slurm or taskset gave to other jobs.
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, cores // ranks_here)
 
 
-# The launcher notices first that a rank is missing, and says where each rank is.
+# Added to the timeout of collectives: the launcher must notice a missing rank first, since only it
+# can report where each rank is.
 _LATER_S = 10.0
 
 
 @contextmanager
 def process_group(world: World, timeout_s: float) -> Iterator[None]:
-    """Join the ranks of a run; one rank needs no group.
-
-    Args:
-        world: This process's place among the ranks.
-        timeout_s: Longest wait for another rank.
-
-    Raises:
-        LaunchError: The ranks cannot reach each other.
-    """
+    """Join the process group of the run's ranks; a single rank has none."""
     if world.size == 1:
         yield
         return
@@ -126,16 +104,12 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
             f"rank {world.rank} of {world.size} cannot join the others: {error}"
         ) from error
     yield
-    # After an error the process ends at once instead: others may be in the middle of a collective.
+    # Not in a `finally`: after an error other ranks may be in a collective, and this would wait.
     dist.destroy_process_group()
 
 
 def _store(world: World, timeout: timedelta) -> Store | None:
-    """Return the rendezvous store of the ranks; None to let torch create it from MASTER_ADDR.
-
-    The launcher has bound the port and rank 0 inherits it, so that no other program can take it in
-    between.
-    """
+    """Return the rendezvous store on the socket that the launcher has bound; None without one."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined] # it names itself no export
 
     descriptor = os.environ.pop(STORE_FD, None)

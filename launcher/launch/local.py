@@ -1,4 +1,4 @@
-"""Ranks on this machine, as children of the launching process."""
+"""Ranks on this machine, as child processes of the launcher."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from launcher.run_dir import RunDir
 
 _WORKER = "launcher.launch._worker"
-# Of NVIDIA (Jetson and WSL too) and AMD: without one of them torch finds no CUDA device.
+# Device files of NVIDIA (with Jetson and WSL) and AMD: without one of them torch finds no CUDA
+# device, which is known here without importing torch.
 _DRIVERS = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "dxg", "kfd")
 
 
 def _present(driver: str) -> bool:
-    """Return True if a device file of a driver exists."""
     return any(Path("/dev").glob(driver))
 
 
@@ -43,14 +43,14 @@ class Local(LaunchOption):
 
     @override
     def possible_devices(self) -> Sequence[str]:
-        """Return the configured kind; the CPU alone where Linux has no accelerator."""
+        """Return the configured kind; only the CPU where Linux has no accelerator."""
         if self.device == "auto" and sys.platform == "linux" and not any(map(_present, _DRIVERS)):
             return ("cpu",)
         return super().possible_devices()
 
     @override
     def preflight(self) -> None:
-        """Refuse an accelerator that Linux has no driver for; torch is not imported."""
+
         missing = {
             "cuda": not any(map(_present, _DRIVERS)),
             "mps": True,
@@ -69,7 +69,7 @@ class Local(LaunchOption):
 
     @override
     def environment(self) -> Mapping[str, str]:
-        """Thread count, and no thread pools or network where a rank does not expect them."""
+
         variables = common_to_ranks()
         if self.threads is not None:
             variables["OMP_NUM_THREADS"] = str(self.threads)
@@ -87,7 +87,8 @@ class Local(LaunchOption):
 
 
 def _interface() -> Mapping[str, str]:
-    """Return the variable with gloo's network interface, which saves a host name look-up."""
+    # Without the variable gloo resolves the host name, which is slow, or fails where DNS does not
+    # know it.
     names = {name for _, name in socket.if_nameindex()}
     loopback = next((name for name in ("lo", "lo0") if name in names), None)
     if "GLOO_SOCKET_IFNAME" in os.environ or loopback is None:
