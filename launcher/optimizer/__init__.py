@@ -1,28 +1,16 @@
 """Optimizers: one option per kind, and the rules for parameter groups.
 
-* **Groups.** `param_groups` decides which parameter decays, its learning rate, and why; every kind
-  builds from it, so that patterns, layer decay, overrides and freezing work alike everywhere.
-  `trainctl config params` shows the outcome.
-* **Learning rates** are set by the engine: `schedule.lr(step) * group["lr_scale"]`. No optimizer
-  here schedules itself except those that declare it (`owns_schedule`, or an `lr` of null).
-* **State between steps** is plain tensors and numbers by name in `optimizer.state[param]`, so that
-  it can be saved without pickle and loaded by another engine. A group's own state is named in
-  `group_state`. A library whose optimizer keeps objects, lists or quantised tensors is wrapped
-  (`_libraries`, `_low_bit`).
-* **Shards.** A parameter may be any part of a tensor (`OptimizerTarget.sharding`). A kind whose
-  update goes element by element sets `elementwise`; one that needs norms or means of whole tensors
-  adds its sums up over ranks (`_blockwise/per_tensor.py`, `_torch/muon.py`) and overrides
-  `refuses_shards`; all others are refused where parameters are sharded.
-* **Libraries.** A kind's docstring names the implementation and the reason for it. Other packages
-  are imported in `build` only; `preflight` reports a missing one before anything starts.
+Every kind builds from `param_groups`, which decides what decays, at which learning rate, and why
+(`trainctl config params`). The engine sets each rate, to `schedule.lr(step) * group["lr_scale"]`.
+State is tensors and numbers by name in `optimizer.state[param]`, and options of groups named in
+`group_state`. Kinds for sharded parameters set `elementwise` or override `refuses_shards`.
 
-The kinds are the modules of this package. Their implementations: `_groups` (parameter groups and
-shared fields), `_torch` (torch's optimizers, and ours in torch operations), `_blockwise`,
-`_low_bit` and `_libraries`.
+Implementations: `_groups` (parameter groups and shared fields), `_torch` (torch's optimizers, and
+own ones in torch operations), `_blockwise`, `_low_bit` and `_libraries`.
 
 To add a kind: one module with one public `OptimizerOption`, and conf/optimizer/<kind>.yaml with all
-its values, `defaults: [_groups, _self_]` among them. The contract tests find it by themselves; a
-trajectory of its reference belongs in tests/optimizer.
+its values, `defaults: [_groups, _self_]` among them. Add a trajectory of its reference to
+tests/optimizer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adafactor, ours: transformers' is several times slower and holds copies of the largest matrix."""
+"""Adafactor, in blocks that fit the device's cache."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 
+# The relative step in the first 10,000 steps, after which 1 / sqrt(step) is smaller.
 _LARGEST_RELATIVE_STEP = 1e-2
-"""The relative step before the root of the step count brings it down."""
 _NO_WARMUP = (
     "is the start of the relative step, which is not taken here; set it to false "
     "(scheduler.warmup_steps warms a schedule up)"
@@ -76,7 +76,7 @@ class Adafactor(OptimizerOption):
 
     @override
     def own_lr(self, step: int) -> float | None:
-        """The relative step, before the parameters' scale."""
+        # Before it is scaled by the size of each parameter: only this rate is one number.
         if self.lr is not None or self.relative_step is False:
             return None
         return relative_step(step + 1, warmup_init=self.warmup_init)
@@ -107,11 +107,11 @@ class Adafactor(OptimizerOption):
 
     @override
     def refuses_shards(self) -> None:
-        return None  # What it needs of whole tensors is summed over the shards.
+        return None  # sums over whole tensors are summed over the shards
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Build our Adafactor; it updates in blocks that fit the device's cache."""
+        # Not transformers': several times slower, and holds copies of the largest matrix.
         from launcher.optimizer._blockwise.adafactor import AdafactorOptimizer
         from launcher.optimizer._groups.param_groups import param_groups
 
@@ -131,9 +131,7 @@ class Adafactor(OptimizerOption):
 
 
 def relative_step(step: int, *, warmup_init: bool) -> float:
-    """The learning rate at a step, counted from 1, before the parameters' scale.
-
-    Source: Shazeer & Stern 2018, arXiv:1804.04235, §9; the warm-up as in transformers.
-    """
+    """Return the learning rate at a step, counted from 1, before the parameters' scale."""
+    # Shazeer & Stern 2018, §9; the warm-up is that of transformers.
     start = 1e-6 * step if warmup_init else _LARGEST_RELATIVE_STEP
     return min(start, 1.0 / math.sqrt(step))

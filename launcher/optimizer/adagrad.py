@@ -41,7 +41,6 @@ class Adagrad(LearningRate, FusedOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Torch's Adagrad."""
         import torch
 
         from launcher.optimizer._groups.param_groups import param_groups

@@ -1,8 +1,4 @@
-"""Adam-mini, our own.
-
-The authors' package finds blocks by hard-coded names, takes the number of ranks from torch.cuda
-instead of the process group, and prints. This is the same arithmetic, tested against the package.
-"""
+"""Adam-mini, with blocks found by the model's config and patterns."""
 
 from __future__ import annotations
 
@@ -42,7 +38,8 @@ class AdamMini(Moments):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Adam-mini over the module's groups."""
+        # Not the authors' package: it finds blocks by hard-coded names, takes the number of ranks
+        # from torch.cuda instead of the process group, and prints. Tests compare both.
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._torch.adam_mini import BlockwiseAdamW, block_rows
 

@@ -1,10 +1,4 @@
-"""Transformers' AdamWeightDecay for TensorFlow: our own, since torch has none.
-
-`groups.decay` replaces `include_in_weight_decay`, and `groups.no_decay` replaces
-`exclude_from_weight_decay`; the former wins, as in Transformers. `create_optimizer` excluded norms
-and biases by name; `groups.no_decay_types` does so by type. With `groups.no_decay_types: []`
-everything decays, which was the class's own default.
-"""
+"""Transformers' AdamWeightDecay for TensorFlow, in torch operations."""
 
 from __future__ import annotations
 
@@ -56,7 +50,9 @@ class AdamWeightDecay(Moments):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """AdamWeightDecay over the module's groups."""
+        # `groups.decay` replaces `include_in_weight_decay`, `groups.no_decay` replaces
+        # `exclude_from_weight_decay`; the former wins, as in Transformers. `create_optimizer`
+        # excluded norms and biases by name; `groups.no_decay_types` does so by type.
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._torch.implementation import choose
         from launcher.optimizer._torch.uncorrected_adam import TensorFlowAdamW

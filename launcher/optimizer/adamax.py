@@ -31,7 +31,6 @@ class Adamax(Moments, ForeachOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Torch's Adamax."""
         import torch
 
         from launcher.optimizer._groups.param_groups import param_groups

@@ -58,7 +58,6 @@ class AdamW(Moments, DecoupledDecay, FusedOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Torch's Adam or AdamW; ours over its kernels where bias correction is off."""
         import torch
 
         from launcher.optimizer._groups.param_groups import param_groups
@@ -66,6 +65,7 @@ class AdamW(Moments, DecoupledDecay, FusedOption):
 
         groups = param_groups(target, self)
         flags = self.kernel_flags(groups, target.device_type)
+        # torch always corrects.
         if not self.bias_correction:
             return UncorrectedAdam(
                 groups,

@@ -1,9 +1,4 @@
-"""Adan from torch-optimi.
-
-Its authors' package compiles kernels when it is installed; torch-optimi uses Triton kernels, or
-torch operations without Triton, and compensates the rounding of bfloat16 and float16 weights by
-Kahan summation.
-"""
+"""Adan from torch-optimi."""
 
 from __future__ import annotations
 
@@ -22,8 +17,7 @@ if TYPE_CHECKING:
 class Adan(SecondMoment, KahanSum, LibraryOption):
     """Adam with Nesterov momentum, computed from the differences of successive gradients.
 
-    Source: Xie et al. 2022, arXiv:2208.06677, algorithm 1, with Adam's bias correction for its
-    three means, as in the authors' code.
+    Source: Xie et al. 2022, arXiv:2208.06677, algorithm 1, with bias correction as in its code.
     """
 
     elementwise: ClassVar[bool] = True
@@ -37,7 +31,8 @@ class Adan(SecondMoment, KahanSum, LibraryOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Optimi's Adan; weight decay is scaled by lr and, as in the paper, implicit."""
+        # Not the authors' package, which compiles kernels when it is installed. torch-optimi also
+        # compensates the rounding of bfloat16 and float16 weights.
         self.preflight()
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._libraries.optimi import PortableAdan

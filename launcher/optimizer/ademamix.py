@@ -1,9 +1,4 @@
-"""AdEMAMix from pytorch-optimizer.
-
-Of the libraries that have it, bitsandbytes (the Trainer's choice) computes in float32 on CUDA and
-the CPU only, on whole tensors; pytorch-optimizer computes with torch's own operations: in the
-weights' format, on every device, and on sharded parameters. `ademamix_8bit` takes bitsandbytes.
-"""
+"""AdEMAMix from pytorch-optimizer."""
 
 from __future__ import annotations
 
@@ -35,7 +30,8 @@ class AdEMAMix(MixedMoments, ForeachOption, LibraryOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """AdEMAMix of pytorch-optimizer, with the decay of AdamW."""
+        # Not bitsandbytes (the Trainer's choice): it computes in float32 on CUDA and the CPU only,
+        # on whole tensors. pytorch-optimizer uses torch's operations: any device, and shards.
         self.preflight()
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._libraries.pytorch_optimizer import PortableAdEMAMix

@@ -1,10 +1,4 @@
-"""APOLLO, our own.
-
-The authors' package keeps the projection as a Python object in the optimizer's state, which cannot
-be saved without pickle, and installs bitsandbytes; pytorch-optimizer's class of that name scales
-the projected gradient instead of the gradient. The arithmetic of the authors' package is kept, and
-tested against it.
-"""
+"""APOLLO, with the arithmetic of its authors' package."""
 
 from __future__ import annotations
 
@@ -24,7 +18,7 @@ if TYPE_CHECKING:
 class APOLLO(Moments, Matrices):
     """Gradients scaled by factors that AdamW gives for their low-rank projection.
 
-    This applies to hidden matrices (rule in `_hidden.py`); AdamW trains the rest.
+    This applies to hidden matrices; AdamW trains the rest.
 
     Source: Zhu et al. 2024, arXiv:2412.05270, algorithm 1, and its package apollo-torch 1.0.3.
     """
@@ -53,7 +47,9 @@ class APOLLO(Moments, Matrices):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """APOLLO over the module's groups."""
+        # The authors' package keeps the projection as a Python object in the optimizer's state,
+        # which cannot be saved without pickle; pytorch-optimizer's APOLLO scales the projected
+        # gradient instead of the gradient.
         from launcher.optimizer._groups.hidden_matrices import hidden_matrices
         from launcher.optimizer._groups.param_groups import param_groups, parameters
         from launcher.optimizer._torch.low_rank import APOLLOAdamW

@@ -1,7 +1,4 @@
-"""CAME from pytorch-optimizer.
-
-Its authors' package is a single file; pytorch-optimizer is tested, typed and released monthly.
-"""
+"""CAME from pytorch-optimizer."""
 
 from __future__ import annotations
 
@@ -25,8 +22,7 @@ if TYPE_CHECKING:
 class CAME(LearningRate, ForeachOption, LibraryOption):
     """Adafactor with momentum; updates are smaller where they differ from the momentum.
 
-    Second moments, and the distances between updates and their momentum, are kept by row and
-    column: about four bytes per parameter in all, those of the momentum.
+    Second moments and distances are kept by row and column: about four bytes per parameter in all.
 
     Source: Luo et al. 2023, arXiv:2307.02047, algorithm 2.
     """
@@ -51,7 +47,8 @@ class CAME(LearningRate, ForeachOption, LibraryOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """CAME of pytorch-optimizer, with the decay of AdamW."""
+        # The authors' package is a single file; pytorch-optimizer is tested, typed and released
+        # monthly.
         self.preflight()
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._libraries.pytorch_optimizer import PortableCAME

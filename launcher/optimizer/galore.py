@@ -1,9 +1,4 @@
-"""GaLore, our own.
-
-The authors' package (last released in 2024) and pytorch-optimizer keep the projection as a Python
-object in the optimizer's state, which cannot be saved without pickle, and the former installs
-bitsandbytes. The arithmetic of the authors' package is kept, and tested against it.
-"""
+"""GaLore, with the arithmetic of its authors' package."""
 
 from __future__ import annotations
 
@@ -23,7 +18,7 @@ if TYPE_CHECKING:
 class GaLore(Moments, Matrices):
     """AdamW with moments of a low-rank projection of the gradients.
 
-    Hidden matrices are projected (rule in `_hidden.py`); AdamW trains the rest.
+    Hidden matrices are projected; AdamW trains the rest.
 
     Source: Zhao et al. 2024, arXiv:2403.03507, algorithm 2, and its package galore-torch 1.0.
     """
@@ -46,7 +41,8 @@ class GaLore(Moments, Matrices):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """GaLore over the module's groups."""
+        # The authors' package (last released in 2024) and pytorch-optimizer keep the projection as
+        # a Python object in the optimizer's state, which cannot be saved without pickle.
         from launcher.optimizer._groups.hidden_matrices import hidden_matrices
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._torch.low_rank import GaLoreAdamW

@@ -1,8 +1,4 @@
-"""LAMB, ours: few lines on the base class of Adafactor, which also supports shards.
-
-timm's equals it but brings a library of image models; bitsandbytes' leaves the decay out of the
-trust ratio and never scales an update up.
-"""
+"""LAMB, on the base class of Adafactor, which supports shards."""
 
 from __future__ import annotations
 
@@ -40,11 +36,12 @@ class Lamb(Moments):
 
     @override
     def refuses_shards(self) -> None:
-        return None  # What it needs of whole tensors is summed over the shards.
+        return None  # sums over whole tensors are summed over the shards
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Our LAMB."""
+        # timm's equals it, but brings a library of image models; bitsandbytes' leaves the decay out
+        # of the trust ratio and never scales an update up.
         from launcher.optimizer._blockwise.lamb import LambOptimizer
         from launcher.optimizer._groups.param_groups import param_groups
 

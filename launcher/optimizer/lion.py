@@ -1,8 +1,4 @@
-"""Lion from torch-optimi.
-
-Of the libraries that have Lion (torch-optimi, pytorch-optimizer, timm, bitsandbytes) it is the one
-that keeps bfloat16 and float16 weights exact by Kahan summation, and the smallest to install.
-"""
+"""Lion from torch-optimi."""
 
 from __future__ import annotations
 
@@ -37,7 +33,8 @@ class Lion(LearningRate, KahanSum, LibraryOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Optimi's Lion."""
+        # Of torch-optimi, pytorch-optimizer, timm and bitsandbytes it is the only one with Kahan
+        # summation for bfloat16 and float16 weights, and the smallest to install.
         self.preflight()
         from launcher.optimizer._libraries.optimi import lion
 

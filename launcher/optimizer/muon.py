@@ -1,9 +1,4 @@
-"""Muon from torch.optim: maintained with torch, and the reference of its field.
-
-Muon trains hidden matrices, and torch's AdamW the rest, by the rule in `_hidden.py`:
-two-dimensional parameters inside numbered blocks are hidden matrices; embeddings, the head, vectors
-and stacked experts are not.
-"""
+"""Muon from torch.optim, with torch's AdamW for what is no hidden matrix."""
 
 from __future__ import annotations
 
@@ -58,11 +53,10 @@ class Muon(LearningRate, Matrices):
 
     @override
     def refuses_shards(self) -> None:
-        return None  # What it needs of whole tensors is summed over the shards.
+        return None  # each matrix is gathered to one rank
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Torch's Muon and AdamW as one optimizer."""
         import torch
 
         from launcher.optimizer._groups.hidden_matrices import (
@@ -85,7 +79,7 @@ class Muon(LearningRate, Matrices):
         for group in others:
             # The engine multiplies one schedule, that of the hidden matrices' peak.
             group["lr_scale"] = group["lr"] / self.lr
-        # Freezing may leave one of the two with nothing to do.
+        # Freezing may leave one of the two without parameters, which torch refuses.
         built: list[torch.optim.Optimizer] = []
         if matrices:
             options: dict[str, Any] = {

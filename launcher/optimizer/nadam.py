@@ -33,7 +33,6 @@ class NAdam(Moments, DecoupledDecay, ForeachOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Torch's NAdam."""
         import torch
 
         from launcher.optimizer._groups.param_groups import param_groups

@@ -53,7 +53,6 @@ class Prodigy(Moments, DecoupledDecay, LibraryOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Prodigyopt's Prodigy."""
         self.preflight()
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._libraries.prodigyopt import PortableProdigy
@@ -70,6 +69,7 @@ class Prodigy(Moments, DecoupledDecay, LibraryOption):
             safeguard_warmup=self.safeguard_warmup,
             d0=self.d0,
             d_coef=self.d_coef,
+            # YAML has no portable infinity: null stands for it.
             growth_rate=float("inf") if self.growth_rate is None else self.growth_rate,
             slice_p=self.slice_p,
         )

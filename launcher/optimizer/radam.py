@@ -29,7 +29,6 @@ class RAdam(Moments, DecoupledDecay, ForeachOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Torch's RAdam."""
         import torch
 
         from launcher.optimizer._groups.param_groups import param_groups

@@ -41,7 +41,6 @@ class RMSprop(LearningRate, ForeachOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Torch's RMSprop."""
         import torch
 
         from launcher.optimizer._groups.param_groups import param_groups

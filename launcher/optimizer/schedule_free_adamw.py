@@ -30,7 +30,6 @@ class ScheduleFreeAdamW(ScheduleFree, Moments):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Schedulefree's AdamW, in training mode."""
         self.preflight()
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._libraries.schedulefree import PortableScheduleFreeAdamW

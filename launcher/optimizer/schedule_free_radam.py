@@ -20,7 +20,7 @@ class ScheduleFreeRAdam(ScheduleFree, Moments):
     """RAdam with averaged weights, which replace a decaying schedule; it needs no warm-up.
 
     Source: Defazio et al. 2024, arXiv:2405.15682, algorithm 1, with the rectification of Liu et al.
-        2019, arXiv:1908.03265, in the place of its warm-up.
+        2019, arXiv:1908.03265, instead of a warm-up.
     """
 
     kind: Literal["schedule_free_radam"]
@@ -33,7 +33,6 @@ class ScheduleFreeRAdam(ScheduleFree, Moments):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Schedulefree's RAdam, in training mode."""
         self.preflight()
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._libraries.schedulefree import PortableScheduleFreeRAdam

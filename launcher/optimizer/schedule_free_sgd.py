@@ -35,7 +35,6 @@ class ScheduleFreeSGD(ScheduleFree):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Schedulefree's SGD, in training mode."""
         self.preflight()
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._libraries.schedulefree import PortableScheduleFreeSGD

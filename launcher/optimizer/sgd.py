@@ -54,7 +54,6 @@ class SGD(LearningRate, FusedOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Torch's SGD."""
         import torch
 
         from launcher.optimizer._groups.param_groups import param_groups

@@ -1,8 +1,4 @@
-"""SOAP from pytorch-optimizer.
-
-Its authors' code is a single file without releases; of the packages that carry SOAP,
-pytorch-optimizer is tested, typed and released monthly.
-"""
+"""SOAP from pytorch-optimizer."""
 
 from __future__ import annotations
 
@@ -53,7 +49,8 @@ class SOAP(Moments, LibraryOption):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """SOAP of pytorch-optimizer."""
+        # The authors' code is a single file without releases; pytorch-optimizer is tested, typed
+        # and released monthly.
         self.preflight()
         from launcher.optimizer._groups.param_groups import param_groups
         from launcher.optimizer._libraries.pytorch_optimizer import PortableSOAP

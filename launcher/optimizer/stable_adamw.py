@@ -1,4 +1,4 @@
-"""StableAdamW, ours: torch-optimi's is slower and overwrites the gradients; see the benchmark."""
+"""StableAdamW, around torch's fused AdamW where the device has it."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class StableAdamW(Moments):
 
     @override
     def refuses_shards(self) -> None:
-        return None  # What it needs of whole tensors is summed over the shards.
+        return None  # sums over whole tensors are summed over the shards
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Our StableAdamW, around torch's fused AdamW where the device has it."""
+        # Not torch-optimi's: slower, and it overwrites the gradients.
         from launcher.optimizer._blockwise.stable_adamw import StableAdamWOptimizer
         from launcher.optimizer._groups.param_groups import param_groups
 

@@ -10,10 +10,10 @@ from typing_extensions import override
 
 from launcher.contracts import ConfigView, OptimizerOption, Pattern, UsualLr
 
+# Reason why carrying rounding errors has no effect in a run.
 FLOAT32_WEIGHTS = "optimizers step float32 weights under every precision"
-"""Reason why carrying rounding errors has no effect in a run."""
+# Share of a running mean that is kept each step.
 Beta = Annotated[float, Field(ge=0, lt=1)]
-"""Share of a running mean that is kept each step."""
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
@@ -52,7 +52,7 @@ class Moments(SecondMoment):
 
 
 class MixedMoments(SecondMoment):
-    """AdEMAMix, whatever format its moments are kept in."""
+    """AdEMAMix, with its moments in any format."""
 
     group_options: ClassVar[frozenset[str]] = SecondMoment.group_options | {"alpha"}
 

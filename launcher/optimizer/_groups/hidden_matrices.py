@@ -1,12 +1,4 @@
-"""Selection of hidden matrices, for optimizers with a special update of matrices.
-
-The rule: a hidden matrix has two dims, has a name that ends with `weight`, belongs to a numbered
-block (there is a number among the parts of its name: `model.layers.3.mlp.up_proj.weight`), and is
-no table of an Embedding, no part of a norm and none of numbered heads (`lm_heads.0.weight`). Token
-embeddings and the output head are outside the blocks, vectors have one dim, and stacked experts
-three: all of these go to AdamW, as do tables of position biases and other parameters with names of
-their own. `matrices` and `not_matrices` are patterns that overrule this.
-"""
+"""Selection of hidden matrices, for optimizers with a special update of matrices."""
 
 from __future__ import annotations
 
@@ -20,6 +12,8 @@ from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.errors import ConfigError, Problem
 from launcher.optimizer._groups.param_groups import is_norm, nearest, parameters
 
+# Hidden matrices are `weight`s of numbered blocks (`model.layers.3.mlp.up_proj.weight`), which
+# excludes token embeddings, the output head, and tables of position biases.
 _NUMBERED = re.compile(r"(^|\.)\d+\..*weight$")
 _HEADS = re.compile(r"(^|\.)\w*heads?\.\d+\.")
 
@@ -27,13 +21,7 @@ _HEADS = re.compile(r"(^|\.)\w*heads?\.\d+\.")
 def hidden_matrices(
     target: OptimizerTarget, *, matrices: Sequence[str], not_matrices: Sequence[str]
 ) -> set[nn.Parameter]:
-    """The module's hidden matrices, by the rule above.
-
-    Args:
-        target: The network.
-        matrices: Patterns of two-dimensional parameters to treat as hidden though the rule would
-            not.
-        not_matrices: Patterns of parameters not to treat as hidden; they win over `matrices`.
+    """Return the hidden matrices; patterns in `not_matrices` win over those in `matrices`.
 
     Raises:
         ConfigError: A pattern matches nothing, or there is no hidden matrix at all.
@@ -52,6 +40,7 @@ def hidden_matrices(
     hidden = {
         parameter.param
         for parameter in found
+        # Muon and projections are of single matrices: stacked experts have three dims.
         if len(parameter.shape) == 2
         and not any(parameter.matched_by(pattern) for pattern in not_matrices)
         and (
@@ -65,6 +54,7 @@ def hidden_matrices(
             )
         )
     }
+    # AdamW alone would train everything, under the name of another optimizer.
     if not hidden:
         message = "the model has no numbered blocks with matrices; name them by patterns"
         raise ConfigError([Problem("optimizer.matrices", message)])
@@ -79,7 +69,7 @@ def check_overrides(
     of_hidden: Collection[str],
     of_rest: Collection[str],
 ) -> None:
-    """Refuse an override of an option that nothing reads which steps its parameters.
+    """Raise ConfigError for an override of an option that does not apply to its parameters.
 
     Args:
         target: The network.
@@ -87,9 +77,6 @@ def check_overrides(
         hidden: The hidden matrices, which the optimizer itself steps; AdamW steps the rest.
         of_hidden: Options that AdamW does not read.
         of_rest: Options that only AdamW reads.
-
-    Raises:
-        ConfigError: An override has no effect.
     """
     found = [each for each in parameters(target) if each.param.requires_grad]
     halves = [(of_hidden, True, "AdamW"), (of_rest, False, option.kind.capitalize())]
@@ -114,7 +101,8 @@ def check_overrides(
 def split(
     groups: Sequence[dict[str, Any]], belongs: Callable[[nn.Parameter], bool], name: str
 ) -> list[dict[str, Any]]:
-    """The part of each group whose parameters belong, as a group of its own; no empty ones."""
+    """Return groups of only the parameters that belong; empty groups are left out."""
+    # With the name of the half: the state of a group is saved under the group's name.
     parts = [
         {
             **group,

@@ -1,25 +1,4 @@
-"""Options of each parameter, with the rule that sets them.
-
-Rules, in the order in which they apply:
-
-* Order is the module's. A shared (tied) parameter is taken once, under its first name; every
-  pattern and type rule looks at all of its names. Parameters without gradient, and those that
-  `frozen` names, are left out.
-* Decay: `decay` patterns, then `no_decay` patterns, then the types in `no_decay_types`, then decay.
-  Types: *norm* is any parameter of a class that is called, or descends from one that is called,
-  `…Norm` (or `…Norm1d` to `…Norm3d`, `…NormGated`): all of torch's, `LlamaRMSNorm`, `T5LayerNorm`.
-  *bias* is any parameter whose last name is `bias` or ends with `_bias`. *embedding* is any
-  parameter of an Embedding. The default YAML names norm and bias. That is what transformers'
-  Trainer means to spare; as it goes by names, it also spares T5's `relative_attention_bias.weight`.
-* Learning rate: an override's `lr` or `lr_scale`, times `layer_decay ** (blocks that follow)`. A
-  block is a member of a list whose place is the first number in a parameter's name
-  (`model.layers.3.mlp…`); blocks count through the whole module in its order, so that a decoder's
-  follow its encoder's. Parameters before the first block (embeddings) count as a block before it,
-  and parameters after the last (final norm, head) as a block after it.
-* Other options: the overrides whose pattern matches, the last one winning.
-
-Parameters with the same options and the same reasons make one group.
-"""
+"""Options of each parameter, with the rule that sets them."""
 
 from __future__ import annotations
 
@@ -35,7 +14,9 @@ from launcher.contracts import OptimizerOption, OptimizerTarget, canonical_name
 from launcher.errors import ConfigError, Problem
 
 _RATES = frozenset({"lr", "lr_scale", "weight_decay"})
+# All of torch's (`LayerNorm`, `BatchNorm2d`), and `LlamaRMSNorm`, `T5LayerNorm`, `…NormGated`.
 _NORM = re.compile(r"Norm([123]d|Gated)?$")
+# A block is a member of a list whose place is the first number in a name (`model.layers.3.mlp…`).
 _BLOCK = re.compile(r"^(?:(.*?)\.)?(\d+)\.")
 
 
@@ -47,8 +28,7 @@ class Assignment:
         name: The parameter's first name in the module.
         param: The parameter.
         group: Name of its group.
-        options: The group's options as the optimizer takes them: `lr`, `lr_scale`, `weight_decay`,
-            ….
+        options: The group's options as the optimizer takes them: `lr`, `lr_scale`, and so on.
         why: Reasons for the decay and for every option that differs from the rest.
     """
 
@@ -61,14 +41,9 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Named:
-    """A parameter under all of its names, each with the type of the module that holds it.
+    """A parameter, its full shape, and its canonical names, each with the type of its module."""
 
-    Attributes:
-        param: The parameter.
-        shape: Shape of the whole tensor.
-        names: Canonical names.
-        owners: Types of the modules, in the order of the names.
-    """
+    # Patterns and types look at all names: a tied head is also an embedding.
 
     param: nn.Parameter
     shape: tuple[int, ...]
@@ -76,23 +51,22 @@ class Named:
     owners: list[type[nn.Module]]
 
     def matched_by(self, pattern: str) -> bool:
-        """Return whether a pattern matches one of the names."""
+        """Return True if a pattern matches one of the names."""
         return any(re.search(pattern, name) for name in self.names)
 
 
 def param_groups(target: OptimizerTarget, option: OptimizerOption) -> list[dict[str, Any]]:
-    """The groups a torch optimizer is constructed from.
+    """Return the groups that a torch optimizer is constructed from.
 
-    Returns:
-        In the order of each group's first parameter: `params`, `name`, `lr`, `lr_scale`,
-        `weight_decay` and whatever overrides set. `lr` is missing where the option has none.
+    Parameters with the same options for the same reasons are one group, with `params`, `name`,
+    `lr`, `lr_scale`, `weight_decay` and what overrides set; no `lr` if the option has none.
 
     Raises:
         ConfigError: A pattern matches nothing, `layer_decay` finds no blocks, nothing is left to
             train, or the parameters are shards and the optimizer refuses them.
     """
     if target.is_sharded and (reason := option.refuses_shards()):
-        # Every kind builds from its groups: none can take shards for tensors by mistake.
+        # Here, because every kind builds from its groups: none takes shards for whole tensors.
         message = (
             f"{option.kind} cannot update shards of parameters: {reason}; use parallelism=ddp, or "
             "an optimizer that can, such as adamw or adafactor"
@@ -108,11 +82,7 @@ def param_groups(target: OptimizerTarget, option: OptimizerOption) -> list[dict[
 
 
 def assign(target: OptimizerTarget, option: OptimizerOption) -> list[Assignment]:
-    """Every parameter that is trained, in the module's order, with its options.
-
-    Raises:
-        ConfigError: As `param_groups` does.
-    """
+    """Return every trained parameter, in the module's order, with its options."""
     named = list(parameters(target))
     _check_patterns(named, option)
     for parameter in named:
@@ -147,11 +117,13 @@ def parameters(target: OptimizerTarget) -> Iterator[Named]:
 def _assign(
     parameter: Named, option: OptimizerOption, layer_scale: tuple[float, str]
 ) -> Assignment:
+    # The last matching override wins.
     decays, why = _decays(parameter, option)
     label = ["decay" if decays else "no_decay"]
     values: dict[str, Any] = {}
     for override in option.groups.overrides:
         if parameter.matched_by(override.pattern):
+            # One replaces the other: they would multiply.
             if override.values.keys() & {"lr", "lr_scale"}:
                 values = {k: v for k, v in values.items() if k not in {"lr", "lr_scale"}}
             values |= override.values
@@ -162,8 +134,10 @@ def _assign(
     if where:
         label.append(where)
         why += f"; lr times {scale:.4g} ({where})"
+    # A decay that an override names applies to norms and biases too.
     weight_decay = changed.weight_decay if decays or "weight_decay" in values else 0.0
     options: dict[str, Any] = {"weight_decay": weight_decay, "lr_scale": scale}
+    # As a factor, because the engine multiplies each step's rate with it.
     if option.lr is not None and changed.lr is not None:
         options["lr_scale"] = changed.lr / option.lr * scale
         options["lr"] = option.lr * options["lr_scale"]
@@ -172,7 +146,8 @@ def _assign(
 
 
 def _decays(parameter: Named, option: OptimizerOption) -> tuple[bool, str]:
-    """Return True if a parameter decays, and the rule that decides it."""
+    # transformers' Trainer also spares norms and biases, but by name, and so T5's
+    # `relative_attention_bias.weight`, which is an embedding.
     groups = option.groups
     for pattern in groups.decay:
         if parameter.matched_by(pattern):
@@ -205,9 +180,10 @@ def is_norm(owner: type[nn.Module]) -> bool:
 
 
 def _layer_scales(named: Sequence[Named], layer_decay: float | None) -> list[tuple[float, str]]:
-    """Return each parameter's learning-rate factor, and its position; (1, "") without decay."""
     if layer_decay is None:
         return [(1.0, "")] * len(named)
+    # Blocks count through the whole module, so that a decoder's follow its encoder's. Embeddings
+    # count as a block before the first, final norm and head as one after the last.
     blocks: dict[tuple[str | None, str], int] = {}
     found = [_BLOCK.match(parameter.names[0]) for parameter in named]
     for match in found:
@@ -236,7 +212,7 @@ def _layer_scales(named: Sequence[Named], layer_decay: float | None) -> list[tup
 
 
 def _check_patterns(named: Sequence[Named], option: OptimizerOption) -> None:
-    """Refuse patterns that match no parameter, or frozen ones where only trained ones matter."""
+    # A pattern without effect is a misspelt name, and would change what the run learns silently.
     groups = option.groups
     patterns = [
         (f"optimizer.groups.{key}", pattern)
@@ -271,7 +247,7 @@ def _is_frozen(parameter: Named, option: OptimizerOption) -> bool:
 
 
 def nearest(pattern: str, names: Sequence[str]) -> list[str]:
-    """Up to three names whose best-fitting part looks most like the pattern's plain characters."""
+    """Return up to three names of which a part is most similar to the pattern's characters."""
     plain = re.sub(r"[^\w.]|\\.", "", pattern).lower()
 
     def likeness(name: str) -> float:

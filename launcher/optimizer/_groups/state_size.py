@@ -10,21 +10,14 @@ from torch import Tensor, nn
 from launcher.contracts import OptimizerOption, OptimizerTarget
 from launcher.optimizer._groups.param_groups import assign
 
+# Elements of a stand-in parameter: state that has fewer bytes is not per element.
 _PROXY = 1024
 
 
 def state_bytes(option: OptimizerOption, module: nn.Module) -> dict[str, int]:
-    """Bytes of an optimizer's state over all parameters of a module that are trained.
+    """Return the bytes of an optimizer's state by its keys (`exp_avg`, …), largest first.
 
-    Args:
-        option: The optimizer.
-        module: On the meta device, in the format that the optimizer sees.
-
-    Returns:
-        By key of the state (`exp_avg`, …), largest first.
-
-    Raises:
-        ConfigError: As the optimizer's `build`.
+    The module is on the meta device, in the format that the optimizer sees.
     """
     target = OptimizerTarget(module, "meta")
     known = option.state_bytes({a.name: a.param for a in assign(target, option)})
@@ -34,8 +27,8 @@ def state_bytes(option: OptimizerOption, module: nn.Module) -> dict[str, int]:
     try:
         return _after_a_step(optimizer)
     except (RuntimeError, NotImplementedError):
-        # The step reads a number, which the meta device has not: such optimizers (Prodigy) keep so
-        # many bytes per element, whatever the shape.
+        # The step reads a number, which the meta device does not have. The state of such optimizers
+        # (Prodigy) has the same size per element for every shape.
         trained = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
         return _by_element(option, trained)
 
@@ -50,6 +43,7 @@ def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, int]:
 
 
 def _by_element(option: OptimizerOption, elements: int) -> dict[str, int]:
+    # Without patterns, which would match no parameter of the stand-in.
     plain = option.groups.model_copy(
         update={
             "decay": (),

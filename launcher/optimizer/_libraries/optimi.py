@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class PortableAdan(Adan):
-    """Optimi's Adan; its groups count their steps before there is one, too."""
+    """Adan whose groups have a step count from the start."""
 
     group_state = ("step",)
-    """State of the groups between steps."""
 
     def __init__(self, params: list[dict[str, Any]], **options: Any) -> None:
         groups = [dict(group) for group in params]
         for group in groups:
+            # The library adds it in the first step: a checkpoint before that would lack it.
             group["step"] = torch.tensor(0, dtype=torch.int32)
             if "betas" in group:
                 group["beta1"], group["beta2"], group["beta3"] = group.pop("betas")
@@ -30,9 +30,10 @@ class PortableAdan(Adan):
 
 
 def lion(target: OptimizerTarget, option: LionOption) -> torch.optim.Optimizer:
-    """Optimi's Lion over the module's groups; weight decay is scaled by lr as in AdamW."""
+    """Build Lion; its weight decay is scaled by the learning rate as in AdamW."""
     groups = param_groups(target, option)
     for group in groups:
+        # The library's groups have one option for each beta.
         if "betas" in group:
             group["beta1"], group["beta2"] = group.pop("betas")
     optimizer: torch.optim.Optimizer = Lion(

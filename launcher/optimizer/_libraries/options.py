@@ -28,10 +28,9 @@ class LibraryOption(OptimizerOption):
 
 
 class ScheduleFree(LibraryOption, LearningRate):
-    """An optimizer whose averaged weights make a decaying schedule needless.
+    """An optimizer whose averaged weights replace a decaying schedule.
 
-    The weights that are trained and the averaged ones that are evaluated and exported differ: the
-    built optimizer switches between them with `train()` and `eval()`, and starts in training.
+    It trains other weights than those that are evaluated and exported, the average.
     """
 
     package: ClassVar[tuple[str, str]] = ("schedulefree", "schedulefree")
@@ -41,6 +40,6 @@ class ScheduleFree(LibraryOption, LearningRate):
     lr: float = Field(gt=0, le=1e3)
     """Learning rate after warm-up; it does not decay."""
     r: float = Field(ge=0, le=100)
-    """Power of the step in the average's weights; 0 weighs all steps alike."""
+    """Power of the step in the average's weights; 0 weighs all steps equally."""
     weight_lr_power: float = Field(ge=0, le=100)
     """Power of the learning rate in the average's weights."""

@@ -10,12 +10,10 @@ from prodigyopt import Prodigy
 
 
 class PortableProdigy(Prodigy):
-    """Prodigyopt's Prodigy; its groups carry the distance estimate."""
-
+    # The distance estimate is one for all parameters, and kept in the groups.
     group_state = ("d", "d_max", "d_numerator", "k")
-    """State of the groups between steps."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # The library greets on stdout, where a table or JSON may be expected.
+        # The library prints on construction, where stdout may be a table or JSON.
         with contextlib.redirect_stdout(io.StringIO()):
             super().__init__(*args, **kwargs)

@@ -19,37 +19,32 @@ class PortableCAME(Copyable, CAME):
 
 
 class PortableAdEMAMix(Copyable, AdEMAMix):
-    """AdEMAMix of pytorch-optimizer; its groups count their steps before there is one, too."""
+    """AdEMAMix whose groups have a step count from the start."""
 
     group_state = ("step",)
-    """State of the groups between steps."""
 
     def __init__(self, params: list[dict[str, Any]], **options: Any) -> None:
+        # The library adds it in the first step: a checkpoint before that would lack it.
         super().__init__([{**group, "step": 0} for group in params], **options)
 
 
 class PortableSOAP(Copyable, SOAP):
-    """SOAP of pytorch-optimizer, with its lists of matrices unfolded between steps.
+    """SOAP whose lists of matrices are tensors `GG.<dim>` and `Q.<dim>` between steps."""
 
-    The library keeps a list of matrices per parameter, one per dim and empty where a dim is not
-    preconditioned, and two more settings. Between steps the state here is `GG.<dim>` and
-    `Q.<dim>`, so that it can be saved, sharded and loaded by name.
-    """
+    # The library keeps a list of matrices per parameter, one per dim and empty where a dim is not
+    # preconditioned: not a state that can be saved and loaded by name.
 
     group_state = ("step",)
-    """What the groups remember between steps."""
 
     def __init__(self, params: list[dict[str, Any]], **options: Any) -> None:
         super().__init__([{**group, "step": 0} for group in params], **options)
 
     @override
     def merge_dims(self, grad: Tensor, max_precondition_dim: int) -> Tensor:
-        """The gradient with its small dims merged."""
         return grad.reshape(_merged(grad.shape, max_precondition_dim))
 
     @override
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; the first one only initialises the preconditioner."""
         for group in self.param_groups:
             for param in group["params"]:
                 if param in self.state:
@@ -61,7 +56,7 @@ class PortableSOAP(Copyable, SOAP):
 
 
 def _merged(shape: Sequence[int], max_precondition_dim: int) -> list[int]:
-    """Shape after merging; the library's own makes [1] of a shape that becomes a single dim."""
+    # The library's own function returns [1] for a shape that becomes a single dim.
     size = math.prod(shape)
     if size <= max_precondition_dim:
         return [size]
@@ -74,6 +69,7 @@ def _unfold(state: dict[str, Any]) -> None:
         for dim, matrix in enumerate(state.pop(name, [])):
             if len(matrix):
                 state[f"{name}.{dim}"] = matrix
+    # Settings, which the library copies into the state: a resume may change them.
     state.pop("precondition_frequency", None)
     state.pop("shampoo_beta", None)
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class _Mixed(Copyable):
-    """Decides which parameters keep 32 bits; the library's own way is a process-wide registry."""
+    """Decides which parameters keep 32-bit moments."""
 
+    # The library's own way, GlobalOptimManager, is a process-wide registry.
     kept: Collection[nn.Parameter] = ()
 
     def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
-        """The library's options of one parameter."""
         config: dict[str, Any] = super().get_config(gindex, pindex, group)  # type: ignore[misc]
         if group["params"][pindex] in self.kept:
             config["optim_bits"] = 32
@@ -33,14 +33,7 @@ def mixed(
     kept: Collection[nn.Parameter],
     values: dict[str, Any],
 ) -> torch.optim.Optimizer:
-    """One of the library's optimizers; state: `step` (int), `state1`, `state2` and their scales.
-
-    Args:
-        name: Of the library's class.
-        groups: Parameter groups.
-        kept: Parameters with 32-bit moments.
-        values: What else the class is constructed with.
-    """
+    """Build the library's optimizer `name`; moments of `kept` parameters have 32 bits."""
     kind = type(f"Mixed{name}", (_Mixed, getattr(optim, name)), {})
     optimizer: Any = kind(groups, **values, min_8bit_size=0)
     optimizer.kept = kept

@@ -1,4 +1,4 @@
-"""Optimizers with moments of a few bits: which library, and which moments stay in 32 bits."""
+"""Options of optimizers with 8-bit and 4-bit moments."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+# Elements that share one scale in bitsandbytes: its kernels are compiled for it.
 BITSANDBYTES_BLOCK = 256
-"""Elements that share one scale in bitsandbytes: its kernels are compiled for it."""
 
 
 class LowBit(LearningRate):
@@ -69,7 +69,6 @@ class LowBit(LearningRate):
 
     @override
     def build(self, target: OptimizerTarget) -> torch.optim.Optimizer:
-        """Build the library's optimizer, and log which library and why."""
         from launcher.optimizer._groups.param_groups import param_groups, parameters
 
         library = self._library(target.device_type)
@@ -123,7 +122,7 @@ class LowBit(LearningRate):
         return f"{self.kind} needs the package {library}; install it: pip install 'trainctl[8bit]'"
 
     def _library(self, device_type: str) -> str:
-        """The first installed one in the device's order."""
+        # bitsandbytes' kernels are fastest on CUDA; torchao compiles its step on every device.
         order = self.libraries if device_type == "cuda" else self.libraries[::-1]
         return next((library for library in order if find_spec(library)), order[0])
 
@@ -133,10 +132,10 @@ class LowBit(LearningRate):
         return f"chosen for {device_type}" if len(self.libraries) > 1 else "as configured"
 
     def _keeps(self, name: str, param: Tensor) -> bool:
-        """Return True if a parameter's moments stay in 32 bits."""
+        # Small parameters and embeddings: they save little, or suffer most from the rounding.
         if param.numel() < self.smallest:
             return True
-        # torchao has no broken blocks.
+        # torchao requires whole blocks.
         if self.libraries == ("torchao",) and param.numel() % self.block:
             return True
         return any(re.search(pattern, name) for pattern in self.keep_32bit)

@@ -1,4 +1,4 @@
-"""Adam with few bits from torchao, whose state between steps is plain tensors by name."""
+"""8-bit and 4-bit Adam of torchao, with plain tensors as state between steps."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from torchao import optim
 from torchao.optim.subclass_4bit import OptimState4bit
 from torchao.optim.subclass_8bit import OptimState8bit
 
+# True for signed moments.
 _MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
-"""Name of each moment, and whether it is signed."""
 
 
 class _Plain:
-    """Unfolds torchao's quantised tensors between steps, and takes learning rates that are numbers.
+    """Takes torchao's quantised tensors apart between steps."""
 
-    A moment in few bits is `<moment>.codes` (uint8: of 8 bits in the parameter's shape, of 4 bits
-    flat, two to a byte) and `<moment>.scale` (float32, one per block) between steps: what can be
-    saved and loaded as it is.
-    """
+    # Between steps a moment is `<moment>.codes` (uint8: of 8 bits in the parameter's shape, of 4
+    # bits flat, two to a byte) and `<moment>.scale` (float32, one per block): tensors that can be
+    # saved and loaded by name.
 
     kept: Collection[nn.Parameter] = ()
     block_size: int
@@ -31,7 +30,8 @@ class _Plain:
     state: dict[Tensor, dict[str, Any]]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update, compiled for each shape of parameter the first time."""
+        # The library's compiled step takes the rate as a tensor: a number would be compiled in, and
+        # every new rate would compile again.
         rates = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32)
@@ -57,15 +57,8 @@ def plain(
     kept: Collection[nn.Parameter],
     values: dict[str, Any],
 ) -> torch.optim.Optimizer:
-    """One of the library's optimizers.
-
-    Args:
-        name: Of the library's class.
-        groups: Parameter groups.
-        kept: Parameters with 32-bit moments. Those that no whole number of blocks fills join them.
-        values: What else the class is constructed with.
-    """
-    # Of torch's compiler to the library: kernels are found in its cache on disk less often.
+    """Build the library's optimizer `name`; moments of `kept` parameters have 32 bits."""
+    # A warning of torch's compiler to the library: fewer kernels are found in the cache on disk.
     warnings.filterwarnings(
         "ignore", r"OptimState\dbit does not implement _stable_hash", UserWarning
     )

@@ -19,21 +19,13 @@ from launcher.optimizer._torch.base_optimizer import PerParameterOptimizer
 def block_rows(
     target: OptimizerTarget, *, query_key: Sequence[str], head_dim: int | None
 ) -> dict[nn.Parameter, int]:
-    """Division of each parameter into blocks of whole rows.
-
-    Args:
-        target: The network.
-        query_key: Patterns of query and key matrices.
-        head_dim: Rows in one head; None to read it from `module.config`, as transformers' models
-            have it.
-
-    Returns:
-        Rows per block; 0 for one block per element, -1 for one block.
+    """Return rows per block of each parameter; 0 for one block per element, -1 for one block.
 
     Raises:
-        ConfigError: There are query or key matrices and no head size, or heads do not fit their
-            rows.
+        ConfigError: The size of heads is unknown, or no divisor of the rows of a matrix.
     """
+    # The paper's principle: one second moment for each dense sub-block of the Hessian, which for
+    # queries and keys is a head.
     rows: dict[nn.Parameter, int] = {}
     for parameter in parameters(target):
         last = parameter.names[0].rpartition(".")[2]
@@ -66,18 +58,7 @@ def _head_rows(module: nn.Module, name: str, rows: int, head_dim: int | None) ->
 
 
 class BlockwiseAdamW(PerParameterOptimizer):
-    """AdamW with one second moment per block.
-
-    State of a parameter: `step` (int), `exp_avg` (its shape), `exp_avg_sq` (one number per block).
-
-    Args:
-        params: Parameter groups.
-        rows: Rows per block of each parameter; see `block_rows`.
-        lr: Learning rate.
-        betas: Decay of the first and the second moment.
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled decay, applied before the update.
-    """
+    """AdamW with one second moment per block of `rows` rows (see `block_rows`)."""
 
     kept = ("_rows",)
 
@@ -120,7 +101,6 @@ class BlockwiseAdamW(PerParameterOptimizer):
 
 
 def _block_means(grad: Tensor, rows: int) -> Tensor:
-    """Mean square of each block, shape (blocks,); the squares themselves where `rows` is 0."""
     squares = grad.square()
     if rows == 0:
         return squares

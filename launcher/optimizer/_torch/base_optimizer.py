@@ -12,10 +12,9 @@ from typing_extensions import override
 
 
 class Copyable:
-    """Lets copies of a library's optimizer keep its settings: torch copies groups and state only.
+    """Keeps the settings of a library's optimizer in copies; inherit it before the library's."""
 
-    To be inherited in front of the library's class.
-    """
+    # torch's __getstate__ has groups and state only.
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -28,7 +27,7 @@ class BaseOptimizer(torch.optim.Optimizer):
     """Runs the closure with gradients and the update without, and can be copied and pickled."""
 
     kept: ClassVar[tuple[str, ...]] = ()
-    """Attributes that a copy needs. torch copies groups and state only."""
+    """Attributes that a copy needs, which torch's own __getstate__ leaves out."""
     takes_groups: ClassVar[bool] = False
     """False where each parameter's role was decided from the module when this was built."""
 
@@ -40,6 +39,7 @@ class BaseOptimizer(torch.optim.Optimizer):
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        # torch's constructor calls this for each group.
         if self._is_built and not self.takes_groups:
             raise RuntimeError(
                 f"{type(self).__name__} takes no parameters after it was built; build a new one"
@@ -60,7 +60,7 @@ class BaseOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def _step(self) -> None:
-        """Update every parameter that has a gradient."""
+        pass
 
 
 class PerParameterOptimizer(BaseOptimizer):
@@ -75,15 +75,14 @@ class PerParameterOptimizer(BaseOptimizer):
 
     @abstractmethod
     def _update(self, param: nn.Parameter, grad: Tensor, group: dict[str, Any]) -> None:
-        """Update a parameter."""
+        pass
 
 
 class FusedSGD(torch.optim.SGD):
-    """torch's SGD for parameters whose first gradient comes later than that of others.
+    """torch's SGD for parameters whose first gradient comes later than that of others."""
 
-    It gives them a momentum buffer: the fused kernel takes all with one, or none. A subclass,
-    because copies of an optimizer lose their hooks.
-    """
+    # The fused kernel takes all parameters with a momentum buffer, or none. A subclass and not a
+    # hook, because copies of an optimizer lose their hooks.
 
     @torch.no_grad()
     @override
@@ -107,7 +106,6 @@ class FusedSGD(torch.optim.SGD):
 
 
 def _run_closure(closure: Callable[[], Any] | None) -> Any:
-    """Return the loss of a closure that needs gradients; None if there is no closure."""
     if closure is None:
         return None
     with torch.enable_grad():

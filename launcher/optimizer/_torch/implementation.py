@@ -78,16 +78,6 @@ def choose(
 ) -> dict[str, bool]:
     """Return the `fused` and `foreach` arguments of a torch optimizer, and log the reason.
 
-    Args:
-        asked: The configured implementation.
-        groups: Parameter groups of the optimizer.
-        device_type: Kind of device of the parameters.
-        kind: The optimizer's kind, for messages.
-        fused: Kinds of devices for which torch has a fused kernel of this optimizer.
-        fuses_sharded: Whether torch's fused kernel of this optimizer takes sharded (DTensor)
-            parameters.
-        fuses_16_bit: False where torch's CPU kernel is wrong for bf16 and fp16 parameters.
-
     Raises:
         ConfigError: `fused` is configured where it does not exist.
     """
@@ -101,6 +91,7 @@ def choose(
         chosen, reason = asked, "as configured"
     elif not obstacle:
         chosen, reason = "fused", f"one kernel per group on {device_type}"
+    # On other devices torch's foreach functions loop over the tensors.
     elif device_type in _FOREACH:
         chosen, reason = "foreach", f"fused does not work with {obstacle}"
     else:
@@ -120,7 +111,6 @@ def _not_fusible(
     fuses_sharded: bool,
     fuses_16_bit: bool,
 ) -> str | None:
-    """Return why the fused kernel is not used for these parameters; None where it is."""
     import torch
     from torch import nn
 
@@ -141,7 +131,7 @@ def _not_fusible(
 
 
 def _fills_its_memory(tensor: torch.Tensor) -> bool:
-    """Return False where there are gaps between elements, or elements share memory."""
+    # A transposed tensor fills its memory too: sorted strides are those of a contiguous one.
     if tensor.is_contiguous():
         return True
     expected = 1

@@ -1,10 +1,4 @@
-"""AdamW with moments in a low-rank space of the gradients: GaLore and APOLLO.
-
-What both share: hidden matrices are projected on their shorter (or another) side, Adam runs on the
-projection, and the projection is renewed from time to time. They differ in what the projected
-update becomes. The projection is a tensor in the state (`projection`), so that it is saved and
-loaded like any other.
-"""
+"""AdamW with moments in a low-rank space of the gradients: GaLore and APOLLO."""
 
 from __future__ import annotations
 
@@ -24,7 +18,7 @@ Side = Literal["std", "reverse_std", "left", "right"]
 
 
 class _LowRankAdamW(PerParameterOptimizer):
-    """AdamW with decay after the update, and a low-rank detour for some matrices."""
+    """AdamW whose moments of some matrices are those of projected gradients."""
 
     kept: ClassVar[tuple[str, ...]] = ("_matrices", "_rank", "_update_every", "_scale", "_side")
 
@@ -63,58 +57,41 @@ class _LowRankAdamW(PerParameterOptimizer):
             update = self._raise(update, low, grad, state)
         corrections = math.sqrt(1 - beta2 ** (step + 1)) / (1 - beta1 ** (step + 1))
         param.add_(update, alpha=-group["lr"] * corrections)
+        # After the update, as in the authors' packages; torch's AdamW decays first.
         if group["weight_decay"]:
             param.mul_(1 - group["lr"] * group["weight_decay"])
 
     def _project(self, param: nn.Parameter, grad: Tensor, state: dict[str, Any]) -> Tensor:
-        """The gradient in the low-rank space, after renewing the space when that is due."""
+        # The projection is a tensor in the state, so that it is saved and loaded like any other.
+        # Moments stay when it is renewed, as in the authors' packages.
         if state["step"] % self._update_every == 0:
             state["projection"] = self._renewed(param, grad, state["step"])
         basis: Tensor = state["projection"]
         return grad.matmul(basis.T) if self._on_right(grad) else basis.T.matmul(grad)
 
     def _on_right(self, matrix: Tensor) -> bool:
-        """True if columns are projected instead of rows."""
+        # `std` projects the shorter side, as GaLore does: the projection itself is then smallest.
         if self._side in {"left", "right"}:
             return self._side == "right"
         return (matrix.shape[0] >= matrix.shape[1]) == (self._side == "std")
 
     def _leading(self, grad: Tensor) -> Tensor:
-        """The gradient's leading singular vectors, in its own format."""
+        # In float32: torch has no decomposition of 16-bit matrices.
         left, _, right = torch.linalg.svd(grad.float(), full_matrices=False)
         basis: Tensor = right[: self._rank] if self._on_right(grad) else left[:, : self._rank]
         return basis.to(grad.dtype).contiguous()
 
     @abstractmethod
     def _renewed(self, param: nn.Parameter, grad: Tensor, step: int) -> Tensor:
-        """A new projection: (rank, columns) on the right, (rows, rank) on the left."""
+        """Return a new projection: (rank, columns) on the right, (rows, rank) on the left."""
 
     @abstractmethod
     def _raise(self, update: Tensor, low: Tensor, grad: Tensor, state: dict[str, Any]) -> Tensor:
-        """Return the full update for a low-rank one.
-
-        Args:
-            update: Adam's normalised update in the low-rank space.
-            low: The gradient there.
-            grad: The gradient.
-            state: The parameter's state.
-        """
+        """Return the full update for `update` and the gradient `low` of the low-rank space."""
 
 
 class GaLoreAdamW(_LowRankAdamW):
-    """The low-rank update, projected back.
-
-    Args:
-        params: Parameter groups.
-        matrices: Parameters to project.
-        rank: Dims of the low-rank space.
-        update_every: Steps between new projections.
-        scale: Factor on projected updates.
-        side: Which dim is projected.
-        adam: `lr`, `betas`, `eps`, `weight_decay`.
-
-    Source: Zhao et al. 2024, arXiv:2403.03507, algorithm 2.
-    """
+    """The low-rank update, projected back."""
 
     @override
     def _renewed(self, param: nn.Parameter, grad: Tensor, step: int) -> Tensor:
@@ -128,19 +105,9 @@ class GaLoreAdamW(_LowRankAdamW):
 
 
 class APOLLOAdamW(_LowRankAdamW):
-    """The gradient itself, scaled as Adam scales its low-rank image.
+    """The gradient itself, scaled as Adam scales its low-rank projection.
 
-    Args:
-        params: Parameter groups.
-        matrices: Parameters to project.
-        names: The matrices' names, from which random projections are drawn.
-        scaling: One factor per channel or per matrix.
-        random: Draw projections rather than follow the gradient.
-        growth_limit: Most that an update's norm may grow in a step, as a factor.
-        rest: As in GaLoreAdamW.
-
-    Source: Zhu et al. 2024, arXiv:2412.05270, algorithm 1; growth limit: Chen et al. 2024,
-        arXiv:2410.01623, eq. 10.
+    `names` of the matrices seed random projections.
     """
 
     kept = (*_LowRankAdamW.kept, "_names", "_scaling", "_random", "_growth_limit")
@@ -179,8 +146,10 @@ class APOLLOAdamW(_LowRankAdamW):
         dim = None if self._scaling == "tensor" else int(self._on_right(grad))
         before = torch.linalg.vector_norm(low, dim=dim, keepdim=True)
         after = torch.linalg.vector_norm(update, dim=dim, keepdim=True)
+        # The authors' epsilon: a channel without gradient must not divide by zero.
         factor = after / (before + 1e-8)
         scaled: Tensor = grad * factor
+        # Norm-growth limiter: Chen et al. 2024, arXiv:2410.01623, eq. 10.
         if self._growth_limit is not None:
             norm = torch.linalg.vector_norm(scaled)
             if "norm" in state:

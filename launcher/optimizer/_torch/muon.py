@@ -12,26 +12,19 @@ from typing_extensions import override
 from launcher.contracts import Sharding
 from launcher.optimizer._torch.base_optimizer import BaseOptimizer
 
+# Elements of the full matrices that exist at once: 128 MiB of float32. Smaller batches would leave
+# ranks without a matrix to work on.
 _BATCH_ELEMENTS = 1 << 25
-"""Elements of the whole matrices that exist at once: 128 MiB of float32. Smaller batches would
-leave ranks without a matrix to work on."""
 
 Member = tuple[nn.Parameter, Mapping[str, Any]]
 
 
 class ShardedMuon(BaseOptimizer):
-    """Torch's Muon for matrices of which each rank holds any part.
+    """torch's Muon for matrices of which each rank holds any part."""
 
-    The momentum is sharded like the matrix. In a step the ranks add up their parts of the update
-    into whole matrices, each owner orthogonalises its own, and a second sum brings the results to
-    all ranks, which take what they hold: two collectives for each batch of matrices.
-
-    Args:
-        params: Parameter groups.
-        sharding: Which matrices the parameters are shards of.
-        muon: Options of `torch.optim.Muon`; groups may differ in `lr`, `weight_decay`, `momentum`
-            and `nesterov`.
-    """
+    # The momentum is sharded like the matrix. In a step the ranks sum their parts of the update
+    # into full matrices, each owner orthogonalises its own, and a second sum brings the results to
+    # all ranks, which take what they hold: two collectives for each batch of matrices.
 
     kept = ("_sharding",)
 
@@ -53,7 +46,7 @@ class ShardedMuon(BaseOptimizer):
                     param.mul_(1 - group["lr"] * group["weight_decay"]).add_(change)
 
     def _batches(self) -> Iterator[list[Member]]:
-        """Cut all matrices, with or without gradient: ranks agree on this without asking."""
+        # All matrices, with or without gradient on this rank: all ranks must form equal batches.
         batch: list[Member] = []
         elements = 0
         for group in self.param_groups:
@@ -67,7 +60,7 @@ class ShardedMuon(BaseOptimizer):
         yield batch
 
     def _whole_update(self, param: nn.Parameter, group: Mapping[str, Any]) -> Tensor:
-        """Return this rank's part of a matrix's update, in its place among zeros."""
+        # Zeros where other ranks hold the matrix, so that a sum over ranks is the full update.
         shard = self._sharding.shard_of(param)
         whole = param.new_zeros(shard.shape)
         if param.grad is None:
@@ -85,18 +78,14 @@ class ShardedMuon(BaseOptimizer):
     def _orthogonalise(
         self, batch: Sequence[Member], updates: Sequence[Tensor], first: int
     ) -> None:
-        """Replace the updates of the matrices that this rank owns by steps, all others by zero.
-
-        Args:
-            batch: The matrices.
-            updates: Of each matrix, whole.
-            first: Owner of the first matrix; the next rank owns the next.
-        """
+        # Matrices go round the ranks, each batch beginning with the next rank, so that a rank does
+        # not own the first matrix of every batch. Others' updates are zero in the next sum.
         for place, ((_, group), update) in enumerate(zip(batch, updates, strict=True), first):
             if place % self._sharding.ranks != self._sharding.rank:
                 update.zero_()
                 continue
-            # From zero, without momentum and decay, torch's step is what it would add.
+            # torch has no public function of the update: from zero, without momentum and decay, a
+            # step of its Muon is the change of the weights.
             step = nn.Parameter(torch.zeros_like(update))
             step.grad = update
             options = {**self.defaults, "lr": group["lr"], "weight_decay": 0.0, "momentum": 0.0}
@@ -105,7 +94,7 @@ class ShardedMuon(BaseOptimizer):
             update.copy_(step)
 
     def _add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Add up matrices over ranks in one collective for each dtype."""
+        # One collective for each dtype: one for each matrix would cost its latency many times.
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             same = [tensor for tensor in tensors if tensor.dtype == dtype]
             packed = torch.cat([tensor.view(-1) for tensor in same])
@@ -116,15 +105,10 @@ class ShardedMuon(BaseOptimizer):
 
 
 class Pair(BaseOptimizer):
-    """Steps two optimizers as one.
+    """Steps two optimizers as one."""
 
-    Its `param_groups` are theirs, the first's before the second's, and its `state` is the one dict
-    that both write to, so that whoever sets learning rates or saves state sees a single optimizer.
-
-    Args:
-        first: Over some parameters.
-        second: Over others.
-    """
+    # Its `param_groups` are those of both, and its `state` is the one dict that both write to:
+    # engines and checkpoints see a single optimizer.
 
     kept = ("_members",)
 
@@ -144,7 +128,7 @@ class Pair(BaseOptimizer):
         self._share(self.param_groups)
 
     def _share(self, groups: list[dict[str, Any]]) -> None:
-        """Give both members their groups, and one state between them."""
+        # Again after each load: torch replaces groups and state.
         start = 0
         for member in self._members:
             count = len(member.param_groups)

@@ -26,20 +26,9 @@ def uncorrected_adam_(
     amsgrad: bool,
     kernel_flags: Mapping[str, bool],
 ) -> None:
-    """One update in place: torch's at step infinity, where its corrections 1 - beta ** step are 1.
-
-    Args:
-        params: All have gradients.
-        state: `exp_avg` and `exp_avg_sq` of each, with `amsgrad` also `max_exp_avg_sq`.
-        lr: Learning rate.
-        betas: Decay of the first and the second moment, each in [0, 1).
-        eps: Added to the root of the second moment.
-        weight_decay: Of the parameters before the update, times the learning rate, or, with
-            `decoupled` off, a term of the gradient.
-        decoupled: AdamW rather than Adam.
-        amsgrad: Divide by the largest second moment so far.
-        kernel_flags: torch's `fused` and `foreach`.
-    """
+    """Update parameters, all with gradients, in place; weight decay comes before the update."""
+    # torch always corrects the moments' bias: at step infinity its factors 1 - beta ** step are 1.
+    # The fused kernel reads the step on the device of the parameter.
     where = {param.device if kernel_flags["fused"] else torch.device("cpu") for param in params}
     infinity = {device: torch.full((), math.inf, device=device) for device in where}
     adam(
@@ -66,25 +55,15 @@ def uncorrected_adam_(
 
 
 def moments(param: Tensor, *, amsgrad: bool) -> dict[str, Tensor]:
-    """Return the initial state of `uncorrected_adam_` for a parameter: zeros."""
+    """Return the initial state of `uncorrected_adam_` for a parameter."""
     keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
     return {key: torch.zeros_like(param) for key in keys}
 
 
 class UncorrectedAdam(BaseOptimizer):
-    """Moments that start at zero and stay unscaled, so that the first updates are small.
+    """Adam without bias correction: moments start at zero, so that the first updates are small.
 
     Decoupled weight decay comes after the update and acts on the updated weights.
-
-    Args:
-        params: Parameter groups.
-        lr: Learning rate.
-        betas: Decay of the first and the second moment, each in [0, 1).
-        eps: Added to the root of the second moment.
-        weight_decay: Decoupled decay, or, with `decoupled` off, a term of the gradient.
-        decoupled: AdamW rather than Adam.
-        amsgrad: Divide by the largest second moment so far.
-        kernel_flags: torch's `fused` and `foreach`.
 
     Source: Devlin et al. 2018 (BERT), `AdamWeightDecayOptimizer`; the order of operations is that
         of transformers 4.37's `AdamW(correct_bias=False)`.
@@ -122,6 +101,7 @@ class UncorrectedAdam(BaseOptimizer):
             if self._decoupled:
                 # torch decays first: p (1 - lr decay) - lr u. To decay last is
                 # (p - lr u) (1 - lr decay): the same with another rate, and the decay over it.
+                # At lr * decay = 1 nothing would be left to divide by.
                 rest = 1 - lr * decay or math.ulp(1.0)
                 lr, decay = lr * rest, decay / rest
             uncorrected_adam_(
@@ -138,20 +118,7 @@ class UncorrectedAdam(BaseOptimizer):
 
 
 class TensorFlowAdamW(BaseOptimizer):
-    """Clips, decays, then takes Adam's step with epsilon outside the bias correction.
-
-    Args:
-        params: Parameter groups.
-        lr: Learning rate.
-        betas: Decay of the first and the second moment.
-        eps: Added to the uncorrected root of the second moment.
-        weight_decay: Decoupled decay.
-        amsgrad: Divide by the largest second moment so far.
-        clip_value: Limit of each gradient element; comes first.
-        clip_norm: Limit of each gradient's 2-norm.
-        global_clip_norm: Limit of the 2-norm over all gradients.
-        kernel_flags: torch's `fused` and `foreach`.
-    """
+    """Clips, decays, then takes Adam's step with epsilon outside the bias correction."""
 
     kept = ("_amsgrad", "_clip_value", "_clip_norm", "_global_clip_norm", "_kernel_flags")
     takes_groups = True
@@ -187,11 +154,11 @@ class TensorFlowAdamW(BaseOptimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     by_step.setdefault(self._advance(param), []).append(param)
+            # One call for all parameters of a step count, because the kernels take one rate.
             for step, params in by_step.items():
                 self._update(params, step, group)
 
     def _advance(self, param: Tensor) -> int:
-        """Count an update of a parameter, from 1."""
         state = self.state[param]
         if not state:
             state |= {"step": 0, **moments(param, amsgrad=self._amsgrad)}
@@ -201,6 +168,7 @@ class TensorFlowAdamW(BaseOptimizer):
     def _clip(self) -> None:
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params if param.grad is not None]
+        # The order of Keras: elements, each norm, the norm of all.
         if self._clip_value is not None:
             for grad in grads:
                 grad.clamp_(-self._clip_value, self._clip_value)
@@ -214,6 +182,8 @@ class TensorFlowAdamW(BaseOptimizer):
 
     def _update(self, params: list[Tensor], step: int, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
+        # Keras scales the rate by both corrections instead of the moments: epsilon is then added to
+        # the uncorrected root. The decay must not be scaled with the rate.
         correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
         uncorrected_adam_(
             params,
