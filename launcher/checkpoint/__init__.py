@@ -1,7 +1,7 @@
-"""Saves the state of a run, and loads it again.
+"""Save the state of a run, and load it.
 
-A checkpoint is a folder that is published by one rename and checksummed completely. Nothing in it
-is unpickled except plain tensors and their index:
+A checkpoint is a folder, published by one rename, with a checksum of every file. Nothing in it is
+unpickled except plain tensors and their index:
 
     checkpoints/step-00001000/
         manifest.json         run, step, fingerprints; size and xxh3-128 of every file below
@@ -16,11 +16,9 @@ Any number of ranks, in any sharding, can load it. Next to it may be `step-….c
 for inspection), and, during a save or after a kill, `.tmp-…` (being written), `.trash-…` (being
 deleted) and `.replaced-…` (being replaced).
 
-This package holds the stores, one module per kind. `training.saving` decides which step is saved,
-`config.resume_rules` what a resumed run may change.
-
-Adding a store: a module `launcher/checkpoint/<kind>.py` with one CheckpointOption, whose `build`
-gives a CheckpointStore, and `conf/checkpoint/<kind>.yaml`.
+`training.saving` decides which step is saved, `config.resume_rules` what a resumed run may change.
+To add a store: `launcher/checkpoint/<kind>.py` with a CheckpointOption, whose `build` returns a
+CheckpointStore, and `conf/checkpoint/<kind>.yaml`.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
-    """Return a run's checkpoints in the order of their steps; their tensors are not read."""
+    """Return a run's checkpoints, ordered by step, without reading tensors."""
     from launcher.checkpoint import _published
 
     return _published.published(run_dir)
@@ -51,11 +49,11 @@ def stored_config(run_dir: RunDir) -> StoredConfig | None:
 
 
 def load_tensors(path: Path, live: Mapping[str, Tensor]) -> None:
-    """Verify a checkpoint and copy some of its entries into tensors.
+    """Verify a checkpoint and copy entries into tensors.
 
     Args:
         path: The checkpoint's folder.
-        live: Tensors by the name of the entry; filled in place.
+        live: Tensors by name of the entry, filled in place.
 
     Raises:
         CheckpointError: A file is damaged, or an entry is missing or of another shape or dtype.

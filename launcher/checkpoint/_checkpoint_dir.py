@@ -1,15 +1,4 @@
-"""The folder of a run's checkpoints, and the renames that publish, replace and delete one.
-
-    step-00001000             published: complete and verified before it got this name
-    step-00001000.corrupt     found invalid, quarantined
-    .tmp-step-…-<random>      being written
-    .replaced-step-…-<random> the old checkpoint of a step that is being saved again
-    .trash-step-…-<random>    being deleted
-
-A folder cannot be renamed over one that is not empty. To replace a step, the old checkpoint is
-therefore renamed to `.replaced-…` first; if the process dies between the two renames, the next
-start renames it back. At every moment one of the two can be found.
-"""
+"""Folder of a run's checkpoints, and the renames that publish, replace and delete one."""
 
 from __future__ import annotations
 
@@ -22,17 +11,16 @@ from launcher.checkpoint._storage import Storage
 from launcher.run_dir import RunDir, step_of
 
 _log = logging.getLogger("trainctl.checkpoint")
+# step-00001000             published: complete and verified before it got this name
+# step-00001000.corrupt     found invalid, quarantined
+# .tmp-step-…-<random>      being written
+# .replaced-step-…-<random> the old checkpoint of a step that is being saved again
+# .trash-step-…-<random>    being deleted
 _LEFTOVER = re.compile(r"\.(tmp|trash|replaced)-(step-\d{8,})-[0-9a-f]+")
 
 
 class CheckpointDir:
-    """One run's checkpoints.
-
-    Args:
-        run_dir: The run; its lock must be held, because leftovers of a live run would be taken for
-            dead ones.
-        storage: The disk.
-    """
+    """Checkpoints of one run, whose lock must be held: a running save's draft would be removed."""
 
     def __init__(self, run_dir: RunDir, storage: Storage) -> None:
         self._run_dir = run_dir
@@ -40,7 +28,7 @@ class CheckpointDir:
         self.folder = run_dir.checkpoints
 
     def open(self) -> None:
-        """Create the folder if it is missing; clean up what a killed process left."""
+        """Create the folder if it is missing, and clean up after a killed process."""
         if self.folder.is_dir():
             self._tidy()
             return
@@ -66,28 +54,27 @@ class CheckpointDir:
                 self._remove(path)
 
     def steps(self) -> list[int]:
-        """Return the steps that have a published checkpoint, newest first, by name."""
+        """Return the steps of published checkpoints, newest first."""
         found = (step_of(path) for path in self.folder.iterdir())
         return sorted((step for step in found if step is not None), reverse=True)
 
     def path(self, step: int) -> Path:
-        """Return the path of a step's published checkpoint; it may not exist."""
+        """Return the path of a step's checkpoint, which may not exist."""
         return self._run_dir.checkpoint(step)
 
     def quarantined(self) -> list[Path]:
-        """Return the checkpoints that were found invalid, now or earlier."""
+        """Return the checkpoints that were found invalid."""
         return sorted(self.folder.glob("step-*.corrupt*"))
 
     def draft_path(self, step: int) -> Path:
-        """Return a new name for a checkpoint that is going to be written."""
+        """Return a new path for a checkpoint to write."""
         return self._unpublished("tmp", step)
 
     def publish(self, draft: Path, step: int) -> None:
-        """Rename a finished draft to its published name and sync it.
-
-        Raises:
-            OSError: It could not be done; what was there before is there again.
-        """
+        """Rename a finished draft to its published name and sync it; roll back on an OSError."""
+        # rename cannot replace a folder that is not empty: the old checkpoint of the step is
+        # renamed to `.replaced-…` first. If the process dies between the renames, the next start
+        # renames it back, so that at every moment one of the two is found.
         target = self.path(step)
         replaced = self._unpublished("replaced", step) if target.exists() else None
         if replaced is not None:
@@ -102,7 +89,8 @@ class CheckpointDir:
             self._remove(replaced)
 
     def _roll_back(self, draft: Path, target: Path, replaced: Path | None) -> None:
-        """Undo the renames: after a failed fsync a second one proves nothing."""
+        # Not another fsync: Linux reports a write error once and drops the pages, so that a second
+        # fsync succeeds although the data is lost.
         try:
             if not draft.exists():
                 self._storage.rename(target, draft)
@@ -112,11 +100,13 @@ class CheckpointDir:
             _log.warning("%s: could not be rolled back: %s", target, error)
 
     def confirm(self) -> None:
-        """Make sure that the published checkpoints survive a power cut."""
+        """Sync the names of published checkpoints, so that they survive a power cut."""
         self._storage.fsync_folder(self.folder)
 
     def discard(self, step: int) -> None:
-        """Delete a checkpoint; renamed first, so that no reader sees a part of it."""
+        """Delete a checkpoint."""
+        # Renamed first: deleting takes many system calls, and a kill between them would leave a
+        # part of a checkpoint under its published name.
         trash = self._unpublished("trash", step)
         try:
             self._storage.rename(self.path(step), trash)
@@ -127,7 +117,7 @@ class CheckpointDir:
         self._remove(trash)
 
     def drop(self, draft: Path) -> None:
-        """Remove a draft that will not be published; a failure is only logged."""
+        """Remove a draft that will not be published."""
         if draft.exists():
             self._remove(draft)
 
@@ -135,6 +125,7 @@ class CheckpointDir:
         """Rename an invalid checkpoint to `….corrupt`, with a warning."""
         path = self.path(step)
         target = path.with_name(f"{path.name}.corrupt")
+        # Quarantined, not deleted: a person may recover most of the tensors.
         if target.exists():
             target = target.with_name(f"{target.name}-{secrets.token_hex(3)}")
         try:

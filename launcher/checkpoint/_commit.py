@@ -1,14 +1,4 @@
-"""Writes, verifies and publishes a checkpoint.
-
-The order makes it safe: write and sync every file under a temporary name, then the manifest, then
-the folders; read everything back and compare; rename; sync the rename. Only then is the checkpoint
-reported as saved, and only then may an older one be deleted.
-
-Every rank writes, syncs and reads back its own files; rank 0 creates the folders, writes the
-manifest for the files of all ranks, renames and deletes. Each phase ends with a round of all ranks:
-nothing is published before every rank has reported, and nothing is removed while a rank writes to
-it.
-"""
+"""Write, verify and publish a checkpoint."""
 
 from __future__ import annotations
 
@@ -33,21 +23,26 @@ if TYPE_CHECKING:
     from launcher.checkpoint._dcp import Plan
 
 
+# The order makes a save safe against a kill or a power cut at any point: write and sync every file
+# under a temporary name, then the manifest, then the folders; read everything back and compare;
+# rename; sync the rename. Only then is the checkpoint reported as saved, and only then may an older
+# one be deleted.
+#
+# Every rank writes, syncs and reads back its own files; rank 0 creates the folders, writes the
+# manifest for the files of all ranks, renames and deletes. Each phase ends with a round of all
+# ranks: nothing is published before every rank has reported, and nothing is removed while a rank
+# writes to it.
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """The content of one checkpoint; nothing in it changes any more.
+    """Content of one checkpoint.
 
     Attributes:
-        run_id: The run.
-        step: Optimizer steps done.
         parent_step: The checkpoint before it.
-        world_size: Ranks of the run.
-        data_fingerprint: Hash of the training examples.
-        config: Text of config.json.
-        train_state: Text of train_state.json.
-        state: Everything else, by name; what this rank does not write may be missing.
+        state: Tensors by name; those that this rank does not write may be missing.
         plan: The boxes that this rank writes; None if not planned yet.
-        num_bytes: Size of all whole tensors, in bytes.
+        num_bytes: Size of all full tensors, in bytes.
     """
 
     run_id: str
@@ -62,7 +57,7 @@ class Pending:
     num_bytes: int
 
     def texts(self) -> dict[str, bytes]:
-        """Return the files that are not tensors."""
+        """Return the files that have no tensors."""
         return {
             _manifest.CONFIG: self.config.encode(),
             _manifest.TRAIN_STATE: self.train_state.encode(),
@@ -73,13 +68,14 @@ def commit(pending: Pending, directory: CheckpointDir, storage: Storage, ranks: 
     """Write, verify and publish, together with the other ranks.
 
     Raises:
-        CheckpointError: It is not published and its files are removed; older ones are untouched.
+        CheckpointError: The checkpoint is not published and its files are removed; older ones are
+            untouched.
     """
     _Save(pending, directory, storage, ranks).commit()
 
 
 class _Save:
-    """One save, as one rank sees it."""
+    """One save, of one rank."""
 
     def __init__(
         self, pending: Pending, directory: CheckpointDir, storage: Storage, ranks: Ranks
@@ -98,12 +94,13 @@ class _Save:
                 self._path = self._directory.folder / name
                 self._write_and_publish()
         except BaseException:
+            # Also on KeyboardInterrupt: a draft of a large model must not stay on a full disk.
             if self._ranks.is_first:
                 self._directory.drop(self._path)
             raise
 
     def _begin(self) -> str | None:
-        """Make the folders; return the draft's name, or None if this state is published already."""
+        """Create the folders; return the draft's name, or None if this state is published."""
         from launcher.checkpoint import _dcp
 
         with self._explained():
@@ -117,7 +114,7 @@ class _Save:
     def _write_and_publish(self) -> None:
         from launcher.checkpoint import _dcp
 
-        # Rank 0 has made the folders of its draft.
+        # Rank 0 has created the folders of its draft.
         self._draft = draft = self._draft or Draft(self._storage, self._path)
         plan = self._pending.plan or _dcp.make_plan(self._pending.state, self._ranks)
         others: set[str] = set()
@@ -139,11 +136,14 @@ class _Save:
             with self._explained():
                 self._directory.publish(self._path, self._pending.step)
 
+        # Two rounds: rank 0 needs the checksums of all ranks for the manifest, and every rank's
+        # verification before it renames.
         self._ranks.share(write, complete)
         self._ranks.share(lambda: self._read_back(draft, others), publish)
 
     def _read_back(self, draft: Draft, others: set[str]) -> None:
-        """Compare what this rank wrote with its checksums; rank 0 also the manifest."""
+        """Compare this rank's files with their checksums; rank 0 also the manifest."""
+        # Finds memory and disk errors while the older checkpoint still exists.
         files = {name: file for name, file in draft.files.items() if name not in others}
         fault = ""
         if self._ranks.is_first:
@@ -157,14 +157,14 @@ class _Save:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn an error of the disk into a CheckpointError."""
+        """Convert an OSError to a CheckpointError."""
         try:
             yield
         except OSError as error:
             raise _failure(self._pending, self._directory, error, self._free()) from error
 
     def _free(self) -> str:
-        """Return the number of bytes that are free once the draft is removed."""
+        # The draft is removed after the error: its bytes will be free when the user looks.
         written = self._draft.num_bytes if self._draft is not None else 0
         try:
             return f"{self._storage.free_bytes(self._directory.folder) + written:,}"
@@ -173,10 +173,8 @@ class _Save:
 
 
 def _already_published(pending: Pending, directory: CheckpointDir) -> bool:
-    """Return whether this state is published already: a run resumed from it saves it again.
-
-    A checkpoint under the step's name that is damaged, or another run's, is quarantined first.
-    """
+    """Return True if this state is already published; quarantine another one at its step."""
+    # A run that is resumed at its last step saves the step a second time.
     step = pending.step
     if not directory.path(step).exists():
         return False
@@ -191,7 +189,7 @@ def _already_published(pending: Pending, directory: CheckpointDir) -> bool:
 
 
 def invalid_reason(verdict: _manifest.Verdict, run_id: str, step: int) -> str | None:
-    """Return why a checkpoint is not this run's at this step, or None."""
+    """Return why a checkpoint is not this run's valid one of a step, or None."""
     if verdict.faults or verdict.manifest is None:
         return "; ".join(verdict.faults)
     if verdict.manifest.step != step:
@@ -200,7 +198,7 @@ def invalid_reason(verdict: _manifest.Verdict, run_id: str, step: int) -> str | 
 
 
 def foreign(manifest: Manifest, run_id: str) -> str | None:
-    """Return why an undamaged checkpoint is not this run's, or None."""
+    """Return why a valid checkpoint is not this run's, or None."""
     if manifest.run_id == run_id:
         return None
     return (
@@ -210,7 +208,7 @@ def foreign(manifest: Manifest, run_id: str) -> str | None:
 
 
 def _seal(pending: Pending, draft: Draft) -> None:
-    """Write the texts and, last, the manifest over all files; then sync the folders."""
+    """Write the texts and the manifest, then sync the folders."""
     for name, data in pending.texts().items():
         draft.write(name, data)
     manifest = Manifest(
@@ -224,6 +222,7 @@ def _seal(pending: Pending, draft: Draft) -> None:
         versions=_versions(),
         files=draft.files,
     )
+    # The manifest last: where it is, all files that it names have been written and synced.
     draft.write(_manifest.NAME, _manifest.encode(manifest))
     draft.seal()
 

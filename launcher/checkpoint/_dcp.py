@@ -1,13 +1,4 @@
-"""Tensors in the format of torch.distributed.checkpoint (DCP), written through our storage.
-
-DCP's planner decides which rank writes which box: what several ranks hold is written once, by the
-rank that has least to write so far. DCP's file writer writes the entries, so that torch's own tools
-read our checkpoints. Its entry points `save` and `load` are not used: they wrap every error in a
-BaseException, and their collectives run in the training's process group. File access goes through a
-`Draft`, which hashes, fsyncs and can be interrupted at every call in a test.
-
-Importing this module takes half a second of CPU time; import it where it is needed, not before.
-"""
+"""Write tensors in the format of torch.distributed.checkpoint (DCP); slow to import (0.5 s)."""
 
 from __future__ import annotations
 
@@ -46,36 +37,32 @@ from typing_extensions import override
 
 from launcher.checkpoint._draft import Draft
 from launcher.checkpoint._ranks import Ranks
-from launcher.checkpoint._state import State, check_cover, parts, whole_shape
+from launcher.checkpoint._state import State, check_cover, full_shape, parts
 from launcher.contracts import Box, LocalShard
 
+# DCP's planner decides which rank writes which box: what several ranks hold is written once, by the
+# rank that has least to write so far. DCP's file writer writes the entries, so that torch's tools
+# read our checkpoints. `dcp.save` and `dcp.load` are not used: they wrap every error in a
+# BaseException, and their collectives run in the training's process group. File access goes through
+# a `Draft`, which hashes, fsyncs, and can be interrupted at every call in a test.
 STATE = "state"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """The boxes that one rank writes.
-
-    Attributes:
-        save_plan: The boxes.
-        metadata: The index of all ranks' boxes; None on other ranks than 0.
-    """
+    """Boxes that a rank writes, and on rank 0 the index of all ranks' boxes."""
 
     save_plan: SavePlan
     metadata: Metadata | None
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of the tensors of which this rank writes something."""
+        """Names of the tensors of which this rank writes a part."""
         return frozenset(item.index.fqn for item in self.save_plan.items)
 
 
 def make_plan(state: State, ranks: Ranks) -> Plan:
-    """Decide, together with the other ranks, which rank writes which box.
-
-    Raises:
-        ValueError: The boxes of all ranks do not cover some tensor exactly.
-    """
+    """Decide, together with the other ranks, which rank writes which box."""
     planner = DefaultSavePlanner(flatten_state_dict=False)
     found: list[Metadata] = []
 
@@ -94,17 +81,7 @@ def make_plan(state: State, ranks: Ranks) -> Plan:
 
 
 def write(state: State, plan: Plan, draft: Draft) -> list[WriteResult]:
-    """Write this rank's boxes under `state/` of a draft.
-
-    Args:
-        state: On any device; the tensors must not change before this returns. It may lack tensors
-            of which the plan has nothing.
-        plan: What to write of it.
-        draft: Takes the files.
-
-    Raises:
-        OSError: A write failed.
-    """
+    """Write this rank's boxes under `state/` of a draft; the tensors must not change meanwhile."""
     if not plan.save_plan.items:
         return []
     with _disk_errors(draft):
@@ -113,11 +90,7 @@ def write(state: State, plan: Plan, draft: Draft) -> list[WriteResult]:
 
 
 def finish(plan: Plan, results: list[list[WriteResult]], draft: Draft) -> None:
-    """Write the index of what all ranks have written; on rank 0.
-
-    Raises:
-        OSError: A write failed.
-    """
+    """Write the index of all ranks' boxes, on rank 0."""
     assert plan.metadata is not None, "only rank 0 has the index"  # noqa: S101
     with _disk_errors(draft):
         _Writer(draft).finish(plan.metadata, results)
@@ -135,7 +108,7 @@ def _disk_errors(draft: Draft) -> Iterator[None]:
 
 
 def _items(name: str, value: Tensor | LocalShard) -> Iterator[WriteItem]:
-    shape = torch.Size(whole_shape(value))
+    shape = torch.Size(full_shape(value))
     for box, tensor in parts(value):
         offsets = torch.Size(box.offsets)
         yield WriteItem(
@@ -160,7 +133,7 @@ def _check_all_is_there(metadata: Metadata) -> None:
 
 
 class _Planner(DefaultSavePlanner):
-    """Gives DCP's writer the elements of a box."""
+    """Passes the elements of a box to DCP's writer."""
 
     def __init__(self, state: State) -> None:
         super().__init__(flatten_state_dict=False)
@@ -175,16 +148,17 @@ class _Planner(DefaultSavePlanner):
 
 
 class _Writer(FileSystemWriter):
-    """DCP's writer of one file per rank, on a draft."""
+    """DCP's writer, which writes one file per rank, on a draft."""
 
     def __init__(self, draft: Draft) -> None:
-        # The draft syncs each file itself; copying ahead is for devices, our tensors are staged.
+        # The draft syncs each file itself; copying ahead is for tensors on devices.
         super().__init__(draft.folder / STATE, sync_files=False, per_thread_copy_ahead=0)
         self.fs = _DraftFiles(draft)  # type: ignore[assignment]  # declared too narrowly
 
     @override
     def storage_meta(self) -> StorageMeta:
-        """Nothing: DCP would pickle a Path and a random id; equal states would differ."""
+        # Without content: DCP's has a Path, which the unpickler would have to accept, and a random
+        # id, with which checkpoints of equal states would differ.
         return StorageMeta()
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint that is being written, under a temporary name that no reader opens."""
+"""Checkpoint that is being written, under a temporary name that no reader opens."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from xxhash import xxh3_128
 from launcher.checkpoint._manifest import FileRecord
 from launcher.checkpoint._storage import Storage
 
-# Tensors are written as many small pieces (headers, padding) around one large one; large ones pass
-# unbuffered.
+# torch writes a tensor as many small blocks (headers, padding) and a large one. Without a buffer
+# each small one is a system call; large ones bypass it.
 _BUFFER_BYTES = 1 << 18
 
 
 class Draft:
-    """A folder that is filled file by file; every byte is hashed as it is written.
+    """Folder that is filled file by file; every byte is hashed as it is written.
 
-    Several ranks may fill the same folder, each through its own draft: one of them creates the
-    folders, and each knows only the files that it wrote.
+    Several ranks may fill one folder, each through its own draft.
 
     Attributes:
-        folder: The temporary folder.
         files: Size and checksum of every finished file, by path relative to the folder.
         num_bytes: Bytes written so far, also to files that are not finished.
-        error: The first OSError, kept because torch's writers hide it behind errors of their own.
+        error: The first OSError; torch's writers replace it by errors of their own.
     """
+
+    # Hashed on the way to the disk and not by reading the file: what the disk damages is found when
+    # it is read back.
 
     def __init__(self, storage: Storage, folder: Path) -> None:
         self.folder = folder
@@ -41,20 +42,20 @@ class Draft:
         self._folders: list[Path] = []
 
     def make(self, *names: str) -> None:
-        """Create the draft's folder and some folders in it."""
+        """Create the draft's folder, and folders in it."""
         for path in (self.folder, *(self.folder / name for name in names)):
             with self._watched():
                 self._storage.mkdir(path)
             self._folders.append(path)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a whole file and sync it."""
+        """Write a file and sync it."""
         with self.open(name) as stream:
             stream.write(data)
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """Open a stream to a new file; on a normal exit the file is synced and recorded."""
+        """Open a stream to a new file, which is synced and recorded on a normal exit."""
         path = self.folder / name
         with self._watched():
             descriptor = self._storage.create(path)
@@ -67,8 +68,7 @@ class Draft:
             with self._watched():
                 self._storage.fsync(descriptor, path)
         finally:
-            # What is still buffered after an error is dropped; closing must not try to write it
-            # again.
+            # After an error the buffer is dropped: closing must not write it again.
             sink.abandoned = True
             stream.close()
             with self._watched():
@@ -82,12 +82,13 @@ class Draft:
         self.files[new] = self.files.pop(old)
 
     def seal(self) -> None:
-        """Sync the entries of the folders that this draft made, the inner ones first."""
+        """Sync the folders that this draft created, the inner ones first."""
+        # fsync of a file does not make its name durable: that is an entry of the folder.
         for folder in reversed(self._folders):
             self._storage.fsync_folder(folder)
 
     def append(self, descriptor: int, path: Path, data: Buffer) -> int:
-        """Write through the storage, keeping the error."""
+        """Write through the storage, and keep the first error."""
         with self._watched():
             count = self._storage.write(descriptor, path, data)
         self.num_bytes += count
@@ -103,7 +104,7 @@ class Draft:
 
 
 class _Sink(io.RawIOBase):
-    """The unbuffered end of a stream. The draft owns the descriptor."""
+    """Unbuffered end of a stream, on a descriptor of the draft."""
 
     def __init__(self, draft: Draft, descriptor: int, path: Path) -> None:
         self.abandoned = False

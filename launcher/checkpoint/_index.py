@@ -1,12 +1,4 @@
-"""The index of a checkpoint, and the reading of tensors into live ones, without unpickling.
-
-`.metadata` is a pickle: it is read by an unpickler that accepts the index's classes only. Its
-content is then checked, because a checksum does not protect from whoever wrote the checkpoint:
-plain tensors only, boxes that cover every tensor exactly, places inside the files of the manifest.
-
-The pickle can go only together with DCP's format: torch's tools (`dcp_to_torch_save`) read no other
-index.
-"""
+"""Index of a checkpoint, and reading of tensors into live ones, without running a pickle."""
 
 from __future__ import annotations
 
@@ -35,6 +27,11 @@ from launcher.checkpoint._state import State, check_cover, fill, parts
 from launcher.contracts import Box
 from launcher.errors import CheckpointError
 
+# `.metadata` is a pickle, and loading one can run any code; torch's own reader does. It is read
+# with an unpickler that accepts only these classes. Its content is then checked, because a checksum
+# does not protect from the author of a checkpoint: plain tensors only, boxes that cover every
+# tensor, positions inside the files of the manifest. A JSON index would need no pickle, but torch's
+# tools (`dcp_to_torch_save`) read no other.
 _INDEX = "torch.distributed.checkpoint.metadata"
 _KNOWN = {
     (_INDEX, "Metadata"),
@@ -51,15 +48,11 @@ _KNOWN = {
 
 
 class Index:
-    """Names, shapes, dtypes and places of the tensors of a checkpoint.
+    """Names, shapes, dtypes and positions of the tensors of a verified checkpoint.
 
     Args:
-        folder: A checkpoint that has been verified.
+        folder: The checkpoint.
         sizes: Length of each of its files, by path relative to the folder.
-
-    Raises:
-        CheckpointError: The index holds anything but the description of plain tensors in those
-            files.
     """
 
     def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
@@ -72,33 +65,22 @@ class Index:
             _check_places_of(self._entries, self._places)
 
     def describe(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Return shape and dtype of every tensor by name."""
+        """Return shape and dtype of every tensor."""
         return {
             key: (tuple(entry.size), entry.properties.dtype) for key, entry in self._entries.items()
         }
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return some tensors by name, in fresh CPU memory.
-
-        Raises:
-            CheckpointError: A file holds something that is not the tensor it should be.
-        """
+        """Return tensors in new CPU memory."""
         kinds = self.describe()
         tensors = {name: torch.empty(kinds[name][0], dtype=kinds[name][1]) for name in names}
         self.fill(tensors)
         return tensors
 
     def fill(self, live: State) -> None:
-        """Copy saved values into live tensors, in place; one saved box is in memory at a time.
-
-        Only the boxes are read of which a live tensor holds elements.
-
-        Args:
-            live: Of the shapes and dtypes that `describe` gives, on any device.
-
-        Raises:
-            CheckpointError: A file holds something that is not the tensor it should be.
-        """
+        """Copy saved values into live tensors of the same full shapes and dtypes, in place."""
+        # Only boxes of which a live tensor holds elements are read, and one at a time is in memory:
+        # a rank of a large model has no room for the checkpoint.
         reads: dict[MetadataIndex, list[tuple[Any, Tensor]]] = {}
         for name, value in live.items():
             boxes = parts(value)
@@ -113,6 +95,7 @@ class Index:
                 reads.setdefault(item.storage_index, []).append((item, target))
         with ExitStack() as stack:
             files: dict[str, BinaryIO] = {}
+            # In the order of the files: network file systems read ahead.
             for index in sorted(reads, key=self._position):
                 place = self._places[index]
                 path = self._folder / place.relative_path
@@ -134,10 +117,11 @@ class Index:
             fill(target, _narrow(tensor, item.storage_offsets, item.lengths))
 
     def _load(self, file: BinaryIO, index: MetadataIndex) -> Tensor:
-        """Return the box that an index entry is about."""
+        """Read the box of an index entry."""
         entry, place = self._entries[index.fqn], self._places[index]
         (shape,) = (chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
         view = _create_file_view(cast("io.IOBase", file), place.offset, place.length)
+        # Not all bytes of the file: an entry is a torch.save of its own, at this position.
         tensor = torch.load(cast("BinaryIO", view), map_location="cpu", weights_only=True)
         dtype = entry.properties.dtype
         if type(tensor) is not Tensor or tensor.dtype != dtype or tensor.layout != torch.strided:
@@ -149,7 +133,7 @@ class Index:
 
 
 class _Unpickler(pickle.Unpickler):  # noqa: S301 - this one cannot call what it does not know
-    """Create the objects of DCP's index; refuse every other class."""
+    """Unpickler of DCP's index, which refuses every other class."""
 
     @override
     def find_class(self, module_name: str, global_name: str, /) -> Any:
@@ -172,7 +156,7 @@ def _read_metadata(path: Path) -> Metadata:
 
 
 def _entries(metadata: Metadata) -> Iterator[tuple[str, TensorStorageMetadata]]:
-    """Yield the entries, checked: plain tensors, and boxes that cover each exactly."""
+    """Yield the entries: plain tensors with boxes that cover them."""
     for key, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             raise TypeError(f"{key} is not a tensor: it would have to be unpickled")
@@ -198,7 +182,7 @@ def _lengths(size: object) -> tuple[int, ...]:
 def _places(
     metadata: Metadata, sizes: Mapping[str, int]
 ) -> Iterator[tuple[MetadataIndex, _StorageInfo]]:
-    """Yield where each box is; refuse an index that leads outside the files of the manifest."""
+    """Yield the position of each box, inside the files of the manifest."""
     for index, place in metadata.storage_data.items():
         name = f"{STATE}/{place.relative_path}"
         if name not in sizes:
@@ -215,7 +199,7 @@ def _places(
 def _check_places_of(
     entries: Mapping[str, TensorStorageMetadata], places: Mapping[MetadataIndex, _StorageInfo]
 ) -> None:
-    """Check that every box has a place and every place a box."""
+    """Check that every box has a position, and every position a box."""
     expected = {
         MetadataIndex(key, chunk.offsets)
         for key, entry in entries.items()
@@ -234,12 +218,14 @@ def _narrow(tensor: Tensor, offsets: Iterable[int], lengths: Iterable[int]) -> T
 
 @contextmanager
 def _refused(path: Path, what: str = "the index") -> Iterator[None]:
-    """Turn what unpickling and loading raise into a CheckpointError naming the file."""
+    """Convert errors of unpickling and loading to a CheckpointError that names the file."""
     try:
         yield
     except (CheckpointError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
+        # Any class: a crafted file can make unpickling raise anything, and torch's
+        # CheckpointException is a BaseException.
         raise CheckpointError(
             f"{path}: refused, although its checksum is right: {what} is invalid: "
             f"{error}; do not use this checkpoint unless you trust its source"

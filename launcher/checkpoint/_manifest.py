@@ -1,9 +1,4 @@
-"""The manifest of a checkpoint, and the verification of its files.
-
-`manifest.json` names every other file with its size and xxh3-128; its own last line is the xxh3-128
-of all bytes before it. A single flipped bit anywhere in a checkpoint is therefore found before any
-of it is used.
-"""
+"""Manifest of a checkpoint, and verification of its files."""
 
 from __future__ import annotations
 
@@ -19,6 +14,10 @@ from xxhash import xxh3_128
 
 from launcher.contracts import Settings
 
+# manifest.json names every other file with its size and xxh3-128; its own last line is the xxh3-128
+# of all bytes before it. So a flipped bit anywhere in a checkpoint is found before any of it is
+# used: neither safetensors nor torch's formats detect one. xxh3, because it is faster than the
+# disk; it protects from damage, not from an attacker.
 NAME = "manifest.json"
 FORMAT = 1
 CONFIG = "config.json"
@@ -45,7 +44,7 @@ class FileRecord(Settings):
 
 
 class Manifest(Settings):
-    """Origin and files of a checkpoint."""
+    """Content of manifest.json."""
 
     format: int
     """Version of this layout."""
@@ -72,8 +71,8 @@ class Verdict:
     """Result of a verification.
 
     Attributes:
-        manifest: The manifest; None when it cannot be read.
-        faults: A line per damaged file, with what was expected and found; empty when it is valid.
+        manifest: None if it cannot be read.
+        faults: A line per damaged file, with expected and found values; empty if valid.
     """
 
     manifest: Manifest | None
@@ -81,17 +80,18 @@ class Verdict:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return the manifest as JSON that ends with the checksum of its own bytes."""
+    """Return the manifest as JSON, ending with the checksum of its own bytes."""
     body = manifest.model_dump_json(indent=2).removesuffix("\n}").encode()
     return body + _SEAL.format(digest=xxh3_128(body).hexdigest()).encode()
 
 
 def decode(data: bytes) -> Manifest:
-    """Return the manifest that `encode` gave.
+    """Return the manifest from the bytes of `encode`.
 
     Raises:
-        ValueError: The seal is broken, or what it seals is not a manifest of this format.
+        ValueError: The checksum is wrong, or the JSON is no manifest of this format.
     """
+    # The checksum first: nothing is parsed that may be damaged.
     body, seal = data[:-_SEAL_LENGTH], data[-_SEAL_LENGTH:]
     digest = xxh3_128(body).hexdigest()
     if seal != _SEAL.format(digest=digest).encode():
@@ -109,15 +109,11 @@ def decode(data: bytes) -> Manifest:
 
 
 def record(data: bytes) -> FileRecord:
-    """Return size and checksum of some bytes."""
     return FileRecord(size=len(data), xxh3_128=xxh3_128(data).hexdigest())
 
 
 def examine(folder: Path) -> Verdict:
-    """Read every byte of a checkpoint and compare it with the manifest.
-
-    Only the manifest is parsed, after its checksum was found to be right.
-    """
+    """Verify every byte of a checkpoint."""
     manifest, fault = open_checkpoint(folder)
     if manifest is None:
         return Verdict(None, [fault])
@@ -125,7 +121,7 @@ def examine(folder: Path) -> Verdict:
 
 
 def open_checkpoint(folder: Path) -> tuple[Manifest | None, str]:
-    """Return the manifest, with the files not checked yet, or None and the fault."""
+    """Return the manifest, without checking the files; or None and the fault."""
     if folder.is_symlink() or not folder.is_dir():
         return None, f"{folder.name} is not a folder"
     try:
@@ -135,12 +131,14 @@ def open_checkpoint(folder: Path) -> tuple[Manifest | None, str]:
 
 
 def check_files(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:
-    """Compare files with their records, and return a line per damaged file."""
+    """Compare files with their records; return a line per damaged file."""
     return [fault for name, record in files.items() if (fault := _check(folder, name, record))]
 
 
 def share_of(files: Mapping[str, FileRecord], rank: int, ranks: int) -> dict[str, FileRecord]:
-    """Return the files that one of several ranks checks, so that all have about as much to read."""
+    """Return the files that one of several ranks checks, with about equal bytes for each."""
+    # Largest first to the least loaded rank. Computed on each rank from the manifest alone: sorted
+    # by name too, so that all come to the same result.
     shares: list[dict[str, FileRecord]] = [{} for _ in range(ranks)]
     loads = [0] * ranks
     for name in sorted(files, key=lambda name: (-files[name].size, name)):
@@ -151,7 +149,7 @@ def share_of(files: Mapping[str, FileRecord], rank: int, ranks: int) -> dict[str
 
 
 def peek(folder: Path) -> Manifest | None:
-    """Return the manifest without verifying the files; None when it cannot be read."""
+    """Return the manifest without verifying the files; None if it cannot be read."""
     try:
         return decode(_read(folder / NAME))
     except (OSError, ValueError):
@@ -159,12 +157,12 @@ def peek(folder: Path) -> Manifest | None:
 
 
 def verify(folder: Path) -> list[str]:
-    """Return a line per damaged file; empty when every byte is as it was written."""
+    """Return a line per damaged file; empty if every byte is as it was written."""
     return examine(folder).faults
 
 
 def _check(folder: Path, name: str, expected: FileRecord) -> str | None:
-    """Return what is wrong with one file, or None."""
+    # The manifest may be of someone else: its paths must not lead out of the checkpoint.
     parts = PurePosixPath(name).parts
     if not parts or str(PurePosixPath(*parts)) != name or ".." in parts or parts[0] == "/":
         return f"{NAME}: the path {name!r} leaves the checkpoint"
@@ -178,7 +176,7 @@ def _check(folder: Path, name: str, expected: FileRecord) -> str | None:
 
 
 def _record_of(path: Path) -> FileRecord:
-    """Return a file's size and checksum."""
+    # One buffer, reused: reading 80 GB must not need 80 GB.
     digest, size = xxh3_128(), 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     descriptor = _open(path)
@@ -195,14 +193,15 @@ def _read(path: Path) -> bytes:
 
 
 def _open(path: Path) -> int:
-    """Open a regular file; refuse a link, a pipe or a device."""
+    """Open a regular file."""
+    # Before opening: opening a pipe blocks, and opening a device may act on it.
     if not stat.S_ISREG(path.lstat().st_mode):
         raise OSError("not a regular file")
     return os.open(path, _READ)
 
 
 def strays(folder: Path, manifest: Manifest) -> list[str]:
-    """Return the files that the manifest does not name. Nothing ever reads them."""
+    """Return the files that the manifest does not name, and that are never read."""
     known = {NAME, *manifest.files}
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     names = (path.relative_to(folder).as_posix() for path in found)

@@ -1,4 +1,4 @@
-"""Reads published checkpoints without an engine."""
+"""Read published checkpoints without an engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
-    """List a run's checkpoints; see `launcher.checkpoint.published`."""
     found = []
     for path in run_dir.checkpoints.glob("step-*"):
         step, manifest = step_of(path), _manifest.peek(path)
@@ -28,11 +27,11 @@ def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
 
 
 def stored_config(run_dir: RunDir) -> StoredConfig | None:
-    """Return the config of the newest checkpoint; see `launcher.checkpoint.stored_config`."""
     for checkpoint in reversed(published(run_dir)):
         manifest = _manifest.peek(checkpoint.path)
         if manifest is None:
             continue
+        # The config alone is verified: reading all tensors would take minutes for a large model.
         files = {_manifest.CONFIG: manifest.files[_manifest.CONFIG]}
         if not _manifest.check_files(checkpoint.path, files):
             path = checkpoint.path / _manifest.CONFIG
@@ -41,7 +40,6 @@ def stored_config(run_dir: RunDir) -> StoredConfig | None:
 
 
 def load_tensors(path: Path, live: Mapping[str, Tensor]) -> None:
-    """Fill tensors from a checkpoint; see `launcher.checkpoint.load_tensors`."""
     from launcher.checkpoint._index import Index
 
     verdict = _manifest.examine(path)

@@ -1,8 +1,4 @@
-"""Rounds in which the ranks agree on a save or a load: reports to rank 0, answers from it.
-
-An error on one rank is raised on all of them, with the number of the rank, so that no rank waits
-for one that has stopped.
-"""
+"""Rounds in which the ranks agree on a save or a load: reports to rank 0, answers from it."""
 
 from __future__ import annotations
 
@@ -26,38 +22,28 @@ _GRACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """An error that one rank reports and all ranks raise.
-
-    Attributes:
-        text: What to raise.
-        lost: A rank did not answer; no later round can succeed.
-    """
+    """An error of one rank that all ranks raise; `lost` if a rank did not answer."""
 
     text: str
     lost: bool = False
 
 
 class Ranks:
-    """The ranks of a run, in a process group of their own.
+    """Ranks of a run, in their own process group; an error on one of them is raised on all."""
 
-    A background thread runs rounds while the training's collectives continue in the main
-    thread. In one group the two would be matched with each other; a gloo group of its own is
-    independent and does not wait for NCCL's streams. Messages are sent point to point instead of
-    gathered, so that rank 0 knows which rank did not answer.
-
-    Args:
-        rank: This rank.
-        size: Number of ranks; 1 needs no process group.
-        timeout_s: How long rank 0 waits for the other ranks in a round. They wait twice as long for
-            its answer, so that rank 0 is the first to give up and names the rank that is missing.
-    """
+    # A background thread runs rounds while the training's collectives continue in the main thread.
+    # In one group the two would be matched with each other. gloo, because it does not wait for
+    # NCCL's streams. Messages are sent point to point and not gathered, so that rank 0 knows which
+    # rank did not answer.
 
     def __init__(self, rank: int, size: int, timeout_s: float) -> None:
         self.rank = rank
         self.size = size
         self._timeout_s = timeout_s
         self._lost: str | None = None
-        # Freed with the default group: a rank that closes early must not cut off the others.
+        # Rank 0 waits for timeout_s in a round, the others twice as long for its answer: rank 0
+        # gives up first, and names the missing rank. The group is freed with the default group,
+        # because a rank that closes early must not disconnect the others.
         self._group = (
             dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * timeout_s + _GRACE_S))
             if size > 1
@@ -66,12 +52,11 @@ class Ranks:
 
     @classmethod
     def alone(cls) -> Self:
-        """Return the ranks for what rank 0 does without the others."""
+        """Return a group of one, for what rank 0 does without the others."""
         return cls(0, 1, 0.0)
 
     @property
     def is_first(self) -> bool:
-        """True on rank 0."""
         return self.rank == 0
 
     def first(self, call: Callable[[], B]) -> B:
@@ -79,15 +64,11 @@ class Ranks:
         return self.share(lambda: None, lambda _: call())
 
     def share(self, local: Callable[[], A], decide: Callable[[list[A]], B]) -> B:
-        """Call `local` on every rank and return on all of them what rank 0 makes of the results."""
+        """Call `local` on every rank and `decide` on rank 0 with all results; return its answer."""
         return self.scatter(local, lambda reports: [decide(reports)] * self.size)
 
     def scatter(self, local: Callable[[], A], decide: Callable[[list[A]], Sequence[B]]) -> B:
-        """Call `local` on every rank and return to each its own part of what rank 0 makes of it.
-
-        Args:
-            local: Called on every rank.
-            decide: Called on rank 0 with the result of every rank, in order; one answer for each.
+        """Call `local` on every rank, `decide` on rank 0 with all results; return each its answer.
 
         Raises:
             CheckpointError: A call failed on any rank.
@@ -111,6 +92,7 @@ class Ranks:
         if isinstance(answer, _Failure):
             if answer.lost:
                 self._lost = answer.text
+            # The rank with the defect raises the original, with its traceback; the others a text.
             if error is not None and not isinstance(error, CheckpointError):
                 raise error
             raise (LostRank if answer.lost else CheckpointError)(answer.text) from error
@@ -120,7 +102,7 @@ class Ranks:
     def _answer(
         self, report: object, decide: Callable[[list[A]], Sequence[B]]
     ) -> tuple[Any, BaseException | None]:
-        """Collect the reports on rank 0, decide, and answer every rank."""
+        """Receive the reports on rank 0, decide, and answer every rank."""
         deadline = time.monotonic() + self._timeout_s
         reports: list[Any] = [report]
         for rank in range(1, self.size):
@@ -152,8 +134,9 @@ class Ranks:
             return self._lose(0, error)
 
     def _lose(self, rank: int, error: RuntimeError) -> _Failure:
-        """Give up on a rank. Its messages may still arrive, so no further round is possible."""
-        # gloo puts the place in its own source first.
+        """Record that a rank did not answer."""
+        # Its late messages would be taken for those of the next round: none is possible any more.
+        # gloo's messages start with a position in its source.
         reason = re.sub(r"^\[[^\]]*\] ", "", str(error)).partition(". ")[0]
         self._lost = (
             f"rank {rank} did not answer rank {self.rank} while checkpoints were being saved or "
@@ -163,18 +146,19 @@ class Ranks:
         return _Failure(self._lost, lost=True)
 
     def _send(self, value: object, rank: int) -> None:
+        # Not dist.send_object_list, whose counterpart recv_object_list has no timeout.
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         dist.send(torch.tensor([data.numel()]), rank, group=self._group)
         dist.send(data, rank, group=self._group)
 
     def _receive(self, rank: int, timeout_s: float) -> Any:
-        # Even after the deadline, what the rank has already sent is taken.
+        # Never 0: what a rank has already sent is received even after the deadline.
         timeout = timedelta(seconds=max(timeout_s, _GRACE_S))
         size = torch.empty(1, dtype=torch.int64)
         self._wait(size, rank, timeout)
         data = torch.empty(int(size.item()), dtype=torch.uint8)
         self._wait(data, rank, timeout)
-        # Only ranks of this run, started by the same launcher, are in the group.
+        # Pickle is safe here: only ranks of this run are in the group.
         return pickle.loads(data.numpy().tobytes())  # noqa: S301
 
     def _wait(self, tensor: torch.Tensor, rank: int, timeout: timedelta) -> None:

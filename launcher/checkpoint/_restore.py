@@ -1,4 +1,4 @@
-"""Loads a verified checkpoint into the live tensors of this rank."""
+"""Load a verified checkpoint into the live tensors of this rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from launcher.checkpoint import _manifest
 from launcher.checkpoint._manifest import Manifest
 from launcher.checkpoint._ranks import Ranks
-from launcher.checkpoint._state import State, local_tensor, whole_shape
+from launcher.checkpoint._state import State, full_shape, local_tensor
 from launcher.contracts import Snapshot, param_of
 from launcher.errors import CheckpointError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from launcher.checkpoint._index import Index
 
 T = TypeVar("T")
-# Shape of the whole tensor and dtype, by name.
+# Shape of the full tensor and dtype, by name.
 Kinds = Mapping[str, tuple[tuple[int, ...], Any]]
 
 _NAMED = 5
@@ -28,18 +28,11 @@ _FRESH = ("rng.", "precision.")
 
 
 def rng_prefix(rank: int) -> str:
-    """Return the prefix of the names of a rank's generator states."""
     return f"rng.rank{rank}."
 
 
 def restore(path: Path, manifest: Manifest, live: State, ranks: Ranks) -> Snapshot:
-    """Fill the live tensors, after all ranks have agreed that the checkpoint is this model's.
-
-    Args:
-        path: A verified checkpoint.
-        manifest: Its manifest.
-        live: Model and optimizer of this rank.
-        ranks: All of them call this together.
+    """Fill the live tensors, after all ranks have agreed that the checkpoint is of this model.
 
     Raises:
         CheckpointError: It is of another model, its content is refused, or it cannot be read.
@@ -52,10 +45,11 @@ def restore(path: Path, manifest: Manifest, live: State, ranks: Ranks) -> Snapsh
         sizes = {name: record.size for name, record in manifest.files.items()}
         opened.append(_readable(path, lambda: Index(path, sizes)))
         return opened[0].describe(), {
-            name: (whole_shape(value), local_tensor(value).dtype) for name, value in live.items()
+            name: (full_shape(value), local_tensor(value).dtype) for name, value in live.items()
         }
 
-    # The index is the same file for all ranks; rank 0's view of it is compared.
+    # Two rounds: no rank changes its tensors before all have found that the checkpoint fits. The
+    # index is one file, so that rank 0's is compared.
     ranks.share(
         describe, lambda kinds: _check_same_model(path, kinds[0][0], [own for _, own in kinds])
     )
@@ -102,11 +96,9 @@ def _readable(path: Path, read: Callable[[], T]) -> T:
 
 
 def _check_same_model(path: Path, saved: Kinds, lives: Sequence[Kinds]) -> None:
-    """Compare names, shapes and dtypes of what was saved with the live tensors of all ranks.
-
-    Only the optimizer entries of a parameter may be missing, all of them: no update had reached it.
-    The state of a number format is not compared: a run may resume in another format.
-    """
+    """Compare saved names, shapes and dtypes with the live tensors of all ranks."""
+    # All optimizer entries of a parameter may be missing: no update had reached it. The state of a
+    # number format is not compared: a run may resume in another format.
     saved = {name: kind for name, kind in saved.items() if not name.startswith(_FRESH)}
     pairs = {
         (name, kind) for live in lives for name, kind in live.items() if not name.startswith(_FRESH)

@@ -1,4 +1,4 @@
-"""The state that is saved: boxes (index ranges) of full tensors, and copies for async saves."""
+"""State that is saved: boxes (index ranges) of full tensors, and copies for async saves."""
 
 from __future__ import annotations
 
@@ -17,29 +17,20 @@ State = Mapping[str, Tensor | LocalShard]
 
 
 def local_tensor(value: Tensor | LocalShard) -> Tensor:
-    """Return the tensor that this rank holds."""
     return value.tensor if isinstance(value, LocalShard) else value
 
 
-def whole_shape(value: Tensor | LocalShard) -> tuple[int, ...]:
-    """Return the shape of the whole tensor."""
+def full_shape(value: Tensor | LocalShard) -> tuple[int, ...]:
     return value.shard.shape if isinstance(value, LocalShard) else tuple(value.shape)
 
 
-def whole_bytes(state: State) -> int:
-    """Return the size of all whole tensors of a state, in bytes."""
-    return sum(math.prod(whole_shape(v)) * local_tensor(v).itemsize for v in state.values())
+def full_bytes(state: State) -> int:
+    return sum(math.prod(full_shape(v)) * local_tensor(v).itemsize for v in state.values())
 
 
 def parts(value: Tensor | LocalShard) -> list[tuple[Box, Tensor]]:
-    """Return the boxes that this rank holds, each with a view of its elements.
-
-    A tensor without elements is one box on every rank: it too must have an entry in the file.
-
-    Raises:
-        ValueError: The local tensor does not match its shard.
-    """
-    tensor, shape = local_tensor(value).detach(), whole_shape(value)
+    """Return the boxes that this rank holds, each with a view of its elements."""
+    tensor, shape = local_tensor(value).detach(), full_shape(value)
     whole = Box((0,) * len(shape), shape)
     if not isinstance(value, LocalShard):
         return [(whole, tensor)]
@@ -50,11 +41,12 @@ def parts(value: Tensor | LocalShard) -> list[tuple[Box, Tensor]]:
             f"but has {tensor.numel()}"
         )
     if math.prod(shape) == 0:
+        # A tensor without elements must have an entry in the file, too.
         return [(whole, tensor.view(shape))]
     boxes = [box for box in shard.boxes if box.numel]
     if len(boxes) == 1 and tuple(tensor.shape) == boxes[0].sizes:
         return [(boxes[0], tensor)]
-    # A copy in place of a view would be filled instead of the live tensor: `view` raises there.
+    # `view` and not `reshape`, which may copy: the copy would be filled instead of the live tensor.
     flat, start, found = tensor.view(-1), 0, list[tuple[Box, Tensor]]()
     for box in boxes:
         found.append((box, flat[start : start + box.numel].view(box.sizes)))
@@ -63,11 +55,8 @@ def parts(value: Tensor | LocalShard) -> list[tuple[Box, Tensor]]:
 
 
 def check_cover(shape: Sequence[int], boxes: Sequence[Box]) -> None:
-    """Check that boxes cover every element of a tensor exactly once.
-
-    Raises:
-        ValueError: A box is outside of the tensor or empty, two overlap, or elements are missing.
-    """
+    """Raise ValueError unless boxes cover every element of a tensor exactly once."""
+    # A missing box would leave the values of the initialisation in the weights, without an error.
     for box in boxes:
         if not len(box.offsets) == len(box.sizes) == len(shape):
             raise ValueError(f"{box} must have {len(shape)} dims")
@@ -93,7 +82,7 @@ def check_cover(shape: Sequence[int], boxes: Sequence[Box]) -> None:
 
 
 def _neighbours(boxes: Sequence[Box]) -> Iterator[tuple[Box, Box]]:
-    """Yield the pairs of boxes that share rows; of the other pairs none can overlap."""
+    """Yield the pairs of boxes that share rows; others cannot overlap."""
     ordered = sorted(boxes, key=lambda box: box.offsets)
     for place, box in enumerate(ordered):
         for other in ordered[place + 1 :]:
@@ -112,18 +101,16 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 class Staging:
-    """CPU memory that is allocated at the first save and reused by all later ones."""
+    """CPU memory for copies, reused by all saves."""
+
+    # Allocating it for each save would cost page faults, and pinning memory is slow.
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def copy(self, state: State) -> dict[str, Tensor | LocalShard]:
-        """Copy a state; of a shard only the part that this rank holds.
-
-        Returns:
-            CPU tensors of the same shapes and dtypes, contiguous; valid until the next call. Pinned
-            where the original is on a CUDA device, so that the copies are asynchronous.
-        """
+        """Return CPU copies, contiguous and of the same shapes and dtypes, until the next call."""
+        # Pinned memory for CUDA tensors, because copies to pageable memory are synchronous.
         tensors = {name: local_tensor(value).detach() for name, value in state.items()}
         self._buffers = {name: self._buffer(name, tensor) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
@@ -145,16 +132,10 @@ class Staging:
 
 
 def fill(target: Tensor, source: Tensor) -> None:
-    """Copy a tensor's values; from a CUDA device without waiting for them.
-
-    Between CPU tensors this is one memcpy in this thread. torch would use all of its threads, which
-    on a machine that is busy (as it is while the last checkpoint is being written) wait for each
-    other at every tensor: up to fifty times slower, measured with 100 tensors of 1 MB on two cores.
-
-    Args:
-        target: Of the source's shape and dtype, on any device.
-        source: On any device.
-    """
+    """Copy values between tensors of one shape and dtype; from CUDA without waiting for them."""
+    # Between CPU tensors one memcpy in this thread. torch would use all of its threads, which on a
+    # busy machine (as while the last checkpoint is being written) wait for each other at every
+    # tensor: up to fifty times slower, measured with 100 tensors of 1 MB on two cores.
     both = (source, target)
     plain = all(t.is_cpu and t.is_contiguous() and not t.is_conj() and not t.is_neg() for t in both)
     if plain and source.numel() > 1:

@@ -1,8 +1,4 @@
-"""The system calls of a save, one method each.
-
-Every change that another process, or the next process after a crash, could see passes through
-`Storage`. A test that overrides `act` can stop a save at each of them in turn.
-"""
+"""System calls of a save, one method each."""
 
 from __future__ import annotations
 
@@ -19,28 +15,25 @@ _READ_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Storage:
-    """The disk. All methods raise OSError as the system call does."""
+    """System calls of a save; all methods raise OSError."""
 
+    # Every change that another process, or the next process after a crash, could see passes through
+    # here: tests override `act` to stop a save at each of them in turn.
     def act(self, action: str, path: Path) -> None:
-        """Called before each change.
-
-        Args:
-            action: Name of the method that is about to make the change.
-            path: What it changes; of a rename, the old name.
-        """
+        """Do nothing; called before each change with the method's name and the (old) path."""
 
     def mkdir(self, path: Path) -> None:
-        """Create a folder that does not exist yet."""
+        """Create a folder, which must not exist."""
         self.act("mkdir", path)
         path.mkdir()
 
     def create(self, path: Path) -> int:
-        """Create a file that does not exist yet, and return its descriptor."""
+        """Create a file, which must not exist, and return its descriptor."""
         self.act("create", path)
         return os.open(path, _CREATE, 0o666)
 
     def write(self, descriptor: int, path: Path, data: Buffer) -> int:
-        """Append to a file and return the number of bytes written, maybe fewer than given."""
+        """Append to a file; return the number of bytes written, which may be fewer than given."""
         self.act("write", path)
         return os.write(descriptor, data)
 
@@ -50,7 +43,8 @@ class Storage:
         os.fsync(descriptor)
 
     def close(self, descriptor: int, path: Path) -> None:
-        """Close a file; a network disk may report a failed write only here."""
+        """Close a file."""
+        # An error here counts: NFS may report a failed write only on close.
         self.act("close", path)
         os.close(descriptor)
 
@@ -61,7 +55,7 @@ class Storage:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            # Some network file systems have no such thing for folders: they keep entries in order.
+            # Some network file systems do not support it for folders, and keep entries in order.
             if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
                 raise
         finally:
@@ -73,17 +67,15 @@ class Storage:
         old.rename(new)
 
     def unlink(self, path: Path) -> None:
-        """Delete a file."""
         self.act("unlink", path)
         path.unlink()
 
     def rmdir(self, path: Path) -> None:
-        """Delete an empty folder."""
         self.act("rmdir", path)
         path.rmdir()
 
     def remove(self, path: Path) -> None:
-        """Delete a folder with what is in it; symbolic links are deleted, not followed."""
+        """Delete a folder and its content; symbolic links are not followed."""
         if path.is_symlink() or not path.is_dir():
             self.unlink(path)
             return

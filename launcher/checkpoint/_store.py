@@ -1,4 +1,4 @@
-"""The checkpoints of one run in its directory."""
+"""Checkpoints of a run in its directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.checkpoint._commit import Pending, commit, foreign, invalid_reason
 from launcher.checkpoint._manifest import Manifest, Verdict
 from launcher.checkpoint._ranks import Ranks
 from launcher.checkpoint._restore import restore, rng_prefix
-from launcher.checkpoint._state import Staging, State, whole_bytes
+from launcher.checkpoint._state import Staging, State, full_bytes
 from launcher.checkpoint._storage import Storage
 from launcher.contracts import EngineState, Snapshot, World
 from launcher.errors import CheckpointError
@@ -25,21 +25,7 @@ _log = logging.getLogger("trainctl.checkpoint")
 
 
 class DirectoryStore:
-    """Folders under RUN_DIR/checkpoints; see the package for what is in one.
-
-    With several ranks, creating a store and all methods but `poll` are collective.
-
-    Args:
-        run_dir: The run, whose lock the caller holds.
-        world: This process's place among the ranks.
-        keep: How many of the newest verified checkpoints stay.
-        asynchronous: Write in the background.
-        timeout_s: Longest wait for a save that is being written, in seconds.
-        storage: The disk; a test gives one that breaks.
-
-    Raises:
-        CheckpointError: The folder cannot be made or tidied.
-    """
+    """Store of folders under RUN_DIR/checkpoints; creating one is collective."""
 
     def __init__(
         self,
@@ -67,17 +53,13 @@ class DirectoryStore:
         self._ranks.first(self._open)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Start saving; in the foreground, save.
-
-        Raises:
-            CheckpointError: This save, or the one before it that was still being written, failed.
-        """
+        # One save at a time: the buffers are reused, and two would compete for the disk.
         self.wait()
         state = self._state(snapshot)
-        num_bytes, plan = whole_bytes(state), None
+        num_bytes, plan = full_bytes(state), None
         if self._ranks.size > 1:
-            # Planned before copying: what another rank writes needs no copy here. One rank writes
-            # everything, and plans in the background, where DCP's import holds up nobody.
+            # Planned before copying: what another rank writes needs no copy here. A single rank
+            # plans in the background, because importing DCP takes half a second.
             from launcher.checkpoint import _dcp
 
             plan = _dcp.make_plan(state, self._ranks)
@@ -102,22 +84,14 @@ class DirectoryStore:
             self._commit(pending)
 
     def poll(self) -> None:
-        """Raise what the save in the background failed with; once.
-
-        Not collective: a failed save fails on all ranks, but they may notice it one step apart.
-        That is harmless: the run ends with the error of the first rank that raises, a rank that
-        waits for it in a collective reports a lost peer, which the launcher ranks below, and
-        neither saves anything more.
-        """
+        # Not collective, so that it costs no message per step. A failed save fails on all ranks,
+        # but they may notice it one step apart. That is harmless: the first rank that raises ends
+        # the run, and a rank that waits for it in a collective reports a lost peer, which the
+        # launcher ranks below.
         if self._writing is not None and self._writing.done:
             self._end(self._writing)
 
     def wait(self) -> None:
-        """Wait until the last save is published.
-
-        Raises:
-            CheckpointError: It failed, or is not done after `timeout_s`.
-        """
         if self._writing is None:
             return
         if not self._writing.wait(self._timeout_s):
@@ -129,33 +103,15 @@ class DirectoryStore:
         self._end(self._writing)
 
     def has_any(self) -> bool:
-        """Return True if the run has checkpoints, valid or not; the same on all ranks."""
         self.wait()
         return self._ranks.first(
             lambda: bool(self._directory.steps() or self._directory.quarantined())
         )
 
     def load(self, live: EngineState) -> Snapshot | None:
-        """Copy the newest checkpoint that verifies into live tensors; None when the run has none.
-
-        A damaged one is quarantined as `step-….corrupt`, with a warning that names the file, and
-        the next is tried. A complete one of another model, or one that would have to be unpickled,
-        is an error.
-
-        Args:
-            live: Model and optimizer of this rank; filled in place. After an error in the middle of
-                reading they are neither the old nor the new state.
-
-        Returns:
-            The snapshot. Its `engine` holds those entries of `live` that the checkpoint has, the
-            same tensors, and new ones for the number format's own state. Its `rng` is empty if the
-            checkpoint was saved on fewer ranks.
-
-        Raises:
-            CheckpointError: There are checkpoints but none is valid, or the newest valid one is of
-                another model.
-        """
         self.wait()
+        # A damaged checkpoint is quarantined, and the next is tried. One of another model is an
+        # error: falling back to an older one would hide a wrong config.
         refused: list[str] = []
         for step in self._ranks.first(self._directory.steps):
             manifest, reason = self._examine(step, self._ranks)
@@ -181,7 +137,6 @@ class DirectoryStore:
         )
 
     def close(self) -> None:
-        """Wait for the writer and free the memory of the copies."""
         self.wait()
         self._staging = Staging()
 
@@ -214,13 +169,16 @@ class DirectoryStore:
             return
         self._verified.add(pending.step)
         _log.info("saved step %d in %.1f s", pending.step, time.monotonic() - start)
+        # After publishing, so that a failed save costs no older checkpoint: the disk must have room
+        # for one more than `keep`. A failure to delete is no failure of the save.
         try:
             self._retain(pending.step)
         except OSError as error:
             _log.warning("older checkpoints could not be examined: %s", error)
 
     def _retain(self, newest: int) -> None:
-        """Delete what is beyond the `keep` newest verified checkpoints, `newest` being one."""
+        """Delete all but the `keep` newest verified checkpoints, including `newest`."""
+        # Only verified ones count: with keep=2 and a damaged newer one, two valid ones remain.
         kept = 1
         for step in self._directory.steps():
             if step == newest:
@@ -232,14 +190,14 @@ class DirectoryStore:
                 self._directory.discard(step)
 
     def _is_ours(self, step: int) -> bool:
-        """Return whether this run wrote a checkpoint; anything else is never deleted."""
+        """Return True if this run wrote a checkpoint; others are never deleted."""
         manifest = _manifest.peek(self._directory.path(step))
         return manifest is not None and manifest.run_id == self._run_id
 
     def _examine(self, step: int, ranks: Ranks) -> tuple[Manifest | None, str]:
         """Return a valid checkpoint's manifest, or None and the reason; quarantine a damaged one.
 
-        Every rank reads a part of the files; rank 0 judges and renames.
+        Every rank reads a part of the files, rank 0 decides and renames.
         """
         path = self._directory.path(step)
         manifest, fault = ranks.first(lambda: _manifest.open_checkpoint(path))
@@ -268,7 +226,7 @@ class DirectoryStore:
             and not verdict.faults
             and foreign(verdict.manifest, self._run_id)
         ):
-            # Undamaged, but of another run: not ours to rename.
+            # A valid checkpoint of another run, copied here by the user: it keeps its name.
             _log.warning("%s is not used: %s", path, reason)
         else:
             self._directory.quarantine(step, reason)
@@ -276,17 +234,14 @@ class DirectoryStore:
 
 
 class _Background:
-    """One call in its own thread, and its error.
-
-    The thread is a daemon: a process that gives up on a stuck disk can still exit, and leaves an
-    unpublished draft behind.
-    """
+    """A call in its own thread, and its error."""
 
     def __init__(self, call: Callable[[], None], name: str) -> None:
         self.name = name
         self.start = time.monotonic()
         self.error: BaseException | None = None
         self._call = call
+        # A daemon: a process can exit although the disk is stuck, and leaves an unpublished draft.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 

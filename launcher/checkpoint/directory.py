@@ -19,10 +19,10 @@ class Directory(CheckpointOption):
 
     kind: Literal["directory"]
     keep: int = Field(ge=1, le=10**6)
-    """Number of verified checkpoints to keep; with 2 or more, damage to the newest is no loss of
-    the run."""
+    """Number of verified checkpoints to keep; with 2 or more the run survives damage to the
+    newest."""
     asynchronous: bool
-    """Copy the tensors to CPU memory (as much again as model and optimizer take, divided among the
+    """Copy the tensors to CPU memory (the size of model and optimizer state, divided among the
     ranks) and write in the background; if off, training waits until the checkpoint is on disk."""
     timeout_s: float = Field(gt=0, le=86_400)
     """Seconds to wait for the disk and for other ranks before a save that is still
@@ -35,6 +35,7 @@ class Directory(CheckpointOption):
 
     @override
     def has_saved(self, run_dir: RunDir) -> bool:
+        # A kill between the renames of `publish` leaves only the replaced one.
         names = ("step-*", ".replaced-step-*")
         return any(True for name in names for _ in run_dir.checkpoints.glob(name))
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NoCheckpoints(CheckpointOption):
-    """Never saves; for benchmarks and trials that are not worth the disk."""
+    """Never saves; for benchmarks and short trials."""
 
     kind: Literal["none"]
     every_steps: None = Field()
@@ -35,7 +35,7 @@ class NoCheckpoints(CheckpointOption):
 
 
 class _Nowhere:
-    """A store that saves nothing."""
+    """Store that saves nothing."""
 
     def save(self, snapshot: Snapshot) -> None:
         del snapshot
