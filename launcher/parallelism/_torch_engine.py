@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import CheckpointError, NonFinite
+from launcher.errors import NonFinite
 from launcher.parallelism._clipping import clip_, gradient_norm
 from launcher.parallelism._optimizer_state import (
     load_optimizer,
     optimizer_template,
     optimizer_tensors,
 )
+from launcher.parallelism._state import load_formats, load_model, local_tensors, optimizer_shards
 
 if TYPE_CHECKING:
     from launcher.contracts import EngineParts, EngineState, MicroBatch, Request, Window
@@ -68,7 +69,7 @@ class TorchEngine:
         parts.optimizer.groups.freeze(parts.module)
         # Before the move: 16-bit parameters then take half the device memory from the start.
         self._precision.prepare(parts.module)
-        self.module = parts.module.to(self.device)
+        self.module = self.place_module(parts.module)
         self.module.train()
         self.evaluated = self.module
         self.wrapped = self.wrap_module(self.module)
@@ -77,7 +78,9 @@ class TorchEngine:
         self._skip_nonfinite = parts.skip_nonfinite
         self.requests = parts.requests
         # After the wrapping, because sharding replaces parameters.
-        self.optimizer = self._precision.build_optimizer(parts.optimizer, self.optimizer_target())
+        target = self.optimizer_target()
+        self._optimizer_sharding = target.sharding
+        self.optimizer = self._precision.build_optimizer(parts.optimizer, target)
         self.params = self.trainable_parameters()
         self._window: Window | None = None
         self._losses: list[Tensor] = []
@@ -171,6 +174,7 @@ class TorchEngine:
                         predictions = []
                 yield from self.gather_predictions(predictions)
         finally:
+            self.end_evaluation()
             self._training(on=True)
 
     def agree(self, request: Request) -> Request:
@@ -181,36 +185,39 @@ class TorchEngine:
         self._end_evaluation()
         self._training(on=False)
         try:
-            yield self.module if self.world.rank == 0 else None
+            with self.whole_module() as module:
+                yield module
         finally:
             self._training(on=True)
 
     def state(self) -> EngineState:
         self._end_evaluation()
-        model = {f"model.{name}": tensor for name, tensor in named_tensors(self.module).items()}
+        model = {f"model.{name}": value for name, value in self.model_tensors().items()}
         formats = {f"precision.{name}": value for name, value in self._precision.state().items()}
-        names = self.parameter_names()
-        # The template takes a step on zero gradients: never after an update, which it would change.
-        if self._has_stepped:
-            return {**model, **formats, **optimizer_tensors(self.optimizer, names)}
-        return {**model, **formats, **optimizer_template(self.optimizer, names, self._stateless)}
+        return {**model, **formats, **self._optimizer_state()}
 
     def load_state(self, state: EngineState) -> None:
         self._end_evaluation()
-        given = {name: _plain(name, value) for name, value in state.items()}
-        model = {k.removeprefix("model."): v for k, v in given.items() if k.startswith("model.")}
-        formats = {k: v for k, v in given.items() if k.startswith("precision.")}
-        rest = {k: v for k, v in given.items() if not k.startswith(("model.", "precision."))}
+        model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        formats = {k: v for k, v in state.items() if k.startswith("precision.")}
+        rest = {k: v for k, v in state.items() if not k.startswith(("model.", "precision."))}
         # It may step the optimizer on zero gradients: before the weights are loaded.
-        load_optimizer(self.optimizer, self.parameter_names(), rest, self._stateless)
-        self._load_model(model)
+        live = self._optimizer_state(for_load=True)
+        load_optimizer(
+            self.optimizer, self.parameter_names(), local_tensors(rest, live), self._stateless
+        )
+        load_model(self.model_tensors(), model)
         self._has_stepped = True
-        self._load_formats({k.removeprefix("precision."): v for k, v in formats.items()})
+        load_formats(self._precision, {k.removeprefix("precision."): v for k, v in formats.items()})
 
     def close(self) -> None:
         pass
 
     # Methods to override.
+
+    def place_module(self, module: nn.Module) -> nn.Module:
+        """Move the module to the device."""
+        return module.to(self.device)
 
     def wrap_module(self, module: nn.Module) -> nn.Module:
         """Wrap the module for the forward passes of training."""
@@ -268,37 +275,35 @@ class TorchEngine:
         """Return the optimizer's parameters with their canonical names."""
         return {p: canonical_name(name) for name, p in self.module.named_parameters()}
 
+    def model_tensors(self) -> Mapping[str, Tensor | LocalShard]:
+        """Return the live parameters and persistent buffers by canonical name, for checkpoints."""
+        return named_tensors(self.module)
+
+    def whole_module(self) -> AbstractContextManager[nn.Module | None]:
+        """Return the context of the plain module with whole weights on rank 0, None elsewhere."""
+        return contextlib.nullcontext(self.module if self.world.rank == 0 else None)
+
+    def end_evaluation(self) -> None:
+        """Release what the forward passes of an evaluation have left."""
+
+    def first_nonfinite_gradient(self) -> str | None:
+        """Return the name of the first parameter whose gradient is not finite."""
+        names = self.parameter_names()
+        return next(
+            (names[p] for p in self.params if p.grad is not None and not p.grad.isfinite().all()),
+            None,
+        )
+
     # End of methods to override.
 
-    def _load_model(self, given: Mapping[str, Tensor]) -> None:
-        live = named_tensors(self.module)
-        if given.keys() != live.keys():
-            missing, left = sorted(live.keys() - given.keys()), sorted(given.keys() - live.keys())
-            raise CheckpointError(
-                f"the checkpoint is of another model: missing {missing[:5]}, unexpected {left[:5]}"
-            )
-        with torch.no_grad():
-            for name, tensor in live.items():
-                if tensor.shape != given[name].shape:
-                    raise CheckpointError(
-                        "the checkpoint is of another model: "
-                        f"{name} is {tuple(given[name].shape)}, must be {tuple(tensor.shape)}"
-                    )
-                tensor.copy_(given[name])
-
-    def _load_formats(self, given: Mapping[str, Tensor]) -> None:
-        # A resume may change the precision, as the error of the loss scale advises.
-        fresh = self._precision.state()
-        if given.keys() == fresh.keys():
-            self._precision.load_state(given)
-            return
-        _log.warning(
-            "the checkpoint is of another precision: %s",
-            "; ".join(
-                [f"{name} starts at {value.item():g}" for name, value in fresh.items()]
-                or [f"nothing needs {', '.join(given)} any more"]
-            ),
-        )
+    def _optimizer_state(self, *, for_load: bool = False) -> Mapping[str, Tensor | LocalShard]:
+        names = self.parameter_names()
+        # The template takes a step on zero gradients: never after an update, which it would change.
+        if self._has_stepped and not for_load:
+            tensors = optimizer_tensors(self.optimizer, names)
+        else:
+            tensors = optimizer_template(self.optimizer, names, self._stateless)
+        return optimizer_shards(tensors, self.optimizer, names, self._optimizer_sharding)
 
     def _add_auxiliary_losses(self, loss: Tensor, outputs: Any, share: float) -> Tensor:
         # Such losses (of routers) are means over the micro-batch: its share of the targets makes
@@ -357,20 +362,10 @@ class TorchEngine:
                 error = NonFinite(f"the loss is {loss.item()}", micro_batch.indices)
                 return self.agree_on_error(error, bad_loss=True)
         indices = [i for micro_batch in window.micro_batches for i in micro_batch.indices]
-        names = self.parameter_names()
-        bad = next(
-            (names[p] for p in self.params if p.grad is not None and not p.grad.isfinite().all()),
-            None,
-        )
+        bad = self.first_nonfinite_gradient()
         where = f"; the first such gradient is {bad}" if bad else ""
         error = NonFinite(f"the gradient norm is {norm.item()}{where}", indices)
         return self.agree_on_error(error, bad_loss=False)
-
-
-def _plain(name: str, value: Tensor | LocalShard) -> Tensor:
-    if isinstance(value, LocalShard):
-        raise CheckpointError(f"{name} is sharded, but this engine holds whole tensors")
-    return value
 
 
 class SingleEngine(TorchEngine):

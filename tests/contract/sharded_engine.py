@@ -15,15 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.contracts import (
-    EngineState,
-    LocalShard,
-    OptimizerTarget,
-    Shard,
-    UpdateStats,
-    is_sharded_state,
-    param_of,
-)
+from launcher.contracts import OptimizerTarget, Shard, UpdateStats
 from launcher.parallelism import DDPEngine
 
 
@@ -105,16 +97,3 @@ class ShardedEngine(DDPEngine):
     @override
     def parameter_names(self) -> dict[Tensor, str]:
         return {local: self._rows.shards[local].name for _, local in self._pairs}
-
-    @override
-    def state(self) -> EngineState:
-        """Return the whole weights, and the optimizer's state as shards where it is one."""
-        state = dict(super().state())
-        shards = {self._rows.shards[local].name: local for _, local in self._pairs}
-        for entry, value in list(state.items()):
-            name = param_of(entry, shards)
-            if name and isinstance(value, Tensor):
-                key = entry.removeprefix(f"optimizer.{name}.")
-                if is_sharded_state(self.optimizer, shards[name], key):
-                    state[entry] = LocalShard(value, self._rows.shards[shards[name]])
-        return state
