@@ -11,6 +11,7 @@
     ├── DataError         13   file, place in it, what was expected
     ├── CheckpointError   14   which file, what to do
     │   └── LostRank      14   which rank did not answer during a save or a load
+    ├── NotTheSame        15   trainctl verify: which engine trains otherwise, and where it begins
     ├── RankFailed         1   a rank exited without a result; 128 + n if signal n did it
     ├── Preempted         75   state saved; requeue me
     └── Interrupted      130   state saved after Ctrl-C
@@ -159,6 +160,12 @@ class CheckpointError(TrainctlError):
 
 class LostRank(CheckpointError):
     """A rank did not answer during a save or load; its own error has the reason."""
+
+
+class NotTheSame(TrainctlError):
+    """A training on another engine, number of ranks or cut differs from that of one process."""
+
+    exit_status = 15
 
 
 class RankFailed(TrainctlError):

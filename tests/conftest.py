@@ -56,6 +56,7 @@ class Console:
             "task.toy": "options:ToyTask",
             "data.toy": "options:ToyData",
             "observer.toy": "observer:ToyObserver",
+            "parallelism.toy_ddp": "engines:SpoiledDDP",
             "task.toy_classes": "encoders:ToyClasses",
             "task.toy_masked": "encoders:ToyMasked",
             "data.toy_labels": "encoders:ToyLabels",

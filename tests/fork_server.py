@@ -47,7 +47,12 @@ _PRELOADED = (
     "hydra.core.override_parser.overrides_parser",
 )
 # Programs, which `runpy` imports again, and what imports libraries that need not be installed.
-_LEFT_OUT = ("launcher.__main__", "launcher.launch._worker", "launcher.optimizer.")
+_LEFT_OUT = (
+    "launcher.__main__",
+    "launcher.launch._worker",
+    "launcher.optimizer.",
+    "launcher.verify._rank",
+)
 
 
 def start(words: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:

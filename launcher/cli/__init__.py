@@ -18,6 +18,7 @@ VERBS = {
     "run": "compose a config and train; -m runs one job per combination of values",
     "resume": "continue a run, bit for bit, from its newest good checkpoint",
     "check": "apply every rule to a config without starting anything",
+    "verify": "prove that a config trains the same on other engines, ranks and accumulations",
     "config": "show, explain or compare resolved configs",
     "list": "config groups, their kinds and presets, and the fields of a kind",
     "recipes": "complete, named experiments",
@@ -31,8 +32,9 @@ _MODULES = {"list": "listing"}  # a module `list` would hide the builtin in this
 _MEANT = {
     **dict.fromkeys(("train", "fit", "launch", "start", "sft", "pretrain", "finetune"), "run"),
     **dict.fromkeys(("continue", "restart", "restore"), "resume"),
-    **dict.fromkeys(("validate", "test", "verify", "dry-run", "plan"), "check"),
+    **dict.fromkeys(("validate", "test", "dry-run", "plan"), "check"),
     **dict.fromkeys(("show", "explain", "diff", "params", "memory"), "config VERB"),
+    **dict.fromkeys(("compare", "prove", "certify", "sameness"), "verify"),
     **dict.fromkeys(("ls", "options", "groups"), "list"),
     **dict.fromkeys(("multirun", "sweep"), "run -m KEY=A,B"),
     **dict.fromkeys(("doctor", "info"), "env"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.cli import VERBS, main
 from launcher.cli._presets import default_of, kind, presets, primary
 
-_COMPOSING = {"run", "resume", "check", "lr"}
+_COMPOSING = {"run", "resume", "check", "verify", "lr"}
 _COMPOSING |= {f"config {verb}" for verb in ("show", "explain", "diff", "params", "memory")}
 _PREFIXES = "+~"
 

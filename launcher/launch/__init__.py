@@ -15,10 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from launcher.config.schema import RunConfig
+    from launcher.contracts import World
     from launcher.launch._early import EarlyRank
+    from launcher.launch._heartbeat import Heartbeat
     from launcher.launch._outcome import Result
+    from launcher.launch._signals import StopFlag
     from launcher.run_dir import RunDir
+    from launcher.training.runner import Outcome
 
 
 def preflight(config: RunConfig) -> None:
@@ -75,6 +81,57 @@ def resume(
     from launcher.launch import _resume
 
     return _resume.resume(path, overrides, allow, quiet=quiet)
+
+
+def run_program(config: RunConfig, run_dir: RunDir, module: str) -> None:
+    """Run another program than the training on the ranks of a config, to its end.
+
+    Args:
+        config: Its `launch` gives number and environment of the ranks, its `parallelism` the mesh.
+        run_dir: An existing folder with the config; logs and outcomes are written there.
+        module: The program; it calls `rank_main`.
+
+    Raises:
+        TrainctlError: The first failure of a rank.
+    """
+    import sys
+
+    from launcher.launch._lock import locked
+    from launcher.launch._start import start
+
+    program = [sys.executable, "-P", "-m", module, str(run_dir.path)]
+    with locked(run_dir) as lock:
+        start(config, run_dir, lock, quiet=True, program=program)
+
+
+def rank_main(path: str, run: Callable[[RunDir, StopFlag], Outcome]) -> int:
+    """Be a rank of `run_program`: log, record the outcome, and return the exit status.
+
+    Args:
+        path: The run directory.
+        run: What the rank does.
+    """
+    from launcher.launch import _worker
+
+    return _worker.main(path, run)
+
+
+def joined_world(config: RunConfig) -> AbstractContextManager[World]:
+    """Import torch and join the other ranks; gives this rank's place among them.
+
+    Raises:
+        TrainctlError: The device is not there, or the ranks cannot reach each other.
+    """
+    from launcher.launch import _worker
+
+    return _worker.joined_world(config)
+
+
+def heartbeat(rank: int) -> Heartbeat:
+    """Return the function with which a rank reports its progress to the launcher."""
+    from launcher.launch._heartbeat import Heartbeat
+
+    return Heartbeat(rank)
 
 
 def total_memory() -> int:

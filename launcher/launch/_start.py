@@ -35,13 +35,17 @@ def start(
     early: EarlyRank | None = None,
     *,
     quiet: bool = False,
+    program: Sequence[str] | None = None,
 ) -> Result:
-    """Run the ranks of a run directory to the end; raise the first failure of a rank."""
+    """Run the ranks of a run directory to the end; raise the first failure of a rank.
+
+    `program` is the command of each rank, None for that of the launch option.
+    """
     started = time.monotonic()
     try:
         _outcome.clear(run_dir)
         with recorded(config) as reads:
-            result = _run(config, run_dir, lock, early, quiet=quiet)
+            result = _run(config, run_dir, lock, early, quiet=quiet, program=program)
     except TrainctlError as error:
         _outcome.write_result(run_dir, error, time.monotonic() - started)
         raise
@@ -63,6 +67,7 @@ def _run(
     early: EarlyRank | None,
     *,
     quiet: bool,
+    program: Sequence[str] | None,
 ) -> Result:
     with ExitStack() as stack:
         heartbeats = Heartbeats(config.launch.ranks)
@@ -78,6 +83,7 @@ def _run(
                     heartbeats=heartbeats,
                     early=early,
                     quiet=quiet,
+                    program=program,
                 )
             name_ranks(lock, [rank.pid for rank in supervisor.ranks])
             supervisor.wait()
@@ -93,10 +99,11 @@ def _start_ranks(
     heartbeats: Heartbeats,
     early: EarlyRank | None,
     quiet: bool,
+    program: Sequence[str] | None,
 ) -> None:
     """Start the processes, and append each to `ranks`."""
     # Appended one by one: if the next one fails to start, the supervisor kills those before it.
-    command = list(config.launch.command(run_dir))
+    command = list(program or config.launch.command(run_dir))
     environment = {**without_rank(), **config.launch.environment()}
     common = {LAUNCHER_PID: str(os.getpid()), HEARTBEAT_FD: str(heartbeats.descriptor)}
     descriptors = [*lock, heartbeats.descriptor]

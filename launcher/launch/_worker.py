@@ -11,8 +11,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from launcher.run_dir import RunDir
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
+    from launcher.contracts import World
     from launcher.training.runner import Outcome
 
 _PR_SET_PDEATHSIG = 1
@@ -79,19 +80,45 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
 
 
 def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
+    # The launcher replaces a search by its result before the run: only trials still have one.
+    trial = config.accumulation.search is not None
+    # Trials show no warnings: the run will show the same ones.
+    with joined_world(config, warns=not trial) as world:
+        if trial:
+            from launcher.launch._trial import run_trial
+
+            return run_trial(config, run_dir, world, stop)
+        from launcher.launch._heartbeat import Heartbeat
+        from launcher.training.runner import run
+
+        return run(config, run_dir, world, stop, Heartbeat(world.rank))
+
+
+@contextmanager
+def joined_world(config: RunConfig, *, warns: bool = False) -> Iterator[World]:
+    """Make this process a rank: import torch, choose threads and device, join the others.
+
+    Args:
+        config: The resolved config.
+        warns: Show warnings on rank 0 from now on.
+
+    Yields:
+        This rank's place among the ranks.
+
+    Raises:
+        ConfigError: An option does not support the device.
+        LaunchError: The device is not there, or the ranks cannot reach each other.
+    """
     from launcher.config.rules import unsupported
     from launcher.contracts import unrecorded
-    from launcher.launch._world import read_world, share_of_cores
+    from launcher.launch._world import process_group, read_world, share_of_cores
 
     world = read_world(config.launch.device, config.parallelism.layout)
     with unrecorded():
         problems = list(unsupported(config, world.device.partition(":")[0]))
     if problems:
         raise ConfigError(problems)
-    # The launcher replaces a search by its result before the run: only trials still have one.
-    trial = config.accumulation.search is not None
-    # Trials show no warnings: the run will show the same ones.
-    if world.rank == 0 and not trial:
+    if world.rank == 0 and warns:
         config.logging.show_warnings()
 
     from launcher.launch._lazy_dynamo import import_torch
@@ -105,17 +132,8 @@ def _run_config(config: RunConfig, run_dir: RunDir, stop: StopFlag) -> Outcome:
         # Kernels of libraries, memory statistics and generators use the current device, cuda:0 by
         # default: all ranks would allocate there.
         torch.cuda.set_device(world.device)
-    from launcher.launch._world import process_group
-
     with process_group(world, config.launch.timeout_s):
-        if trial:
-            from launcher.launch._trial import run_trial
-
-            return run_trial(config, run_dir, world, stop)
-        from launcher.launch._heartbeat import Heartbeat
-        from launcher.training.runner import run
-
-        return run(config, run_dir, world, stop, Heartbeat(world.rank))
+        yield world
 
 
 def _attributed(run_dir: RunDir, error: BaseException) -> BaseException:

@@ -1,0 +1,110 @@
+"""`trainctl verify`: does this config train the same on other engines?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.cli._arguments import Arguments, add_composition_flags, composition
+from launcher.cli._console import announce, bold, table
+
+if TYPE_CHECKING:
+    from launcher.verify.result import Verification
+    from launcher.verify.session import CellResult
+
+
+def main(argv: list[str]) -> int:
+    """Run a config on several engines, compare, and print the matrix."""
+    arguments = _arguments()
+    flags, overrides = arguments.split(argv)
+    ranks = _numbers(arguments, "--ranks", flags.ranks)
+    accumulations = _numbers(arguments, "--accumulation", flags.accumulation)
+    engines = [each for each in flags.engines.split(",") if each]
+    if not engines:
+        arguments.error("--engines needs a preset of parallelism, or `all`")
+    if flags.steps < 1:
+        arguments.error(f"--steps must be at least 1, but is {flags.steps}")
+    from launcher.launch import preflight, signals_end_launch
+    from launcher.verify import verify
+
+    with signals_end_launch():
+        job = composition(flags, overrides).load()
+        preflight(job.config)
+        announce("starting the reference, in a few seconds")
+        found = verify(
+            job.config,
+            engines=engines,
+            ranks=ranks,
+            accumulations=accumulations,
+            steps=flags.steps,
+            config_dirs=flags.config_dir,
+            report=_progress,
+        )
+    _write(found, flags)
+    print(_as_text(found))
+    sys.stdout.flush()
+    found.check()
+    return 0
+
+
+def _arguments() -> Arguments:
+    arguments = Arguments(
+        "verify",
+        "[group=option] [key=value]",
+        "Train a config for some steps in one process and on other engines, numbers of ranks and "
+        "accumulations, with the same global batch, on this machine. Compare loss, gradient norm, "
+        "learning rate, samples and weights after each step with those of one process. What is "
+        "allowed is the floor: three times the difference of two cuts in one process. Every cell "
+        "is equal, refused (with the reason) or different. Exits with 15 if a cell differs.",
+        "trainctl verify optimizer=adafactor",
+        "trainctl verify --engines ddp --ranks 2,4 --accumulation 1,4 --steps 8",
+    )
+    add_composition_flags(arguments)
+    add = arguments.add_argument
+    text = "presets of parallelism, with commas; config: the config's own engine (default: all)"
+    add("--engines", metavar="A,B", default="all", help=text)
+    add("--ranks", metavar="N,M", default="2", help="numbers of processes (default: 2)")
+    text = "micro-batches into which each rank cuts its share of the global batch (default: 1,4)"
+    add("--accumulation", metavar="N,M", default="1,4", help=text)
+    add("--steps", metavar="N", type=int, default=8, help="optimizer steps (default: 8)")
+    add("--json", metavar="FILE", type=Path, help="write the result as JSON")
+    return arguments
+
+
+def _numbers(arguments: Arguments, flag: str, text: str) -> list[int]:
+    words = [word for word in text.split(",") if word]
+    if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
+        arguments.error(f"{flag} needs whole numbers above 0 with commas, but is {text!r}")
+    return list(dict.fromkeys(map(int, words)))
+
+
+def _progress(cell: CellResult) -> None:
+    from launcher.verify.result import name
+
+    announce(f"{name(cell)}: {cell.status}")
+
+
+def _write(found: Verification, flags: Namespace) -> None:
+    if flags.json is not None:
+        _save(flags.json, lambda: json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
+
+
+def _save(path: Path, text: Callable[[], str]) -> None:
+    from launcher.errors import LaunchError
+    from launcher.run_dir import write_atomically
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text())
+    except OSError as error:
+        raise LaunchError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _as_text(found: Verification) -> str:
+    from launcher.verify.result import headline, rows, summary
+
+    return "\n".join([bold(headline(found)), table(list(rows(found))), summary(found)])
