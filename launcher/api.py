@@ -71,8 +71,8 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self._dir = RunDir(Path(path).expanduser().resolve())
-        if not self._dir.config.is_file():
-            raise LaunchError(f"{self._dir.path} is no run directory: it has no config.json")
+        if not self._dir.is_run():
+            raise LaunchError(f"{self._dir.path} is no run directory")
 
     @override
     def __repr__(self) -> str:

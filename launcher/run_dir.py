@@ -46,6 +46,10 @@ class RunDir:
 
     path: Path
 
+    def is_run(self) -> bool:
+        """Return whether this is the directory of a run; an export has a config.json, too."""
+        return self.config.is_file() and (self.record.is_file() or self.command.is_file())
+
     @property
     def id(self) -> str:
         """The run's identity, kept when its directory is moved, copied or linked to."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from launcher.cli._arguments import Arguments
 from launcher.cli._console import announce
 from launcher.errors import LaunchError
+from launcher.run_dir import RunDir
 
 
 def main(argv: list[str]) -> int:
@@ -43,13 +44,13 @@ def main(argv: list[str]) -> int:
 
 def _directory(word: str) -> Path:
     path = Path(word).expanduser().absolute()
-    if (path / "config.json").is_file():
+    if RunDir(path).is_run():
         return path
-    if run := next((each for each in path.parents if (each / "config.json").is_file()), None):
+    if run := next((each for each in path.parents if RunDir(each).is_run()), None):
         raise LaunchError(f"{word} is in a run directory; write `trainctl resume {_short(run)}`")
     newest = _newest_below(path) or _newest_below(Path("runs", word)) or _newest_below(Path("runs"))
     hint = f"; did you mean {_short(newest)}?" if newest else ""
-    what = "is no run directory: it has no config.json" if path.is_dir() else "does not exist"
+    what = "is no run directory" if path.is_dir() else "does not exist"
     if path.is_file():
         what = "is a file"
     raise LaunchError(f"{path} {what}; a run is in run_root/<name>/<id>{hint}")
@@ -57,9 +58,8 @@ def _directory(word: str) -> Path:
 
 def _newest_below(folder: Path) -> Path | None:
     """The run directory in a folder that was last changed."""
-    runs = [
-        config.parent for depth in ("*", "*/*") for config in folder.glob(f"{depth}/config.json")
-    ]
+    found = [*folder.glob("*/config.json"), *folder.glob("*/*/config.json")]
+    runs = [file.parent for file in found if RunDir(file.parent).is_run()]
     return max(runs, key=lambda run: run.stat().st_mtime_ns, default=None)
 
 

@@ -120,9 +120,13 @@ def horizon_before_data(config: RunConfig, num_samples: int | None) -> Horizon:
 def length(config: RunConfig) -> str:
     """Return in words what is known of the run's length before the data is read."""
     steps = None if config.max_steps is None else f"{config.max_steps:,} steps"
-    epochs = None if config.max_epochs is None else f"{config.max_epochs:g} epochs"
+    epochs = None if config.max_epochs is None else _epochs(config.max_epochs)
     known = " or ".join(filter(None, [steps, epochs]))
     return f"{known}, whichever comes first" if steps and epochs else known
+
+
+def _epochs(count: float) -> str:
+    return f"{count:g} epoch{'' if count == 1 else 's'}"
 
 
 class _OwnRate(Schedule):

@@ -73,7 +73,9 @@ def _discard_failed(run_dir: RunDir, config: RunConfig, error: TrainctlError) ->
     stopped = isinstance(error, Preempted | Interrupted)
     if stopped or run_dir.has_rows() or config.checkpoint.has_saved(run_dir):
         return
-    if isinstance(error, ConfigError | DataError):
+    if not run_dir.is_run():
+        error.add_note(f"{run_dir.path} was deleted while the run used it")
+    elif isinstance(error, ConfigError | DataError):
         # The message contains everything that is in the directory.
         shutil.rmtree(run_dir.path, ignore_errors=True)
     else:

@@ -6,9 +6,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.checkpoint import published
 from launcher.config.resume_rules import apply
 from launcher.config.schema import RunConfig
-from launcher.errors import CheckpointError, Interrupted, LaunchError, Preempted, TrainctlError
+from launcher.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    LaunchError,
+    Preempted,
+    Problem,
+    TrainctlError,
+)
 from launcher.launch import _stored
 from launcher.launch._begin import preflight, run_ranks
 from launcher.launch._lock import locked
@@ -67,8 +76,12 @@ def resume(
 
 
 def _check_resumable(config: RunConfig, run_dir: RunDir) -> None:
-    """Refuse to train from step 0 over the metrics of an earlier launch."""
+    """Refuse to train from step 0 over the metrics of an earlier launch, or backwards."""
     if config.checkpoint.has_saved(run_dir):
+        step = max((checkpoint.step for checkpoint in published(run_dir)), default=0)
+        if config.max_steps is not None and config.max_steps < step:
+            message = f"is {config.max_steps:,}, but the run is at step {step:,}; set a later end"
+            raise ConfigError([Problem("max_steps", message)])
         return
     if run_dir.has_rows():
         raise CheckpointError(

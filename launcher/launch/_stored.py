@@ -59,15 +59,20 @@ def differences(data: bytes, saved: str, source: Path, target: Path) -> list[Pro
         return [Problem("", f"{target} must hold an object; {cure}")]
     before, after = _texts(json.loads(saved)), _texts(found)
     return [
-        Problem(
-            key,
-            f"is {after.get(key, 'missing')} in config.json, but {before.get(key, 'missing')} in "
-            f"the newest checkpoint's copy; to change it, resume with {key}=VALUE; or {cure}",
-            str(target),
-        )
+        Problem(key, f"{_difference(key, before, after)} {cure}", str(target))
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
+
+
+def _difference(key: str, before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    copy = "the newest checkpoint's copy"
+    if key not in before:
+        return f"is {after[key]} in config.json, but {copy} does not have it; remove it, or"
+    if key not in after:
+        return f"is missing in config.json, but {before[key]} in {copy};"
+    values = f"is {after[key]} in config.json, but {before[key]} in {copy}"
+    return f"{values}; to change it, resume with {key}=VALUE, or"
 
 
 def adopt(run_dir: RunDir, text: str) -> None:

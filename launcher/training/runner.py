@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from launcher.checkpoint import load_tensors
 from launcher.config.schema import RunConfig
 from launcher.contracts import CheckpointStore, TrainState, World, named_tensors
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, ConfigError, Problem
 from launcher.model import build_module, cast_parameters
 from launcher.run_dir import RunDir
 from launcher.training import rng
@@ -132,6 +132,9 @@ def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainSt
     if snapshot.rng:
         rng.restore(snapshot.rng)
     state = TrainState.from_json(snapshot.train_state)
+    if state.step > parts.max_steps:
+        message = f"ends the run at step {parts.max_steps:,}, but it is at step {state.step:,}"
+        raise ConfigError([Problem("max_epochs", f"{message}; set a later end")])
     if state.stopped is not None and snapshot.config != config.to_json():
         # Under other settings the observer that stopped the run may decide otherwise.
         state = replace(without_evaluation_due(state), stopped=None)

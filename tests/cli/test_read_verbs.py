@@ -125,11 +125,11 @@ def test_schema_describes_every_group(trainctl: Trainctl) -> None:
 
 def test_check_says_the_batch_equation(trainctl: Trainctl) -> None:
     words = ["check", "accumulation.micro_batch_size=4", "accumulation.samples_per_step=16"]
-    shown = trainctl(*words, "max_steps=1234", "max_epochs=2")
+    shown = trainctl(*words, "max_steps=1234", "max_epochs=1")
     assert shown.startswith(
         "ok: 16 samples (2,048 tokens) per step = micro-batch 4 × accumulation 4"
     )
-    assert "1,234 steps or 2 epochs, whichever comes first" in shown
+    assert "1,234 steps or 1 epoch, whichever comes first" in shown
     facts = json.loads(trainctl(*words, "--json"))
     assert (facts["ok"], facts["problems"], facts["samples_per_step"]) == (True, [], 16)
 

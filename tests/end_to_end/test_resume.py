@@ -233,7 +233,16 @@ def test_resume_of_a_finished_run(trainctl: Console) -> None:
     before = contents(run_dir)
     out, _ = trainctl("resume", str(run_dir))
     assert out.startswith("nothing to do: the run is finished (step 4)")
+    _, err = trainctl("resume", str(run_dir), "max_steps=3", status=2)
+    assert "max_steps: is 3, but the run is at step 4; set a later end" in err
     assert contents(run_dir) == before
+    checkpoint = f"{run_dir}/checkpoints/step-00000004"
+    _, err = trainctl("resume", checkpoint, status=3)
+    assert "is in a run directory; write `trainctl resume runs/toy/" in err
+    (run_dir / "export" / "config.json").touch()
+    _, err = trainctl("resume", str(run_dir.parent), status=3)
+    assert f"did you mean runs/toy/{run_dir.name}?" in err
+    (run_dir / "export" / "config.json").unlink()
     for path in (run_dir / "checkpoints").iterdir():
         shutil.rmtree(path)
     trainctl("resume", str(run_dir))
@@ -325,12 +334,18 @@ def test_a_changed_config_is_found(trainctl: Console) -> None:
     _, err = trainctl("resume", str(run_dir), "max_steps=8", status=2)
     assert "optimizer.lr: is 0.09 in config.json, but 0.01 in the newest checkpoint's copy" in err
     assert contents(run_dir) == before
+    config.write_text(text.replace('"seed"', '"extra": 3, "seed"'))
+    _, err = trainctl("resume", str(run_dir), status=2)
+    assert "extra: is 3 in config.json, but the newest checkpoint's copy does not have it" in err
+    assert "resume with" not in err
     config.write_text(text[:-9])
     _, err = trainctl("resume", str(run_dir), status=2)
     assert f"restore it: cp {run_dir}/checkpoints/step-00000004/config.json" in err
     config.write_text(text.replace('"lr": 0.01', '"lr": 0.09'))
     trainctl("resume", str(run_dir), "max_steps=8", "optimizer.lr=0.02")
     assert trainctl.rows(run_dir)[-2]["lr"] == pytest.approx(0.02, rel=0.99)
+    _, err = trainctl("resume", str(run_dir), "max_epochs=0.01", status=2)
+    assert "max_epochs: ends the run at step 1, but it is at step 8; set a later end" in err
 
 
 def test_failures_before_the_first_step(trainctl: Console) -> None:
@@ -363,6 +378,7 @@ def test_the_error_is_said_where_it_cannot_be_written(trainctl: Console) -> None
     assert process.returncode != 0
     assert "Traceback" not in err
     assert "checkpoints" in err or "metrics.jsonl" in err or "the loss is nan" in err
+    assert err.endswith(f"{run_dir} was deleted while the run used it\n")
 
 
 @pytest.mark.parametrize("name", ["result", "logs", "result.json"])
