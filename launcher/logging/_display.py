@@ -1,4 +1,4 @@
-"""A run on the console: plain lines, or a live display."""
+"""Show a run on the console: plain lines, or a live display."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ _EVALUATION_INTERVAL_S = 30.0
 
 
 def display(mode: Literal["auto", "live", "plain"], context: LogContext) -> Sink:
-    """Print the header and return the sink of a mode."""
     terminal = console()
     show_warnings()
     if mode == "live":
@@ -31,7 +30,7 @@ def display(mode: Literal["auto", "live", "plain"], context: LogContext) -> Sink
 
 
 class PlainLines(Sink):
-    """One line per row, for logs and pipes."""
+    """Prints one line per row, for logs and pipes."""
 
     def __init__(self, context: LogContext) -> None:
         self._max_steps = context.max_steps
@@ -40,7 +39,7 @@ class PlainLines(Sink):
 
     @override
     def show_evaluation(self, done: int, total: int) -> None:
-        """Print how far an evaluation has come, twice a minute."""
+        """Print the progress of an evaluation, twice a minute."""
         now = time.monotonic()
         if done == 0:
             self._evaluation_shown = now
@@ -50,7 +49,7 @@ class PlainLines(Sink):
 
     @override
     def write(self, row: Row) -> None:
-        """Print the row, its scores on a line of their own."""
+        """Print the row, and its scores on a second line."""
         position = _lines.position(row, self._max_steps)
         parts = _lines.training(row)
         if eta := self._pace.eta(row):
@@ -61,14 +60,13 @@ class PlainLines(Sink):
 
     @override
     def close(self) -> None:
-        """Do nothing: every line is printed already."""
+        """Do nothing."""
 
 
 class LiveDisplay(Sink):
-    """A bar and the newest numbers, redrawn in place; scores scroll away above them.
+    """A bar and the newest numbers, redrawn in place, below the scores."""
 
-    No thread draws: a display that ticks between rows would take time from the training.
-    """
+    # Drawn when a row comes and not by rich's thread, which would take the GIL between rows.
 
     def __init__(self, context: LogContext) -> None:
         from rich.live import Live
@@ -83,12 +81,12 @@ class LiveDisplay(Sink):
 
     @override
     def write(self, row: Row) -> None:
-        """Take the row; draw it if the last drawing is old enough."""
+        """Store the row, and draw it unless the last drawing is recent."""
         self._bar = self._training_bar(int(row["step"] or 0), self._pace.eta(row))
         self._numbers = _assembled(_lines.training(row))
         self._live.update(self._picture())
         if scores := _lines.scores(row):
-            # What is printed above the display redraws it.
+            # Printing above the display redraws it.
             self._drawn = time.monotonic()
             say(_assembled([("", _lines.position(row, self._max_steps)), *scores]))
         else:
@@ -96,14 +94,14 @@ class LiveDisplay(Sink):
 
     @override
     def show_evaluation(self, done: int, total: int) -> None:
-        """Draw the bar of an evaluation below that of the training until the next row."""
+        """Draw the bar of an evaluation below that of training, until the next row."""
         bar = _bar(done / total).append(f"  evaluating {_lines.share(done, total)}")
         self._live.update(self._picture().append("\n").append_text(bar))
         self._draw()
 
     @override
     def close(self) -> None:
-        """Draw the last row, which stays on the screen."""
+        """Draw the last row, which remains on the screen."""
         _unless_gone(self._live.stop)
 
     def _draw(self) -> None:
@@ -123,9 +121,9 @@ class LiveDisplay(Sink):
 
 def _bar(done: float) -> Text:
     full = round(done * _BAR_WIDTH)
-    piece = "━" if console().encoding.startswith("utf") else "="
+    mark = "━" if console().encoding.startswith("utf") else "="
     bar = Text(no_wrap=True, overflow="ellipsis")
-    return bar.append(piece * full, "green").append(piece * (_BAR_WIDTH - full), "bright_black")
+    return bar.append(mark * full, "green").append(mark * (_BAR_WIDTH - full), "bright_black")
 
 
 def _print_header(summary: Sequence[tuple[str, str]]) -> None:
@@ -135,7 +133,7 @@ def _print_header(summary: Sequence[tuple[str, str]]) -> None:
 
 
 def _assembled(parts: Sequence[tuple[str, str]]) -> Text:
-    """Return `_lines.joined` with labels less bright than values."""
+    """Return `_lines.joined` with dim labels."""
     line = Text()
     for place, (label, value) in enumerate(parts):
         line.append("  " if place else "")
@@ -146,7 +144,7 @@ def _assembled(parts: Sequence[tuple[str, str]]) -> Text:
 
 
 def _unless_gone(draw: Callable[[], None]) -> None:
-    """Draw; a terminal that is gone must not end the run."""
+    # A closed terminal must not end the run.
     try:
         draw()
     except OSError:

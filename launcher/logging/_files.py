@@ -1,4 +1,4 @@
-"""Files that are only appended to, and RUN_DIR/metrics.jsonl, the record that programs read."""
+"""Append-only files, and RUN_DIR/metrics.jsonl, which programs read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from launcher.errors import LaunchError
 
 
 class AppendFile:
-    """Appends records without a buffer.
+    """Appends records to a file, which is created if missing."""
 
-    Args:
-        path: The file; it and its folder are made if missing.
-
-    Raises:
-        LaunchError: It cannot be made or written.
-    """
+    # os.write without a buffer: after a kill a buffered row would be missing. No fsync, which would
+    # take milliseconds per row: only a power cut loses rows, and a resume writes them again.
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,11 +28,7 @@ class AppendFile:
             raise unwritable(path, error) from error
 
     def append(self, record: bytes) -> None:
-        """Write a record whole, or leave the file as it was.
-
-        Raises:
-            LaunchError: The disk is full or gone.
-        """
+        """Append a record atomically; raise LaunchError if the disk is full."""
         fd = self._fd
         assert fd is not None, "append after close"  # noqa: S101 - an invariant
         written = 0
@@ -44,30 +36,27 @@ class AppendFile:
             while written < len(record):
                 written += os.write(fd, record[written:])
         except OSError as error:
+            # A part of a row would make the next one unreadable, too.
             if written:
                 os.ftruncate(fd, os.fstat(fd).st_size - written)
             raise unwritable(self._path, error) from error
 
     def close(self) -> None:
-        """Close the file; may be called twice."""
+        """Close the file; later calls do nothing."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 def unwritable(path: Path, error: OSError) -> LaunchError:
-    """Return the error for a log file that the system refuses to write."""
+    """Return the error for a log file that cannot be written."""
     return LaunchError(
         f"cannot write {path}: {error.strerror}; free some space, or choose another run_root=DIR"
     )
 
 
 class JsonLines(Sink):
-    """One JSON object per row and line; numbers in full, `null` for a missing number.
-
-    Raises:
-        LaunchError: The file cannot be written.
-    """
+    """Writes a JSON object per row and line, with `null` for a missing number."""
 
     def __init__(self, context: LogContext) -> None:
         path = context.run_dir.metrics
@@ -76,23 +65,17 @@ class JsonLines(Sink):
 
     @override
     def write(self, row: Row) -> None:
-        """Append the row; a NaN or an infinity in it is a ValueError."""
+        """Append the row; raise ValueError on NaN or infinity."""
         self._file.append(json.dumps(row, allow_nan=False).encode() + b"\n")
 
     @override
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the rows that a killed predecessor wrote after a step, and an unfinished last line.
-
-    The other lines stay byte for byte; a crash leaves the old file or the new one.
-
-    Raises:
-        LaunchError: The file cannot be rewritten.
-    """
+    """Remove the rows after a step, which a killed launch wrote, and an incomplete last line."""
+    # Into a new file that replaces the old one: a crash in between loses no row.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with path.open("rb") as old, temporary.open("wb") as new:
@@ -113,7 +96,7 @@ def _stays(line: bytes, step: int) -> bool:
     try:
         row = json.loads(line)
     except ValueError:
-        # A whole line that trainctl did not write is not its to delete.
+        # The user's own line: it is kept.
         return True
     logged = row.get("step") if isinstance(row, dict) else None
     return not isinstance(logged, int) or logged <= step

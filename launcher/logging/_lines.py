@@ -1,4 +1,4 @@
-"""Rows as text."""
+"""Format rows as text."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ _WINDOW_ROWS = 20
 
 
 class Pace:
-    """Remaining time of the run, from its last rows; evaluations and saves are included.
+    """Estimates the remaining time of the run from its last rows."""
 
-    Args:
-        start_step: The step that the run starts from.
-        max_steps: The step at which it ends.
-    """
+    # From the last rows, because the first steps compile and warm up; by elapsed time, so that
+    # evaluations and saves are included.
 
     def __init__(self, start_step: int, max_steps: int) -> None:
         self._max_steps = max_steps
         self._seen: deque[tuple[float, float]] = deque([(start_step, 0.0)], maxlen=_WINDOW_ROWS)
 
     def eta(self, row: Row) -> str:
-        """Return the time left after a row, formatted by `clock`; "" if it is unknown."""
+        """Return the time left after a row, formatted by `clock`; "" if unknown."""
         step, elapsed = row.get("step"), row.get("elapsed_s")
         if step is None or elapsed is None:
             return ""
@@ -45,7 +43,7 @@ def clock(seconds: float) -> str:
 
 
 def training(row: Row) -> list[tuple[str, str]]:
-    """Return the training numbers of a row, (label, value); the label is empty before a unit."""
+    """Return (label, value) of the training numbers of a row; no label before a unit."""
     parts = [
         ("loss", _number(row.get("loss"), ".4f")),
         ("lr", _number(row.get("lr"), ".2e")),
@@ -62,22 +60,20 @@ def training(row: Row) -> list[tuple[str, str]]:
 
 
 def scores(row: Row) -> list[tuple[str, str]]:
-    """Return the validation scores of a row, (label, value)."""
+    """Return (label, value) of the validation scores of a row."""
     return [(key, _number(value, ".4f")) for key, value in row.items() if key.startswith("eval_")]
 
 
 def joined(parts: Sequence[tuple[str, str]]) -> str:
-    """Join parts to one line, each label before its value."""
     return "  ".join(f"{label} {value}" if label else value for label, value in parts)
 
 
 def share(done: int, total: int) -> str:
-    """Return `1,024/16,384  6%`."""
     return f"{done:,}/{total:,}  {done / total:.0%}"
 
 
 def position(row: Row, max_steps: int) -> str:
-    """Return `step  12/100`, equally wide at every step."""
+    """Return `step  12/100`, of equal width at every step."""
     total = str(max_steps)
     return f"step {row['step']:>{len(total)}}/{total}"
 
@@ -85,5 +81,5 @@ def position(row: Row, max_steps: int) -> str:
 def _number(value: float | None, form: str) -> str:
     if value is None:
         return "n/a"
-    # A number that would fill the line in fixed notation does not.
+    # In fixed notation a diverged loss would fill the line.
     return f"{value:{form}}" if abs(value) < 1e9 else f"{value:.3e}"

@@ -1,9 +1,4 @@
-"""TensorBoard's event files, written with TensorBoard's own encoder.
-
-tensorboard's EventFileWriter would hold rows back in a thread, which a kill loses, and imports
-TensorFlow wherever that is installed; its RecordWriter does neither. It is imported with the first
-row, so that the first step does not wait for it (0.2 s of CPU).
-"""
+"""Write TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -21,15 +16,13 @@ from typing_extensions import override
 from launcher.contracts import LogContext, Row, Sink
 from launcher.logging._files import AppendFile
 
+# With TensorBoard's RecordWriter, not its EventFileWriter: that keeps rows in a thread, which a
+# kill loses, and imports TensorFlow where it is installed.
 _FLOAT32_MAX = 3.4028234663852886e38
 
 
 class EventFile(Sink):
-    """One event file per process that ran the run; it is made with the first row.
-
-    It begins with a session start, at which TensorBoard forgets the later steps of a predecessor
-    that was killed, and with the config, as text and as hyperparameters.
-    """
+    """Event file of a launch, created with the first row."""
 
     def __init__(self, context: LogContext) -> None:
         self._folder = context.run_dir.tensorboard
@@ -39,19 +32,14 @@ class EventFile(Sink):
 
     @override
     def write(self, row: Row) -> None:
-        """Append the row's numbers as scalars `train/…` and `eval/…`.
-
-        What is None is left out, as is what the format's float32 cannot hold (a perplexity can be
-        1e40).
-
-        Raises:
-            LaunchError: The file cannot be made or written.
-        """
+        """Append the row's numbers as scalars `train/…` and `eval/…`."""
+        # Imported with the first row, so that the first step does not wait for it (0.2 s of CPU).
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if self._file is None:
             self._file = AppendFile(self._folder / _next_name(self._folder))
             self._begin()
+        # The format has float32, but a perplexity can be 1e40: such numbers are left out.
         values = [
             Summary.Value(tag=_tag(key), simple_value=value)
             for key, value in row.items()
@@ -61,7 +49,6 @@ class EventFile(Sink):
 
     @override
     def close(self) -> None:
-        """Close the file."""
         if self._file is not None:
             self._file.close()
 
@@ -70,10 +57,12 @@ class EventFile(Sink):
         from torch.utils.tensorboard.summary import hparams, text
 
         self._append(file_version="brain.Event:2")
+        # At a session start TensorBoard drops later steps of earlier files, which a killed launch
+        # wrote.
         session = SessionLog(status=SessionLog.SessionStatus.START)
         self._append(step=self._first_step, session_log=session)
         if self._config:
-            # Four spaces make Markdown show it as it is.
+            # TensorBoard renders Markdown: four spaces make it a code block.
             lines = json.dumps(self._config, indent=1, sort_keys=True).splitlines()
             config: Any = text  # torch annotates neither
             self._append(summary=config("config", "\n".join(f"    {line}" for line in lines)))
@@ -84,7 +73,7 @@ class EventFile(Sink):
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        record = io.BytesIO()  # appended whole: a kill leaves no half of it
+        record = io.BytesIO()  # appended at once: a kill leaves no incomplete record
         event = Event(wall_time=time.time(), **fields)
         RecordWriter(record).write(event.SerializeToString())
         assert self._file is not None, "made with the first row"  # noqa: S101
@@ -92,7 +81,9 @@ class EventFile(Sink):
 
 
 def _next_name(folder: Path) -> str:
-    """Return a name that sorts after those in the folder: TensorBoard reads them in that order."""
+    """Return a file name that sorts after those in the folder."""
+    # TensorBoard reads files in the order of their names: after a clock that went back, new rows
+    # would come before old ones.
     seconds = int(time.time())
     for path in folder.glob("events.out.tfevents.*"):
         stamp = path.name.split(".")[3]
@@ -108,7 +99,7 @@ def _tag(key: str) -> str:
 def _leaves(
     config: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, bool | int | float | str]]:
-    """Yield every dotted key with its value, as TensorBoard's hyperparameters can hold it."""
+    """Yield every dotted key with its value, as text if TensorBoard has no type for it."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")

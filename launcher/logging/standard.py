@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Standard(LoggingOption):
-    """RUN_DIR/metrics.jsonl always; TensorBoard files and a console display as chosen."""
+    """RUN_DIR/metrics.jsonl; optionally TensorBoard files and a console display."""
 
     kind: Literal["standard"]
     console: Literal["auto", "live", "plain", "none"]
@@ -42,7 +42,7 @@ class Standard(LoggingOption):
         if self.console != "none":
             from launcher.logging._display import display
 
-            # First in the list, so that it is the last to be closed; made last, so that nothing is
-            # drawn if a file cannot be opened.
+            # First in the list, because it is closed last; created last, so that nothing is drawn
+            # if a file cannot be opened.
             sinks.insert(0, display(self.console, context))
         return sinks

@@ -1,7 +1,7 @@
-"""Building a run and executing it.
+"""Build a run and execute it.
 
-`runner` is what every rank does: it builds the `parts` of the run from its config, restores the
-newest checkpoint, and hands both to an `execution`. `loop` is the training loop; it knows no kind
-of anything. `batches` cuts the data into windows, `evaluation` scores held-out samples, `metrics`
-builds the rows that are logged, `saving` decides when the state is saved.
+On every rank, `runner` builds the `parts` of the run from its config, restores the newest
+checkpoint, and passes both to an `execution`. `loop` is the training loop. `batches` divides the
+data into windows, `evaluation` scores held-out samples, `metrics` builds the rows to log, `saving`
+decides when the state is saved.
 """

@@ -1,10 +1,4 @@
-"""Samples of each optimizer step: a pure function of seed and position.
-
-The run reads one endless stream: epoch after epoch, each a permutation of all samples drawn from
-(seed, epoch). A window is the next part of that stream, cut into ranks and micro-batches. So the
-position in the data is one number, the samples seen so far; no epoch loses its tail; and every cut
-of the same global batch, on any number of ranks, sees the same samples.
-"""
+"""Samples of each optimizer step: a pure function of seed and position."""
 
 from __future__ import annotations
 
@@ -23,12 +17,16 @@ class Windows(Iterator[Window]):
 
     Args:
         samples: The training set.
-        plan: How a window is cut.
-        seed: Seed of the order; the global generators are not touched.
-        data_rank: Which share of each window this rank reads.
-        start: Samples of the stream that are already seen.
-        stop: Length of the stream in samples; the last window may be short. None for no end.
+        plan: Division of a window into ranks and micro-batches.
+        seed: Seed of the order.
+        data_rank: The share of each window that this rank reads.
+        start: Samples already seen.
+        stop: Samples to see in total; the last window may be short. None for no end.
     """
+
+    # One endless stream, epoch after epoch, of which a window is the next part. So the position in
+    # the data is one number that a checkpoint can hold, no epoch loses its last samples, and any
+    # number of ranks sees the same samples in the same step.
 
     def __init__(
         self,
@@ -76,7 +74,7 @@ class Windows(Iterator[Window]):
         )
 
     def _stream(self, start: int, end: int) -> list[int]:
-        """Return the samples of the stream from `start` up to `end`, which may cross epochs."""
+        """Return the samples from position `start` up to `end`, which may cross epochs."""
         indices: list[int] = []
         length = len(self._samples)
         while start < end:
@@ -92,35 +90,23 @@ class Windows(Iterator[Window]):
 def deal(
     indices: Sequence[int], *, size: int, data_ranks: int, data_rank: int
 ) -> list[Sequence[int]]:
-    """Return one data rank's micro-batches.
-
-    They go round the ranks, so that a window of any cut holds the same samples. Every rank gets the
-    same number of micro-batches, because each forward and backward pass may hold collectives; where
-    samples run out the last ones are empty.
-
-    Args:
-        indices: Samples of the window, or of an evaluation.
-        size: Samples in one micro-batch.
-        data_ranks: Ranks that read different data.
-        data_rank: The rank whose micro-batches are returned.
-    """
+    """Return one data rank's micro-batches of the samples; every rank gets as many, maybe empty."""
+    # As many on every rank, because each forward and backward pass may have collectives: a rank
+    # with fewer would leave the others waiting.
     count = -(-len(indices) // (size * data_ranks))
     starts = ((turn * data_ranks + data_rank) * size for turn in range(count))
     return [indices[start : start + size] for start in starts]
 
 
 def permutation(seed: int, epoch: int, length: int) -> Tensor:
-    """Return the order of one epoch. Shape (length,), int64.
-
-    The generator is private and its seed mixes seed and epoch, so that neither dropout nor the
-    epochs before move it.
-    """
+    """Return the order of one epoch. Shape (length,), int64."""
+    # A generator of its own: with the global one the order would depend on dropout, and could not
+    # be repeated on resume without all epochs before.
     generator = torch.Generator()
     generator.manual_seed(_mixed(seed, epoch))
     return torch.randperm(length, generator=generator)
 
 
 def _mixed(seed: int, number: int) -> int:
-    """Derive a seed from two numbers."""
     # An odd multiplier keeps the pairs apart; torch takes seeds of 64 bits.
     return (seed * 0x9E3779B97F4A7C15 + number) % 2**63

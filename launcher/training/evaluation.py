@@ -1,4 +1,4 @@
-"""Scores on the held-out samples."""
+"""Evaluate on the held-out samples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from launcher.training.batches import deal
 from launcher.training.requests import stop_error, stop_signal
 
 _NO_SCORES: Mapping[str, float] = {}
-# Every evaluation makes the same random choices.
+# Every evaluation draws the same masks, so that scores of different steps can be compared.
 _DRAW = 0
-# The ranks agree on requests about this often.
+# Interval at which the ranks agree on requests: how long a signal waits.
 _SLOW_S = 0.2
-# Most micro-batches between two agreements: each is a collective.
+# Limit of the micro-batches between two agreements. Each agreement is a collective.
 _MAX_INTERVAL = 64
 
 
@@ -26,26 +26,15 @@ _MAX_INTERVAL = 64
 class Evaluator:
     """Evaluates when it is due: the callable that the loop takes.
 
-    The evaluation after the last step may take minutes: the state is saved before it. A signal ends
-    any evaluation: the state is saved with its report, and the resumed run repeats the evaluation.
-
     Attributes:
-        world: This rank's place, which decides its share of the samples.
-        engine: Computes the outputs.
-        task: Reduces outputs to predictions, and predictions to metrics.
-        samples: The held-out samples.
-        batch_size: Samples that pass through the device at once.
-        every_steps: Cadence in optimizer steps; None evaluates after the last step only.
-        max_samples: Limit for evaluations within the run, evenly spread over the set; None for all
-            of it.
-        final_max_samples: Limit for the evaluation after the last step, also if an observer stopped
-            the run there; None for none.
+        every_steps: Interval in optimizer steps; None evaluates after the last step only.
+        max_samples: Limit for evaluations within the run, evenly spread over the set; None for all.
+        final_max_samples: Limit for the evaluation after the last step; None for all.
         beat: Called with the phase and the step before each micro-batch.
-        requests: This rank's requests.
         save: Saves the state of a step whose evaluation is due.
-        interrupted: Called when a signal has ended the evaluation of a step, which is saved.
-        watchers: Called with the samples that are evaluated, and how many there will be.
-        seconds: Time spent evaluating so far: what rates of training leave out.
+        interrupted: Called when a signal has ended the evaluation of a step, after the save.
+        watchers: Called with the number of evaluated samples, and of all.
+        seconds: Time spent on evaluations.
         last: The newest scores.
     """
 
@@ -67,22 +56,21 @@ class Evaluator:
     _evaluated: tuple[int, int] = (-1, 0)
 
     def __call__(self, report: StepReport) -> Mapping[str, float]:
-        """Return the scores after a step; empty when none are due.
-
-        Raises:
-            Preempted, Interrupted: A rank got a signal; the state is saved.
-        """
+        """Return the scores after a step, or none; raise on a signal, after saving the state."""
         count = self.due(report)
         if not count:
             return _NO_SCORES
         step = report.state.step
         if self._evaluated == (step, count):  # an observer stopped the run for these scores
             return self.last
+        # Evaluating all samples may take minutes, in which a kill must not cost the last step.
         if report.last:
             self.save(report)
         signal = stop_signal(report.update.requests)
         if signal is None:
             signal = self._evaluate(count, step)
+        # The state is saved with the report: the resumed run repeats the evaluation, and passes the
+        # step on to the schedule and the observers, as without the signal.
         if signal is not None:
             if not report.last:
                 self.save(report)
@@ -101,7 +89,7 @@ class Evaluator:
         return 0
 
     def _evaluate(self, count: int, step: int) -> Signals | None:
-        """Set `last` to the scores of so many samples; return the signal that came before."""
+        """Set `last` to the scores of `count` samples, unless a signal comes; return it."""
         total = len(self.samples)
         start = time.perf_counter()
         indices = [i * total // count for i in range(count)]
@@ -116,11 +104,7 @@ class Evaluator:
 
 
 class _Agreed(Iterator[MicroBatch]):
-    """This rank's micro-batches of an evaluation, until some rank got a signal.
-
-    Attributes:
-        signal: The signal, the same on all ranks; None as long as none came.
-    """
+    """This rank's micro-batches of an evaluation, until a rank receives a signal."""
 
     def __init__(self, evaluator: Evaluator, indices: Sequence[int], step: int) -> None:
         self.signal: Signals | None = None
@@ -148,14 +132,15 @@ class _Agreed(Iterator[MicroBatch]):
         return self._evaluator.samples.micro_batch(self._dealt[self._place - 1], _DRAW)
 
     def _agree(self) -> None:
-        """Add up the ranks' requests, and choose the next place where they do: all the same one."""
+        """Sum the ranks' requests, and choose the position of the next agreement."""
         request, now = self._evaluator.requests(), time.monotonic()
         if now - self._agreed_at > _SLOW_S:
             request |= Request.CONTINUE  # "slow", for this use of the flag
         union = self._evaluator.engine.agree(request)
         self._agreed_at = now
         self.signal = stop_signal(union)
-        # Clocks differ between ranks; whether one of them finds the interval long does not.
+        # Decided from the union and not by each rank's clock: ranks that agree at different
+        # positions wait for each other forever.
         if union & Request.CONTINUE:
             self._interval = max(1, self._interval // 2)
         else:

@@ -1,4 +1,4 @@
-"""Training of a run whose parts are built: what the loop, the observers and the saves share."""
+"""Run the training loop of a run whose parts are built, with its observers."""
 
 from __future__ import annotations
 
@@ -51,18 +51,7 @@ _SMALLER_STEPS = (
 
 
 class Execution:
-    """One run of the training loop, with its observers.
-
-    Args:
-        config: The resolved config.
-        run_dir: Where the run's files are.
-        world: This process's place among the ranks.
-        parts: The live parts.
-        store: Where checkpoints go.
-        state: The state that the run starts from.
-        requests: This rank's requests.
-        beat: Called with the phase and the steps done.
-    """
+    """State that the loop, the observers and the saves of a run share."""
 
     def __init__(
         self,
@@ -112,6 +101,7 @@ class Execution:
         )
         self._progress = Progress(state)
         self._best = BestScores(config.objective, config.objective_mode, state.observers)
+        # First the observers whose results others read: progress for errors, rows for recorders.
         self._observers: list[Observer] = [
             self._progress,
             self._rows,
@@ -122,16 +112,16 @@ class Execution:
 
     @property
     def scores(self) -> Mapping[str, float]:
-        """The last validation scores."""
+        """Last validation scores."""
         return self._evaluate.last
 
     @property
     def best(self) -> Mapping[str, float]:
-        """The scores with the best objective, and their `step`; empty without an evaluation."""
+        """Scores with the best objective, and their `step`; empty without an evaluation."""
         return self._best.scores
 
     def run(self) -> TrainState:
-        """Train until the last step, and evaluate it."""
+        """Train to the last step, and evaluate it."""
         context = RunContext(
             run_dir=self._run_dir,
             world=self._world,
@@ -190,10 +180,12 @@ class Execution:
 
     def _save(self, state: TrainState, due: StepReport | None = None) -> None:
         """Save the state of a step once."""
+        # Interval, request of a rank and last step may coincide.
         if state.step == self._saved_step:
             return
         self._beat("save", state.step)
         engine = self._parts.engine.state()
+        # Checked before saving: retention would replace the last good checkpoints by bad ones.
         weights = {name: value for name, value in engine.items() if name.startswith("model.")}
         params = {f"model.{name}" for name in param_names(self._parts.module)}
         check_weights(self._parts.engine, weights, params, step=state.step, purpose="saved")
@@ -217,7 +209,7 @@ class Execution:
         self._save(report.state, due=report)
 
     def _log_interrupted(self, report: StepReport) -> None:
-        """Log a step that a signal ended in its evaluation; other observers see it on resume."""
+        """Log a step whose evaluation a signal ended; other observers see it on resume."""
         self._store.wait()
         self._rows(report)
         for recorder in self._recorders:

@@ -1,4 +1,4 @@
-"""Failures: everything is closed, and running out of memory is reported as `OutOfMemory`."""
+"""Close everything after a failure; convert errors of exhausted memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ _log = logging.getLogger("trainctl.run")
 
 @contextlib.contextmanager
 def closing(close: Callable[[], None]) -> Iterator[None]:
-    """Call `close` once at the end.
-
-    After an error, a failure of `close` is only logged: it must not hide that error.
-    """
+    """Call `close` once at the end; after an error its failure is only logged."""
     try:
         yield
     except BaseException:
@@ -31,12 +28,14 @@ def closing(close: Callable[[], None]) -> Iterator[None]:
 
 
 def close_all(closers: Iterable[Callable[[], None]]) -> None:
-    """Call every closer in order, even if one fails; the last failure is raised afterwards."""
+    """Call every closer in order, even if one fails, and then raise the last failure."""
     with contextlib.ExitStack() as stack:
         for close in reversed(list(closers)):
             stack.callback(close)
 
 
+# Messages of torch's CPU allocator, the C library, Python's threads and oneDNN. On the CPU torch
+# has no exception class for exhausted memory.
 _SIGNS = (
     "out of memory",
     "DefaultCPUAllocator: can't allocate memory",
@@ -56,15 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def out_of_memory_context(what: Callable[[], str], advice: str) -> Iterator[None]:
-    """Convert every error that reports exhausted memory to `OutOfMemory`.
-
-    Args:
-        what: Returns what was being done; called when it is needed.
-        advice: What would take less memory.
-
-    Raises:
-        OutOfMemory: Memory ran out.
-    """
+    """Convert every error of exhausted memory to `OutOfMemory`, with an activity and advice."""
     try:
         yield
     except Exception as error:

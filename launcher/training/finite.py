@@ -1,4 +1,4 @@
-"""Weights that are not finite are neither saved nor exported, and skipping has an end."""
+"""Refuse to save or export weights that are not finite; limit skipped updates."""
 
 from __future__ import annotations
 
@@ -32,18 +32,14 @@ def check_weights(
     step: int,
     purpose: str,
 ) -> None:
-    """Raise on all ranks if a weight of any rank is NaN or infinite.
+    """Raise Diverged on all ranks if a weight of any rank is NaN or infinite.
 
     Args:
-        engine: Agrees with the other ranks; each of them must call this.
-        weights: This rank's parameters and persistent buffers by name. Of the buffers only NaN is
-            refused: attention masks hold infinities.
+        engine: Every rank must call this: it is a collective.
+        weights: This rank's parameters and persistent buffers by name.
         params: Names of the parameters.
         step: Optimizer steps done.
-        purpose: What is not done with such weights.
-
-    Raises:
-        Diverged: Some are not finite.
+        purpose: For the message: `saved` or `exported`.
     """
     bad = nonfinite(weights, params)
     found = engine.agree(Request.STOP_NONFINITE if bad else Request.NONE)
@@ -61,16 +57,15 @@ def check_weights(
 def nonfinite(
     weights: Mapping[str, Tensor | LocalShard], params: Collection[str] = ()
 ) -> list[str]:
-    """Return the names of parameters that are not finite, and of other tensors that hold NaN.
-
-    The tensors are read where they are, without a copy; one number each is fetched.
-    """
+    """Return the names of parameters that are not finite, and of other tensors with NaN."""
+    # Infinity is allowed in buffers: attention masks have it. Each tensor is reduced on its device
+    # to one number, without a copy, and all numbers are fetched at once.
     largest: dict[torch.device, dict[str, Tensor]] = {}
     for name, value in weights.items():
         tensor = value.tensor if isinstance(value, LocalShard) else value
         if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
             wide = tensor if tensor.itemsize > 1 else tensor.float()  # no norm of 8-bit floats
-            # Unlike a sum, the largest absolute value cannot overflow.
+            # The maximum, because a sum of finite values may overflow. It propagates NaN.
             norm = torch.linalg.vector_norm(wide.detach(), math.inf)
             largest.setdefault(tensor.device, {})[name] = norm.to(torch.float64)
     found = []
@@ -86,12 +81,9 @@ def param_names(module: nn.Module) -> set[str]:
 
 
 class SkipLimit(Observer):
-    """Ends the run when too many updates in a row were skipped.
+    """Ends the run after a number of skipped updates in a row."""
 
-    Args:
-        limit: Number of skipped updates; None for no limit.
-        start: The state that the run starts from.
-    """
+    # A run whose loss stays NaN would otherwise skip every step to its end, and end normally.
 
     def __init__(self, limit: int | None, start: TrainState) -> None:
         self._limit = limit
@@ -109,5 +101,5 @@ class SkipLimit(Observer):
 
     @override
     def memory(self) -> Mapping[str, float]:
-        """Return the number of skipped updates, if the last one was."""
+
         return {_MEMORY: self._in_a_row} if self._in_a_row else {}

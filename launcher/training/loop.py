@@ -1,4 +1,4 @@
-"""The training loop, independent of engine, precision and ranks."""
+"""Training loop, independent of engine, precision and ranks."""
 
 from __future__ import annotations
 
@@ -20,27 +20,25 @@ def train(
     observers: Sequence[Observer],
     unfinished: StepReport | None = None,
 ) -> TrainState:
-    """Train until `max_steps` optimizer steps are done.
+    """Train until `max_steps` optimizer steps are done, and return the state after the last one.
 
     Args:
         engine: Owns module, optimizer and collectives.
         windows: One window per optimizer step, from `state.samples` on.
-        schedule: The learning rate of every step.
-        state: The state that the run starts from; step 0 for a new run.
-        max_steps: Optimizer steps of the whole run, those before `state` included.
-        seed_step: Seeds what a step draws (dropout), given the number of steps done.
-        evaluate: Validation scores after a step; empty when none is due.
+        schedule: Learning rate of every step.
+        state: The state that the run starts from.
+        max_steps: Optimizer steps of the whole run, including those before `state`.
+        seed_step: Seeds dropout of a step, given the number of steps done.
+        evaluate: Returns validation scores after a step; empty when none is due.
         observers: Called in order after each step. One that returns a `Stop` ends the run after
-            the step; those behind it, and the evaluation after the last step, still see it.
+            the step, which the following observers still see as the last one.
         unfinished: Report of the step that led to `state`, if it was saved before its evaluation.
-
-    Returns:
-        The state after the last step.
     """
     if unfinished is not None:
         state = _finish(unfinished, schedule, evaluate, observers)
     while state.step < max_steps and state.stopped is None:
         window = next(windows)
+        # For each step, so that a resumed run draws the same dropout on any number of ranks.
         seed_step(state.step)
         lr = schedule.lr(state.step, state.memory)
         loss = engine.forward_backward(window)
@@ -57,7 +55,6 @@ def _finish(
     evaluate: Callable[[StepReport], Mapping[str, float]],
     observers: Sequence[Observer],
 ) -> TrainState:
-    """Evaluate a step if that is due, and pass its report to the observers."""
     state = report.state
     if scores := evaluate(report):
         if state.stopped is None:  # otherwise the schedule has seen this step's scores
@@ -66,6 +63,7 @@ def _finish(
     for observer in observers:
         stop = observer(report)
         if stop is not None and not report.last:
+            # The observers that follow, which log and save, must see the final scores.
             state = state.stop(stop.reason)
             report = replace(report, state=state, last=True)
             report = replace(report, scores=evaluate(report))

@@ -1,4 +1,4 @@
-"""Rows of metrics: the values of a logged step, and the sinks that write them."""
+"""Build rows of metrics, and write them to sinks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _LOSS_SUM, _LOSS_COUNT = "logging.loss_sum", "logging.loss_count"
 
 
 class RowBuilder(Observer):
-    """Averages the loss over the steps between two rows, and builds the rows that are due.
-
-    It is called before every other observer, on all ranks, and reads the device only for a row or a
-    checkpoint.
+    """Averages the loss between two rows, and builds the rows.
 
     Args:
-        every_steps: Cadence in optimizer steps. Evaluated steps, skipped updates and the last step
+        every_steps: Interval in optimizer steps. Evaluated steps, skipped updates and the last step
             have rows as well.
         start: The state that the run starts from.
         logged_step: Last step whose row is final.
-        evaluating: Seconds spent on evaluations so far; tokens_per_s leaves them out.
+        evaluating: Returns the seconds spent on evaluations, which tokens_per_s does not count.
     """
+
+    # The sum of losses stays on the device: reading it makes the host wait for the step, so that is
+    # done only for a row or a checkpoint.
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class RowBuilder(Observer):
         self._evaluated = evaluating()
         self._tokens = start.tokens
         self._time = self._start = time.perf_counter()
-        # A checkpoint between two rows holds the mean so far: a resumed run logs the same numbers.
+        # A checkpoint between two rows has the sum so far: a resumed run logs the same numbers.
         self._count = int(start.observers.get(_LOSS_COUNT, 0))
         self._sum: Tensor | float = start.observers.get(_LOSS_SUM, 0.0)
         self._was_due = False
@@ -54,7 +54,7 @@ class RowBuilder(Observer):
 
     @override
     def __call__(self, report: StepReport) -> None:
-        """Add the step's loss to the mean."""
+
         if report.state.step <= self._logged_step:
             return
         if self._was_due:
@@ -67,7 +67,7 @@ class RowBuilder(Observer):
 
     @override
     def memory(self) -> Mapping[str, float]:
-        """Return the sum of the losses since the last row."""
+
         if self._was_due or not self._count:
             return {}
         return {_LOSS_SUM: float(self._sum), _LOSS_COUNT: self._count}
@@ -82,7 +82,8 @@ class RowBuilder(Observer):
         )
 
     def row(self, report: StepReport) -> Row:
-        """Return the row of a step, built once however many recorders write it."""
+        """Return the row of a step."""
+        # Built once for several recorders: building resets the clock of tokens_per_s.
         if self._row.get("step") != report.state.step:
             self._row = self._build(report)
         return self._row
@@ -118,12 +119,7 @@ class RowBuilder(Observer):
 
 
 class Recorder(Observer):
-    """Writes rows to sinks.
-
-    Args:
-        sinks: Where rows go.
-        rows: Builds them.
-    """
+    """Writes rows to sinks."""
 
     def __init__(self, sinks: Sequence[Sink], rows: RowBuilder) -> None:
         self._sinks = sinks
@@ -131,30 +127,29 @@ class Recorder(Observer):
 
     @override
     def __call__(self, report: StepReport) -> None:
-        """Log the step if it is due."""
+
         if self._rows.is_due(report):
             row = self._rows.row(report)
             for sink in self._sinks:
                 sink.write(row)
 
     def show_evaluation(self, done: int, total: int) -> None:
-        """Report the progress of an evaluation to the sinks."""
+        """Show the progress of an evaluation in the sinks."""
         for sink in self._sinks:
             sink.show_evaluation(done, total)
 
     @override
     def close(self) -> None:
-        """Close every sink, the console last, even if one fails."""
+        # The console, which is the first, last: it can still show that another one failed.
         close_all([sink.close for sink in reversed(self._sinks)])
 
 
 def _number(value: float) -> float | None:
-    """Return a number for a log, or None: NaN is never written as a number."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def _memory_mib() -> float:
-    """Return the peak memory of the device, or of the process on the CPU, in MiB."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 2**20
     # Linux counts in KiB, macOS in bytes.

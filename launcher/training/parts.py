@@ -1,4 +1,4 @@
-"""The live parts of a run, built from its config in order."""
+"""Build the parts of a run from its config."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-# Interval at which the other ranks look for the baselines of rank 0.
+# Interval at which the other ranks look for the file with the baselines.
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The live parts of a run that are made before its state is known."""
+    """Live parts of a run."""
 
     task: Task
     train: Samples
@@ -62,18 +62,15 @@ def build(
     *,
     references: Path | None = None,
 ) -> Parts:
-    """Data, task, model and engine, in the order in which mistakes are cheapest to find.
+    """Build data, task, model and engine.
 
     Args:
         config: The resolved config.
-        world: This process's place among the ranks.
-        requests: Requests of this rank to all ranks, read once per step.
-        references: File of the task's baselines, which only rank 0 computes; None for
-            none: a trial shows no scores.
-
-    Raises:
-        TrainctlError: One of them cannot be built.
+        world: Rank, device and mesh of this process.
+        requests: Returns this rank's requests to all ranks, once per step.
+        references: File of the task's baselines; None for no baselines, as in a trial.
     """
+    # The cheapest first: a mistake in the data is reported before a large model is built.
     tokenizer = config.model.build_tokenizer()
     task = config.task.build(tokenizer)
     splits = config.data.build()
@@ -139,11 +136,7 @@ def _build_engine(
 
 
 def check_columns(splits: DataSplits, task: Task, *, task_kind: str, data_kind: str) -> None:
-    """Refuse records that lack a column of the task.
-
-    Raises:
-        DataError: Names the source, its columns, and the missing ones.
-    """
+    """Raise DataError if records lack a column of the task."""
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     for name, records in parts.items():
         if records is None:
@@ -159,17 +152,9 @@ def check_columns(splits: DataSplits, task: Task, *, task_kind: str, data_kind: 
 def references_of(
     task: Task, records: Records, path: Path, *, rank: int = 0
 ) -> Mapping[str, float]:
-    """Return the task's baselines on held-out records, from a file if it has them.
-
-    The other ranks wait for rank 0 here: in the collective that follows they would give up after
-    `launch.timeout_s`, but a task may compute for longer.
-
-    Args:
-        task: Computes them.
-        records: The held-out records.
-        path: File that keeps them for resumed runs.
-        rank: This rank.
-    """
+    """Return the task's baselines on held-out records, from the file at `path` if it has them."""
+    # Computed by rank 0 only, and once per run. The other ranks poll the file: in a collective they
+    # would give up after launch.timeout_s, but a task may compute for longer.
     while (kept := _kept_references(path, records)) is None:
         if rank == 0:
             found = dict(task.references(records))
@@ -181,7 +166,6 @@ def references_of(
 
 
 def _kept_references(path: Path, records: Records) -> Mapping[str, float] | None:
-    """Return what the file has for the records; None if it is missing, damaged or of others."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         fits = stored["fingerprint"] == records.fingerprint
@@ -193,7 +177,7 @@ def _kept_references(path: Path, records: Records) -> Mapping[str, float] | None
 def summary(
     config: RunConfig, run_dir: RunDir, world: World, parts: Parts, state: TrainState
 ) -> list[tuple[str, str]]:
-    """Return what is printed before the first step, (label, text) in order."""
+    """Return the header that is printed before the first step: (label, text) in order."""
     params = sum(p.numel() for p in parts.module.parameters())
     plan = parts.plan
     epochs = parts.max_steps * plan.samples_per_step / len(parts.train)

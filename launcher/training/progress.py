@@ -1,4 +1,4 @@
-"""Observers that every run has: how far it is, and its best scores."""
+"""Observers of every run: progress and best scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.contracts import Observer, StepReport, TrainState
 
 @dataclass(slots=True)
 class Progress(Observer):
-    """Progress of the run, for the message of an error that ends it."""
+    """Keeps the last state, for the message of an error."""
 
     state: TrainState
 
@@ -24,7 +24,9 @@ class Progress(Observer):
 
 @dataclass(slots=True)
 class Heartbeats(Observer):
-    """Reports each step as progress; the last observer, so that a save is not taken for a step."""
+    """Reports each step to the launcher."""
+
+    # The last observer: a save, which may take long, must not count as the next step.
 
     beat: Callable[[str, int], None]
 
@@ -34,17 +36,12 @@ class Heartbeats(Observer):
 
 
 class BestScores(Observer):
-    """Keeps the scores of the evaluation with the best objective, also over a resume.
-
-    Args:
-        objective: Validation score to compare.
-        mode: `min` or `max`.
-        memory: State of the observers at the save.
-    """
+    """Keeps the scores of the evaluation with the best objective, also across a resume."""
 
     def __init__(self, objective: str, mode: str, memory: Mapping[str, float]) -> None:
         self._objective, self._sign = objective, -1 if mode == "max" else 1
-        # With the objective in their names: the best of another score is no reference.
+        # The objective is part of the names: a resume may change it, and the best of another score
+        # cannot be compared.
         self._prefix = f"best.{mode}.{objective}."
         self.scores: dict[str, float] = {
             key.removeprefix(self._prefix): value

@@ -18,12 +18,7 @@ _STOPS = {
 
 
 class RankRequests:
-    """Requests of this rank, read once per step by the engine.
-
-    Args:
-        stop: The signal on which this rank ends the run, or None.
-        save_every_minutes: Minutes between two saves; None for no such cadence.
-    """
+    """Requests of this rank, read once per step by the engine."""
 
     def __init__(
         self, stop: Callable[[], Signals | None], save_every_minutes: float | None
@@ -33,17 +28,19 @@ class RankRequests:
         self._last_save = time.monotonic()
 
     def __call__(self) -> Request:
-        """Return the current requests of this rank."""
+        """Return the current requests."""
         request = Request.NONE
         if (signal := self._stop()) is not None:
-            # An unknown signal that asks for the end is treated as the usual one.
+            # Any other signal that a caller passes has no flag: it is treated as SIGTERM.
             request |= _STOPS.get(signal, Request.STOP_SIGTERM)
         if self._interval_s is not None and self._due():
             request |= Request.SAVE
         return request
 
     def saved(self) -> None:
-        """Start the clock again, on all ranks in the same step."""
+        """Restart the interval."""
+        # Called on all ranks in the same step: the clock of a single rank would request a save that
+        # another rank has just caused.
         self._last_save = time.monotonic()
 
     def _due(self) -> bool:
@@ -53,11 +50,11 @@ class RankRequests:
 def stop_signal(requests: Request) -> Signals | None:
     """Return the signal on which a rank ends the run, or None."""
     if requests is Request.NONE:
-        return None  # of nearly every step; a Flag's operators take microseconds
+        return None  # the usual case; operators of a Flag take microseconds
     return next((signal for signal, request in _STOPS.items() if request & requests), None)
 
 
 def stop_error(signal: Signals, step: int) -> Preempted | Interrupted:
-    """Return the error with which a run ends that a signal stopped."""
+    """Return the error of a run that a signal stopped."""
     kind = Interrupted if signal is Signals.SIGINT else Preempted
     return kind(f"{signal.name} received: stopped after step {step}")

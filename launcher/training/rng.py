@@ -1,8 +1,4 @@
-"""State of every random generator of this process, as tensors.
-
-Python's and NumPy's states are stored as JSON text in uint8 tensors: nothing in a checkpoint is a
-pickle.
-"""
+"""Seed, save and restore every random generator of this process."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from torch import Tensor
 
 
 def capture() -> dict[str, Tensor]:
-    """Return every generator's state by name. uint8, shape (n,), on the CPU."""
+    """Return the state of each generator by name. uint8, shape (n,), on the CPU."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     states = {
@@ -32,11 +28,7 @@ def capture() -> dict[str, Tensor]:
 
 
 def restore(states: Mapping[str, Tensor]) -> None:
-    """Restore the generators to what `capture` returned.
-
-    A device's generator is left out where there is no device of its kind: a run may move to another
-    machine.
-    """
+    """Restore the generators from what `capture` returned."""
     version, words, gauss = json.loads(_string(states["python"]))
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = json.loads(_string(states["numpy"]))
@@ -44,13 +36,14 @@ def restore(states: Mapping[str, Tensor]) -> None:
     np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(states["torch"])
     for kind in _devices():
+        # A run may move from the CPU to a GPU.
         if kind in states:
             torch.get_device_module(kind).set_rng_state(states[kind])
 
 
 def _devices() -> list[str]:
-    """Return the kinds of device whose generators this process may use."""
-    # A run on the CPU must not take memory of a GPU by asking for its state.
+
+    # Reading the state of CUDA's generator initialises CUDA, which takes GPU memory in a CPU run.
     cuda = ["cuda"] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     return cuda + (["mps"] if torch.backends.mps.is_available() else [])
 
@@ -63,16 +56,9 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_step(seed: int, data_rank: int, step: int) -> None:
-    """Seed torch's generators, from which dropout is drawn, for one optimizer step.
-
-    Data ranks draw different numbers, ranks that share the same data (tensor parallel ones) equal
-    numbers, and a run that is resumed on another number of ranks needs no saved generator.
-
-    Args:
-        seed: The run's seed.
-        data_rank: Which share of the data this rank reads.
-        step: Optimizer steps done.
-    """
+    """Seed torch's generators, from which dropout is drawn, for one optimizer step."""
+    # By data rank, not rank: tensor-parallel ranks must draw the same dropout. By step, so that a
+    # run that is resumed on another number of ranks needs no saved generator.
     # Neighbouring triples must not give neighbouring seeds: a hash keeps the streams apart.
     mixed = hashlib.blake2b(struct.pack("<QQQ", seed, data_rank, step), digest_size=8).digest()
     number = int.from_bytes(mixed, "little") >> 1
@@ -81,6 +67,7 @@ def seed_step(seed: int, data_rank: int, step: int) -> None:
         torch.get_device_module(kind).manual_seed(number)
 
 
+# Python's and NumPy's states are JSON in a tensor, because nothing in a checkpoint may be a pickle.
 def _text(value: object) -> Tensor:
     return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
 

@@ -1,4 +1,4 @@
-"""Builds a run from its config and executes it, on every rank; loads its model afterwards."""
+"""Build and execute a run on every rank; load its model afterwards."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Outcome:
 
     Attributes:
         state: The last state.
-        scores: The last validation scores; empty where none were made.
+        scores: The last validation scores.
         references: Baselines of the scores.
         sample: Text that the model generated, if the task has some.
         best: The scores of the evaluation with the best objective, and its `step`.
@@ -63,18 +63,15 @@ def run(
     stop: Callable[[], Signals | None],
     beat: Callable[[str, int], None],
 ) -> Outcome:
-    """Run this rank's share: from the newest checkpoint if there is one, else from the beginning.
+    """Run this rank, from the newest checkpoint if there is one.
 
     Args:
         config: The resolved config.
-        run_dir: Where the run's files are.
-        world: This process's place among the ranks.
-        stop: The signal that requested the end of the run, or None.
+        run_dir: The run directory.
+        world: Rank, device and mesh of this process.
+        stop: Returns the signal that requested the end of the run, or None.
         beat: Called with the phase (`step`, `evaluate`, `save`, `end`) and the steps done whenever
-            the rank has made progress, so that the launcher can detect a hang.
-
-    Raises:
-        TrainctlError: The run cannot be built or executed, or a signal ended it.
+            the rank has made progress.
     """
     rng.seed_everything(config.seed)
     with contextlib.ExitStack() as stack:
@@ -85,7 +82,7 @@ def run(
             store = config.checkpoint.build(run_dir, world)
             stack.enter_context(closing(store.close))
             state = _restore(config, parts, store)
-        # Not this rank's own signal: the others would wait for it in the first step.
+        # Agreed with the other ranks, which would wait for this one in the first step otherwise.
         if (signal := stop_signal(parts.engine.agree(requests()))) is not None:
             raise stop_error(signal, state.step)
         execution = Execution(
@@ -108,9 +105,9 @@ def run(
 
 
 def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainState:
-    """Restore engine and generators from the newest checkpoint; return the state to start from."""
-    # Asked first: the state for a load has memory for the optimizer's state, a first start does not
-    # need it before its first step.
+    """Restore engine and generators from the newest checkpoint; return its state."""
+    # Checked first, because `state()` allocates the optimizer's state, which a new run does not
+    # need before its first step.
     if not store.has_any():
         return TrainState()
     snapshot = store.load(parts.engine.state())
@@ -127,8 +124,8 @@ def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainSt
             "the data was changed on purpose: continuing at the sample position of the old data"
         )
     parts.engine.load_state(snapshot.engine)
-    # A rank that did not exist when the checkpoint was saved keeps the generators as this start has
-    # seeded them; what a step draws from torch is seeded at each step.
+    # A rank that did not exist when the checkpoint was saved keeps its generators as they were
+    # seeded; torch's are seeded at each step.
     if snapshot.rng:
         rng.restore(snapshot.rng)
     state = TrainState.from_json(snapshot.train_state)
@@ -136,7 +133,7 @@ def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainSt
         message = f"ends the run at step {parts.max_steps:,}, but it is at step {state.step:,}"
         raise ConfigError([Problem("max_epochs", f"{message}; set a later end")])
     if state.stopped is not None and snapshot.config != config.to_json():
-        # Under other settings the observer that stopped the run may decide otherwise.
+        # With other settings the observer that stopped the run may decide otherwise.
         state = replace(without_evaluation_due(state), stopped=None)
     _log.info("resumed from step %d", state.step)
     return state
@@ -159,18 +156,10 @@ def _export(config: RunConfig, run_dir: RunDir, parts: Parts, step: int) -> str 
 
 
 def load_model(config: RunConfig, checkpoint: Path) -> nn.Module:
-    """Build a run's model on the CPU with the weights of a checkpoint, in evaluation mode.
-
-    Args:
-        config: The run's config.
-        checkpoint: Folder of a published checkpoint.
-
-    Raises:
-        CheckpointError: The checkpoint is damaged, or of another model.
-    """
+    """Build a run's model on the CPU with the weights of a checkpoint, in evaluation mode."""
     task = config.task.build(config.model.build_tokenizer())
     module = build_module(config.model, task.head, config.seed)
-    # The checkpoint holds the parameters in the format in which they were trained.
+    # The checkpoint has the parameters in the number format of training.
     config.precision.build("cpu").prepare(module)
     live = {f"model.{name}": tensor for name, tensor in named_tensors(module).items()}
     load_tensors(checkpoint, live)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the steps on which it is saved, and the state of its observers."""
+"""Decide when a run is saved, and collect the state of its observers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,9 @@ _LOGGED = "logging."
 
 
 class Saver(Observer):
-    """Save the run at its interval, on the request of a rank, and after the last step.
+    """Saves the run at its interval, on the request of a rank, and after the last step."""
 
-    Every decision follows from the report, which is the same on all ranks: saving is collective.
-
-    Args:
-        store: Where checkpoints go.
-        every_steps: Cadence in optimizer steps, or None.
-        save: Saves the state of a step, unless it is saved already.
-    """
+    # Saving is collective: every decision follows from the report, which is equal on all ranks.
 
     def __init__(
         self,
@@ -47,14 +41,14 @@ class Saver(Observer):
 
     @override
     def __call__(self, report: StepReport) -> None:
-        """Save if it is due; end the run on a signal."""
+
         self._store.poll()
         state, requests = report.state, report.update.requests
         signal = stop_signal(requests)
         if signal is not None or report.last or self._due(state.step, requests):
             self._save(state)
         if signal is not None or report.last:
-            # Not in `close`: after a failure the other ranks may be gone, and would be waited for.
+            # Not in `close`: after a failure this would wait for ranks that are gone.
             self._store.wait()
         if signal is not None:
             raise stop_error(signal, state.step)
@@ -65,7 +59,7 @@ class Saver(Observer):
 
 
 def with_memory(state: TrainState, observers: Iterable[Observer]) -> TrainState:
-    """Return the state with the state of every observer after its step."""
+    """Return the state with that of every observer."""
     memory: dict[str, float] = {}
     for observer in observers:
         new = observer.memory()
@@ -76,10 +70,7 @@ def with_memory(state: TrainState, observers: Iterable[Observer]) -> TrainState:
 
 
 def with_evaluation_due(state: TrainState, report: StepReport) -> TrainState:
-    """Return the state, to be saved before the evaluation of its step, with the step's report.
-
-    A resumed run evaluates it and passes the report on: see `evaluation_due`.
-    """
+    """Return the state with the step's report, to be saved before the evaluation of the step."""
     numbers = {
         "loss": report.loss.item(),
         "grad_norm": report.update.grad_norm.item(),
@@ -96,19 +87,15 @@ def with_evaluation_due(state: TrainState, report: StepReport) -> TrainState:
 
 
 def evaluation_due(state: TrainState, max_steps: int) -> StepReport | None:
-    """Return the report that `with_evaluation_due` kept, without its window; None if there is none.
-
-    Args:
-        state: The state that was loaded.
-        max_steps: The step at which the run ends.
-    """
+    """Return the report that `with_evaluation_due` has stored, if any."""
+    # `last` is computed again: a resume may have changed max_steps.
     due = {k.removeprefix(_DUE): v for k, v in state.observers.items() if k.startswith(_DUE)}
     last = state.step == max_steps or state.stopped is not None
     return report_of(state, due, last=last) if due else None
 
 
 def report_of(state: TrainState, numbers: Mapping[str, float], *, last: bool) -> StepReport:
-    """Return the report of a step from what is kept of it, without its window."""
+    """Return the report of a step from its stored numbers, without its window."""
     update = UpdateStats(
         torch.tensor(numbers.get("grad_norm", math.nan)),
         applied=bool(numbers.get("applied", 1)),
@@ -119,6 +106,6 @@ def report_of(state: TrainState, numbers: Mapping[str, float], *, last: bool) ->
 
 
 def without_evaluation_due(state: TrainState) -> TrainState:
-    """Return the state as if the evaluation of its step had been done and logged."""
+    """Return the state as if the evaluation of its step were done and logged."""
     kept = {k: v for k, v in state.observers.items() if not k.startswith((_DUE, _LOGGED))}
     return replace(state, observers=kept)
