@@ -7,6 +7,7 @@ what is allowed is measured, as the difference between two cuts of the same wind
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,8 +35,9 @@ from tests.distributed import RankError, run_on_ranks
 
 CONF = Path(__file__).parents[2] / "conf" / "parallelism"
 PRESETS = sorted(path.stem for path in CONF.glob("[!_]*.yaml"))
+ADAMW = "adamw"
 OPTIMIZERS = (
-    "adamw",
+    ADAMW,
     "adafactor",
     "adafactor_t5",
     "stable_adamw",
@@ -71,9 +73,34 @@ def fits(chosen: ParallelismOption, ranks: int) -> bool:
     return True
 
 
-def cases(preset: str, ranks: int, dtype: str) -> list[Case]:
-    chosen = parallelism(preset, ranks=ranks)
+Setting = tuple[str, int, str]
+"""Optimizer, accumulation and clipping of a case."""
+SETTINGS: list[Setting] = list(itertools.product(OPTIMIZERS, (1, 4), CLIPPINGS))
+
+
+def settings(preset: str, ranks: int, dtype: str, *, every: bool) -> list[Setting]:
+    """Every setting, or both accumulations of every optimizer with one of the clippings.
+
+    Which one depends on the optimizer, the ranks and the number format: over the worlds of an
+    engine, every optimizer meets every clipping.
+    """
+    if every:
+        return SETTINGS
+    start = ranks + list(DTYPES).index(dtype)
+    names = list(CLIPPINGS)
     return [
+        (optimizer, accumulation, clipping)
+        for optimizer, accumulation, clipping in SETTINGS
+        if clipping == names[(OPTIMIZERS.index(optimizer) + start) % len(names)]
+    ]
+
+
+@cache
+def runs(preset: str, ranks: int, dtype: str, *, every: bool) -> dict[Setting, list[Trajectory]]:
+    """Every rank's trajectory by setting, all in one world."""
+    chosen = parallelism(preset, ranks=ranks)
+    listed = settings(preset, ranks, dtype, every=every)
+    cases = [
         Case(
             parallelism=chosen,
             optimizer=optimizer_option(optimizer),
@@ -81,17 +108,19 @@ def cases(preset: str, ranks: int, dtype: str) -> list[Case]:
             clipping=clipping,
             dtype=DTYPES[dtype],
         )
-        for optimizer in OPTIMIZERS
-        for accumulation in (1, 4)
-        for clipping in CLIPPINGS
+        for optimizer, accumulation, clipping in listed
     ]
+    by_rank = run_on_ranks(run_cases, cases, ranks=ranks, timeout_s=600)
+    return dict(zip(listed, map(list, zip(*by_rank, strict=True)), strict=True))
 
 
-@cache
-def runs(preset: str, ranks: int, dtype: str) -> list[list[Trajectory]]:
-    """Every case on every rank, all in one world: the outer list is that of the cases."""
-    by_rank = run_on_ranks(run_cases, cases(preset, ranks, dtype), ranks=ranks, timeout_s=600)
-    return [list(each) for each in zip(*by_rank, strict=True)]
+def reference_and_cut(
+    dtype: str, optimizer: str, clipping: str = "norm"
+) -> tuple[Trajectory, Trajectory]:
+    """`single` with the whole window at once, and with another cut of it."""
+    alone = runs("single", 1, dtype, every=True)
+    [reference], [cut] = (alone[optimizer, accumulation, clipping] for accumulation in (1, 4))
+    return reference, cut
 
 
 def relative(found: Sequence[float], expected: Sequence[float]) -> float:
@@ -137,34 +166,50 @@ def check_same_training(found: list[Trajectory], reference: Trajectory, cut: Tra
         assert value <= max(LIMITS[dtype], 3 * floor[name]), f"{name}: {value:.2e}"
 
 
+WORLDS = [(preset, ranks) for preset in PRESETS for ranks in ranks_of(preset)]
+
+
+def check_world(preset: str, ranks: int, optimizer: str, dtype: str, *, every: bool) -> int:
+    """Compare the cases of an optimizer with `single`; return how many there were."""
+    compared = 0
+    for setting, found in runs(preset, ranks, dtype, every=every).items():
+        if setting[0] == optimizer:
+            check_same_training(found, *reference_and_cut(dtype, optimizer, setting[2]))
+            compared += 1
+    return compared
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(
-    ("preset", "ranks"), [(preset, ranks) for preset in PRESETS for ranks in ranks_of(preset)]
-)
+@pytest.mark.parametrize(("preset", "ranks"), WORLDS)
 def test_it_trains_as_single_does(preset: str, ranks: int, optimizer: str, dtype: str) -> None:
-    """Losses, norms, scores and weights, for every accumulation and clipping."""
-    compared = 0
-    listed = cases(preset, ranks, dtype)
-    for place, case in enumerate(listed):
-        if case.optimizer != optimizer_option(optimizer):
-            continue
-        # The reference takes the whole window at once; its other cut is the floor.
-        first = place - place % (2 * len(CLIPPINGS)) + place % len(CLIPPINGS)
-        [reference] = runs("single", 1, dtype)[first]
-        [cut] = runs("single", 1, dtype)[first + len(CLIPPINGS)]
-        check_same_training(runs(preset, ranks, dtype)[place], reference, cut)
-        compared += 1
-    assert compared == 2 * len(CLIPPINGS)
+    """Losses, norms, scores and weights, for every accumulation."""
+    assert check_world(preset, ranks, optimizer, dtype, every=False) in {2, 2 * len(CLIPPINGS)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("preset", "ranks"), WORLDS)
+def test_it_trains_as_single_does_with_every_clipping(
+    preset: str, ranks: int, optimizer: str, dtype: str
+) -> None:
+    assert check_world(preset, ranks, optimizer, dtype, every=True) == 2 * len(CLIPPINGS)
+
+
+def test_every_optimizer_meets_every_clipping() -> None:
+    worlds = [(ranks, dtype) for ranks in (2, 3) for dtype in DTYPES]
+    met = [{*settings("ddp", *world, every=False)} for world in worlds]
+    assert set[Setting]().union(*met) == {*SETTINGS}
+    for each in met:
+        assert {clipping for *_, clipping in each} == {*CLIPPINGS}
 
 
 @pytest.mark.parametrize("optimizer", sorted({*OPTIMIZERS} - {"muon"}))
 def test_rounding_alone_changes_no_loss(optimizer: str) -> None:
     """Or a loss would be allowed more than 1e-6. Torch's Muon orthogonalises in bfloat16."""
-    first = OPTIMIZERS.index(optimizer) * 2 * len(CLIPPINGS)
-    for place in range(first, first + len(CLIPPINGS)):
-        [reference] = runs("single", 1, "float32")[place]
-        [cut] = runs("single", 1, "float32")[place + len(CLIPPINGS)]
+    for clipping in CLIPPINGS:
+        reference, cut = reference_and_cut("float32", optimizer, clipping)
         assert relative(cut.losses, reference.losses) <= 1e-6 / 3
         assert relative(cut.norms, reference.norms) <= 1e-6 / 3
 
@@ -172,17 +217,14 @@ def test_rounding_alone_changes_no_loss(optimizer: str) -> None:
 @pytest.mark.parametrize("clipping", CLIPPINGS)
 def test_the_limits_are_met(clipping: str) -> None:
     """Or the comparison above would show nothing of clipping."""
-    place = list(CLIPPINGS).index(clipping)
-    others = [i for i in range(len(CLIPPINGS)) if i != place]
-    [limited] = runs("single", 1, "float64")[place]
+    limited, _ = reference_and_cut("float64", ADAMW, clipping)
     assert max(limited.norms) > 0.3
-    for other in others:
-        [differently] = runs("single", 1, "float64")[other]
+    for other in {*CLIPPINGS} - {clipping}:
+        differently, _ = reference_and_cut("float64", ADAMW, other)
         assert relative(limited.losses, differently.losses) > 1e-6
 
 
-DISTRIBUTED = [(preset, ranks) for preset in PRESETS for ranks in ranks_of(preset) if ranks > 1]
-ADAMW = "adamw"
+DISTRIBUTED = [(preset, ranks) for preset, ranks in WORLDS if ranks > 1]
 
 
 def case_of(preset: str, ranks: int, **values: Any) -> Case:
@@ -192,7 +234,7 @@ def case_of(preset: str, ranks: int, **values: Any) -> Case:
 
 @pytest.mark.parametrize(("preset", "ranks"), DISTRIBUTED)
 def test_every_sample_is_read_once(preset: str, ranks: int) -> None:
-    by_rank = runs(preset, ranks, "float32")[0]
+    by_rank = next(iter(runs(preset, ranks, "float32", every=False).values()))
     seen = [i for own in by_rank for step in own.own_indices for i in step]
     assert sorted(seen) == list(range(NUM_SAMPLES))
 
@@ -273,15 +315,15 @@ def spoiled() -> dict[tuple[str, int], list[Trajectory]]:
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("defect", TRAJECTORY_DEFECTS)
 def test_a_planted_defect_is_found(defect: str, accumulation: int) -> None:
-    [reference], [cut] = runs("single", 1, "float32")[0], runs("single", 1, "float32")[3]
+    found = spoiled()[defect, accumulation]  # a `RankError` would be an AssertionError, too
     with pytest.raises(AssertionError):
-        check_same_training(spoiled()[defect, accumulation], reference, cut)
+        check_same_training(found, *reference_and_cut("float32", ADAMW))
 
 
 def test_a_rank_that_stops_alone_is_found() -> None:
     case = case_of("ddp", 2, planted="a rank stops alone", asked={1: (3, Request.STOP_SIGTERM)})
     with pytest.raises((RankError, AssertionError)):
-        check_stop([case], 2, timeout_s=15)
+        check_stop([case], 2, timeout_s=5)
 
 
 SHARDED = ("adafactor", "adafactor_t5", "stable_adamw", "lamb", "adamw", "lion", "sgd")
@@ -307,20 +349,15 @@ def sharded(planted: str, ranks: int) -> dict[str, list[Trajectory]]:
     return {optimizer: [own[i] for own in by_rank] for i, optimizer in enumerate(listed)}
 
 
-def check_sharded(optimizer: str, ranks: int, planted: str) -> None:
-    place = OPTIMIZERS.index(optimizer) * 2 * len(CLIPPINGS)
-    [reference] = runs("single", 1, "float64")[place]
-    [cut] = runs("single", 1, "float64")[place + len(CLIPPINGS)]
-    check_same_training(sharded(planted, ranks)[optimizer], reference, cut)
-
-
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("optimizer", SHARDED)
 def test_a_sharding_reaches_the_optimizer(optimizer: str, ranks: int) -> None:
-    check_sharded(optimizer, ranks, "sharded")
+    found = sharded("sharded", ranks)[optimizer]
+    check_same_training(found, *reference_and_cut("float64", optimizer))
 
 
 @pytest.mark.parametrize("optimizer", WHOLE_TENSOR)
 def test_an_optimizer_that_takes_shards_for_tensors_is_found(optimizer: str) -> None:
+    found = sharded("shards taken for tensors", 2)[optimizer]
     with pytest.raises(AssertionError):
-        check_sharded(optimizer, 2, "shards taken for tensors")
+        check_same_training(found, *reference_and_cut("float64", optimizer))

@@ -15,6 +15,8 @@ class ToyObserver(ObserverOption):
     """Write down every step that a rank sees, and stop the run after one of them."""
 
     stop_after: int = Field(gt=0)
+    unread: int
+    """Nothing reads it: a run warns of it where it was set."""
 
     @override
     def observers(self, context: RunContext) -> Sequence[Observer]:
