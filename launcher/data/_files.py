@@ -1,4 +1,4 @@
-"""Text files as parts that are read on access, and the choice of the held-out set."""
+"""Parts of text files, read on access; choice of the held-out set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from io import BufferedReader
 
 
-# Some editors write it in front of a text; as a character it would be learned.
+# A byte-order mark, which some editors write in front of a text: the model would learn it.
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 2**20
 # Bytes of the largest record: the memory of a run must not depend on the size of a file.
@@ -31,15 +31,11 @@ _LARGEST = 4 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A part of a text file.
+    """Part of a text file: bytes `start` to `end`, from line `line` (from 1).
 
     Attributes:
-        path: The file.
-        start: Offset of its first byte.
-        end: Offset behind its last byte.
-        label: The file's name in messages.
-        line: The line that it begins with, from 1.
-        continues: True if it goes on with the text of the part before it.
+        label: Name of the file in messages.
+        continues: True if it continues the text of the part before it.
     """
 
     path: Path
@@ -51,20 +47,15 @@ class FilePart:
 
     @property
     def name(self) -> str:
-        """Name of the part: the file, and its first line if that is not line 1."""
+        """Name of the file, with the first line if it is not line 1."""
         return self.label if self.line == 1 else f"{self.label}:{self.line}"
 
     def __len__(self) -> int:
-        """Return the number of bytes."""
         return self.end - self.start
 
     def read(self) -> str:
-        """Return the text.
-
-        Raises:
-            DataError: The file is not what it was when the run started.
-        """
-        # Other text than the fingerprint was made from must not be trained on silently.
+        """Return the text; raise DataError if the file has changed."""
+        # A file that changes during the run would not match the fingerprint in its checkpoints.
         try:
             with self.path.open("rb") as file:
                 file.seek(self.start)
@@ -78,13 +69,7 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True)
 class BadFile:
-    """A file that `data=text` cannot read.
-
-    Attributes:
-        path: The file.
-        kind: The problem in two words, to count by.
-        message: `path: problem, place, what to do`.
-    """
+    """A file that `data=text` cannot read; `kind` is the problem in two words, to count by."""
 
     path: Path
     kind: str
@@ -94,17 +79,9 @@ class BadFile:
 def scan_file(
     path: Path, *, label: str | None = None, structured: bool = True
 ) -> FilePart | BadFile:
-    r"""Check that a file is text in UTF-8, in constant memory.
-
-    Every character is kept, line ends too (`\r\n` is two characters), except a leading byte-order
-    mark: scores are those of the file on disk. A NUL byte is an error: it comes from a binary file
-    or from UTF-16.
-
-    Args:
-        path: The file.
-        label: Its name in messages; its path by default.
-        structured: Accept JSON, JSON Lines and CSV as plain text.
-    """
+    """Check that a file is text in UTF-8, in constant memory."""
+    # Every character is kept, `\r\n` too, except a leading byte-order mark: scores are those of the
+    # file on disk. A NUL byte is an error, because it comes from a binary file or from UTF-16.
     try:
         with path.open("rb") as file:
             head = file.read(_CHUNK)
@@ -122,14 +99,7 @@ def scan_file(
 
 
 def split_part(part: FilePart, fraction: float) -> tuple[FilePart, FilePart]:
-    """Split a part in two, at the first line start after the cut.
-
-    Without one, at the last line start before the cut; a single line is split within the line.
-
-    Args:
-        part: What to split.
-        fraction: Share of its bytes that the end should have.
-    """
+    """Split a part in two, at a line start if possible; `fraction` is the share of the end."""
     with _mapped(part.path) as content:
         cut = part.start + min(max(1, round(len(part) * (1 - fraction))), len(part))
         # From one byte before the cut: a line may begin exactly there.
@@ -141,7 +111,7 @@ def split_part(part: FilePart, fraction: float) -> tuple[FilePart, FilePart]:
 
 
 def limit_size(part: FilePart, largest: int = _LARGEST) -> Iterator[FilePart]:
-    """Split a part into parts of at most `largest` bytes, at line starts where possible."""
+    """Split a part into parts of at most `largest` bytes, at line starts if possible."""
     if len(part) <= largest:
         yield part
         return
@@ -151,7 +121,7 @@ def limit_size(part: FilePart, largest: int = _LARGEST) -> Iterator[FilePart]:
             end = min(start + largest, part.end)
             if end < part.end:
                 newline = content.rfind(b"\n", start, end) + 1
-                # A line above the limit is cut within the line.
+                # A longer line is cut within the line.
                 end = newline or _next_character(content, end, part.end)
             continues = part.continues or start > part.start
             yield replace(part, start=start, end=end, line=line, continues=continues)
@@ -160,25 +130,20 @@ def limit_size(part: FilePart, largest: int = _LARGEST) -> Iterator[FilePart]:
 
 
 def is_held_out(name: str, fraction: float) -> bool:
-    """Return True if a file belongs to the validation set: a fixed function of its name.
-
-    Args:
-        name: The file's path below the folder of all files, with `/`; so neither the machine nor
-            the current folder nor the other files matter.
-        fraction: Share of all names that are held out, in [0, 1].
-    """
-    # Names need not be UTF-8, and similar names must spread evenly.
+    """Return True if a file, by its path below the common folder, belongs to the validation set."""
+    # A function of the name alone: a file stays in its set when others are added, and on every
+    # machine. A hash, because similar names must spread evenly; names need not be UTF-8.
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 def _find_bad_byte(path: Path, file: BufferedReader, start: int) -> BadFile | None:
-    """Read a file to its end; return the first byte that is not text."""
+    """Read a file to its end; return the first byte that is not text, if any."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = start
     while True:
         chunk = file.read(_CHUNK)
-        # The beginning of a character that the chunk before cut in two.
+        # The beginning of a character that the end of the previous chunk has cut.
         pending = decoder.getstate()[0]
         try:
             decoder.decode(chunk, final=not chunk)
@@ -204,7 +169,7 @@ def _find_bad_byte(path: Path, file: BufferedReader, start: int) -> BadFile | No
 
 
 def _place(file: BufferedReader, start: int, offset: int) -> tuple[str, int]:
-    """Return `line:column (byte offset)` and the byte there; all bytes before are valid UTF-8."""
+    """Return `line:column (byte offset)` and the byte there, after valid UTF-8."""
     with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         line_start = max(content.rfind(b"\n", 0, offset) + 1, start)
         line = _count_lines(content, 0, offset) + 1
@@ -233,20 +198,16 @@ def _next_character(content: mmap, offset: int, end: int) -> int:
 
 
 class TextRecords(Records):
-    """Parts of files, each a record with the column `text`.
-
-    Args:
-        parts: The parts; large ones become several records.
-    """
+    """Records of the column `text`, from parts of files; large parts are several records."""
 
     columns = ("text",)
 
     def __init__(self, parts: Iterable[FilePart]) -> None:
-        # The parts of a file are read again for each use: the page cache keeps what fits.
-        self._parts = [piece for part in parts for piece in limit_size(part)]
+        # Read again for each use: the page cache keeps what fits into memory.
+        self._parts = [each for part in parts for each in limit_size(part)]
         hashed = xxhash.xxh3_128()
         for part in self._parts:
-            # With the length in front, no two lists of texts have the same bytes.
+            # With the lengths, different lists of texts never have the same bytes.
             hashed.update(f"{len(part)} ".encode())
             hashed.update(part.read().encode("utf-8"))
         self.fingerprint = hashed.hexdigest()

@@ -41,8 +41,8 @@ _UNPACK = {
     "xz": "unxz --keep {file}",
     "ZIP": "unzip {file}",
 }
+# Formats that are UTF-8 text: `data.allow_structured` accepts them.
 STRUCTURED = frozenset({"JSON", "JSON Lines", "CSV"})
-"""Formats that are UTF-8 text themselves: `data.allow_structured` accepts them as such."""
 _SNIFFED_LINES = 2
 _BOM = b"\xef\xbb\xbf"
 _FIRST_OF_ARRAY = re.compile(r"\s*\[\s*(?=[\[{\"])")
@@ -54,18 +54,12 @@ _COLUMN = re.compile(r"[A-Za-z_][\w .-]{0,39}")
 
 
 def format_of_name(path: Path) -> str | None:
-    """Return the format that a file's name ends in, if it may not be plain text."""
+    """Return the format of a file name's suffix, unless it is plain text."""
     return _SUFFIXES.get(path.suffix.lower())
 
 
 def other_format(path: Path, head: bytes, *, structured: bool) -> tuple[str, str] | None:
-    """Return a format that is not plain text and the message that refuses it, or None.
-
-    Args:
-        path: The file.
-        head: Its beginning.
-        structured: Accept JSON, JSON Lines and CSV.
-    """
+    """Return a format other than plain text with a message, or None; `head` is the beginning."""
     found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
     # A name alone does not make a file binary: an unpacked file may have kept its name.
     head = head.removeprefix(_BOM)
@@ -79,11 +73,7 @@ def other_format(path: Path, head: bytes, *, structured: bool) -> tuple[str, str
 
 
 def table_columns(head: bytes) -> list[str]:
-    """Return the names of the columns if a text looks like CSV with a header; else none.
-
-    Args:
-        head: Beginning of the text.
-    """
+    """Return the names of the columns if the beginning of a text looks like CSV with a header."""
     text = head.removeprefix(_BOM).decode("utf-8", "replace")
     for delimiter, fewest in _TABLE_FIELDS.items():
         try:
@@ -92,16 +82,15 @@ def table_columns(head: bytes) -> list[str]:
         except csv.Error:
             continue
         names = rows[0] if rows else []
-        alike = len(rows) >= _TABLE_ROWS and {len(row) for row in rows} == {len(names)}
+        regular = len(rows) >= _TABLE_ROWS and {len(row) for row in rows} == {len(names)}
         # Distinct names do not occur in lists of numbers, nor in most prose and code.
         named = len(set(names)) == len(names) and all(_COLUMN.fullmatch(name) for name in names)
-        if len(names) >= fewest and alike and named:
+        if len(names) >= fewest and regular and named:
             return names
     return []
 
 
 def _structured_format(by_name: str | None, head: bytes) -> str | None:
-    """Return the structured format of a text, by its name or its beginning."""
     if head and by_name in {"JSON Lines", "CSV"}:
         return by_name
     if _is_json_lines(head):
@@ -116,7 +105,7 @@ def _structured_format(by_name: str | None, head: bytes) -> str | None:
 
 
 def _first_object(text: str) -> tuple[dict[str, object], int]:
-    """Return the JSON object at the beginning of a text, and its length; empty if none."""
+    """Return the JSON object at the beginning of a text, and its length."""
     try:
         value, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
@@ -172,5 +161,4 @@ def _text_keys(record: dict[str, object]) -> list[str]:
 
 
 def _text_column(names: list[str]) -> str:
-    """Return the column that most likely holds the text."""
     return next((name for name in ("text", "content") if name in names), (names or ["text"])[-1])

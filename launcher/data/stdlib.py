@@ -1,4 +1,4 @@
-"""The source text of Python's own standard library: real text that is on every machine."""
+"""Source text of Python's standard library, which every machine has."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from launcher.contracts import DataOption, DataSplits
 from launcher.data._files import FilePart, TextRecords, is_held_out, scan_file
 from launcher.errors import DataError
 
-# Other people's code, tests, and tables that a program wrote.
+# Installed packages, tests, and generated tables.
 _SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
 )
-# Written when this very interpreter was built or set up.
+# Written when the interpreter was built or installed: they differ between machines.
 _SKIPPED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "sitecustomize", "usercustomize")
 
 
 class StandardLibrary(DataOption):
-    """The source text of this Python's standard library, tests left out; about 11 MB.
+    """The source text of this Python's standard library without tests, about 11 MB.
 
     The files, their order and the split are the same on every machine with a complete installation
     of the same Python version.
@@ -56,7 +56,7 @@ def _root() -> Path:
 
 
 def _names(root: Path) -> Iterator[str]:
-    """Paths of the source files below the root, with `/`."""
+    """Yield the paths of the source files below the root, with `/`."""
     for folder, folders, files in os.walk(root):
         # In place, so that os.walk does not enter them.
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]

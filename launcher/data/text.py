@@ -1,4 +1,4 @@
-"""The user's own text files."""
+"""Text files of the user."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ _SNIFFED = 4096
 class TextFiles(DataOption):
     """Text files in UTF-8, one record each (column `text`); a part is held out for validation.
 
-    The held-out set is `validation_files`. If null, it is whole files, chosen by a hash of their
-    path below the common folder. If that is none or more than half of the text (as with a single
-    file), it is the end of each file. A file above 4 MiB is read as several
-    records, which are one text.
+    The held-out set is `validation_files`. If null, complete files are held out, chosen by a hash
+    of their path below the common folder; or the end of each file, if that would be none or more
+    than half of the text. A file above 4 MiB is read as several records, which are one text.
     """
 
     files: str | tuple[str, ...] = Field(min_length=1)
     """Files by path or pattern, or a list of them: `corpus/**/*.txt`, from the current folder; `**`
     reaches into folders."""
     validation_files: str | tuple[str, ...] | None = Field(min_length=1)
-    """Files to hold out, likewise; a file that `files` matches too is held out.
-    Null to split `files`."""
+    """Files to hold out, by path or pattern, also if `files` matches them; null to split
+    `files`."""
     validation_fraction: float = Field(gt=0, lt=1)
     """Fraction of the text to hold out if `validation_files` is null."""
     allow_structured: bool
@@ -72,7 +71,7 @@ class TextFiles(DataOption):
         return _split(parts, self.validation_fraction)
 
     def _find(self) -> tuple[list[Path], list[Path]]:
-        """Return the files to train on and those to hold out; no file is in both."""
+        """Return the files to train on and those to hold out."""
         train = _matches(self.files, "data.files")
         if self.validation_files is None:
             return train, []
@@ -85,7 +84,7 @@ class TextFiles(DataOption):
         return train, validation
 
     def _glance(self, path: Path) -> BadFile | None:
-        """Return what is wrong with a file, as far as it shows without reading all of it."""
+        """Return the problem of a file that is visible without reading all of it."""
         if not os.access(path, os.R_OK):
             return BadFile(path, "not readable", f"{path}: cannot be read: permission denied")
         if path.stat().st_size == 0:
@@ -118,7 +117,7 @@ class TextFiles(DataOption):
 
 
 def _warn_of_tables(parts: Sequence[FilePart]) -> None:
-    """Warn of files that look like CSV under another name: a guess, so that they are still read."""
+    # Only a warning, because it is a guess: prose may look like a table.
     tables: list[tuple[Path, list[str]]] = []
     for part in parts:
         with part.path.open("rb") as file:
@@ -137,26 +136,22 @@ def _warn_of_tables(parts: Sequence[FilePart]) -> None:
 
 
 def _matches(patterns: str | Sequence[str], key: str) -> list[Path]:
-    """Return the regular files that some patterns match, each once, in the order of their paths.
-
-    Raises:
-        DataError: A pattern matches no file.
-    """
+    """Return the regular files that match patterns, each once, ordered by path."""
     found: dict[Path, Path] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         expanded = str(Path(pattern).expanduser())
-        # Path.glob would neither follow linked folders nor pass over hidden ones.
+        # Path.glob follows no linked folders, and enters hidden ones.
         matches = [Path(match) for match in glob.glob(expanded, recursive=True)]  # noqa: PTH207
         files = [path for path in matches if path.is_file()]
         if not files:
             raise DataError(f"{key}: {pattern!r} {_no_file(pattern, matches)}")
         for path in files:
             found.setdefault(path.resolve(), path)
+    # Sorted: the order of a folder's entries differs between file systems.
     return sorted(found.values(), key=Path.as_posix)
 
 
 def _no_file(pattern: str, matches: Sequence[Path]) -> str:
-    """Return the reason why a pattern matches no regular file."""
     if any(path.is_dir() for path in matches):
         return f"matches only folders in {Path.cwd()}; write {pattern.rstrip('/*')}/**/*.txt"
     for path in matches:
@@ -176,8 +171,8 @@ def _stop_at(bad: Sequence[BadFile]) -> None:
 
 
 def _split(parts: Sequence[FilePart], fraction: float) -> DataSplits:
-    """Hold out whole files, or the end of each file if the files are too few for a fair split."""
-    # Names below the common folder do not depend on where the corpus lies.
+    """Hold out complete files, or the end of each file if there are too few of them."""
+    # Names below the common folder are the same wherever the corpus is.
     top = os.path.commonpath([part.path.absolute().parent for part in parts])
     splits: dict[bool, list[FilePart]] = {True: [], False: []}
     for part in parts:

@@ -1,8 +1,8 @@
 """Networks and their tokenizers; one module per kind.
 
-A kind is a `ModelOption`: it has the limits of the network (`limits`), builds it for a task's head
-(`build`), and makes its tokenizer (`build_tokenizer`). Nothing here knows how the network is
-trained, sharded or cast; nothing is ever downloaded, unpickled, or run from a model's folder.
+A kind is a `ModelOption`: it returns the limits of the network (`limits`), builds it for a task's
+head (`build`), and builds its tokenizer (`build_tokenizer`). It is independent of engines and
+number formats, and never downloads, unpickles, or runs code from a model's folder.
 
 To add one: `launcher/model/<kind>.py` with one public subclass of `ModelOption`, and a preset
 `conf/model/<kind>.yaml` that gives every field a value. A new size of a known kind is a YAML file
@@ -23,16 +23,7 @@ _log = logging.getLogger("trainctl.model")
 
 
 def build_module(option: ModelOption, head: Head, seed: int) -> nn.Module:
-    """Build a network on the CPU, draw the weights that no file has, and check it.
-
-    Args:
-        option: The network.
-        head: Its output layer.
-        seed: Seed of the weights: each is drawn from (seed, name).
-
-    Raises:
-        DataError: The files do not hold such a network.
-    """
+    """Build a network on the CPU, initialise the weights that no file has, and check it."""
     from launcher.model._initial_weights import initialize_weights
 
     module = option.build(head, "cpu")
@@ -42,18 +33,17 @@ def build_module(option: ModelOption, head: Head, seed: int) -> nn.Module:
 
 
 def cast_parameters(module: nn.Module, dtype: DType) -> None:
-    """Cast all parameters in place; buffers keep their format.
-
-    Parameters stay as they are, with a warning, if the format cannot hold some finite value.
-    """
+    """Cast all parameters in place, unless a finite value is too large for the format."""
     import torch
 
-    # Buffers stay: router biases and running means lose too much in 16 bits.
-    wanted: torch.dtype = getattr(torch, dtype)
+    # Not buffers: router biases and running means lose too much in 16 bits.
+    target: torch.dtype = getattr(torch, dtype)
     for name, parameter in module.named_parameters():
         largest = parameter.detach().abs().nan_to_num(posinf=0).max() if parameter.numel() else 0
-        if largest > torch.finfo(wanted).max:
+        if largest > torch.finfo(target).max:
+            # bfloat16 weights above 65,504 would be infinite in float16: the export would be
+            # useless.
             _log.warning("%s does not fit into %s: exported as trained", name, dtype)
             return
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(wanted)
+        parameter.data = parameter.data.to(target)

@@ -1,8 +1,4 @@
-"""Checks of a local model or tokenizer folder, without transformers.
-
-A folder may come from anywhere: nothing in it may hang the launcher, exhaust its memory or end in a
-traceback.
-"""
+"""Check a local model or tokenizer folder, without transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +11,10 @@ from typing import Any
 from launcher.contracts import ModelLimits
 from launcher.errors import DataError
 
-# What architectures call the longest sequence; the first that is there counts.
+# A folder may come from anywhere: nothing in it may hang the launcher, exhaust its memory or end in
+# a traceback.
+
+# Names of the longest sequence in the configs of architectures; the first one that exists counts.
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 _WIDTH_KEYS = ("hidden_size", "d_model", "n_embd")
 _LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer")
@@ -52,11 +51,7 @@ _READ_SUFFIXES = frozenset({".json", ".jinja", ".model", ".txt", ".safetensors"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the model's config.json.
-
-    Raises:
-        DataError: There is no such folder or file, or it is not a config.
-    """
+    """Return the model's config.json, after checking its types and sizes."""
     _check_folder(folder, "model.path")
     path = folder / "config.json"
     config = read_json(path, "model.path must be a folder that transformers saved")
@@ -76,13 +71,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_limits(folder: Path) -> ModelLimits:
-    """Return vocabulary and longest sequence, as config.json gives them.
-
-    Raises:
-        DataError: config.json cannot be read or names no vocabulary size.
-    """
+    """Return vocabulary size and longest sequence from config.json."""
     config = read_config(folder)
-    # Models that also see or hear keep the sizes of the language part one level down.
+    # Multimodal models have the sizes of the language model one level down.
     config = {**config, **(config.get("text_config") or {})}
     path, vocab_size = folder / "config.json", config.get("vocab_size")
     if vocab_size is None:
@@ -90,19 +81,15 @@ def read_limits(folder: Path) -> ModelLimits:
     if not isinstance(vocab_size, int):
         raise _wrong(path, "vocab_size", vocab_size, "a whole number")
     found = next((config[key] for key in _POSITION_KEYS if config.get(key)), None)
-    # Some configs have -1 for "not bounded".
+    # Some configs have -1 for "no limit".
     positions = found if _is_int(found, 2**62) else None
     return ModelLimits(vocab_size=vocab_size, max_positions=positions)
 
 
 def read_size(folder: Path) -> int | None:
-    """Return about how many parameters a transformer of this config.json has; None if unknown.
-
-    Counted are embeddings, attention and an MLP of two matrices, as most architectures have them.
-
-    Raises:
-        DataError: config.json cannot be read.
-    """
+    """Return the approximate number of parameters of this config.json; None if unknown."""
+    # Embeddings, attention and an MLP of two matrices, as in most architectures: close enough for a
+    # warning about a factor of ten.
     config = read_config(folder)
     config = {**config, **(config.get("text_config") or {})}
 
@@ -117,15 +104,7 @@ def read_size(folder: Path) -> int | None:
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Check that a tokenizer folder is there and that its ids fit the network.
-
-    Args:
-        folder: What AutoTokenizer is to load.
-        vocab_size: Rows of the network's embedding table.
-
-    Raises:
-        DataError: It is missing, is no tokenizer's, or has ids that the network has no row for.
-    """
+    """Check that a folder has a tokenizer whose ids fit the network's embedding table."""
     _check_folder(folder, "model.tokenizer")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise DataError(
@@ -143,11 +122,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def check_ids(tokenizer: str, num_ids: int, vocab_size: int) -> None:
-    """Check that a network has an embedding for every id.
-
-    Raises:
-        DataError: It has not.
-    """
+    """Check that a network has an embedding for every id."""
     if num_ids > vocab_size:
         raise DataError(
             f"the tokenizer {tokenizer} has {num_ids} ids, but the model has {vocab_size} "
@@ -156,15 +131,7 @@ def check_ids(tokenizer: str, num_ids: int, vocab_size: int) -> None:
 
 
 def read_json(path: Path, need: str) -> dict[str, Any]:
-    """Return the JSON object in a file of a folder.
-
-    Args:
-        path: The file.
-        need: What a missing file means.
-
-    Raises:
-        DataError: There is none.
-    """
+    """Return the JSON object in a file; `need` is added to the message if it is missing."""
     try:
         # Before it is opened: opening a pipe waits for a writer forever.
         found = path.stat()
@@ -191,12 +158,12 @@ def short(error: BaseException) -> str:
 
 
 def _check_folder(folder: Path, key: str) -> None:
-    """Refuse what is no folder, and a folder with entries that would hang or fail a reader."""
+    """Raise DataError for anything but a folder of regular files."""
     try:
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "there is no such folder"
             raise DataError(f"{key}: {folder}: {what} (nothing is ever downloaded)")
-        # transformers opens more files than are checked here.
+        # transformers opens more files than are checked one by one.
         for path in sorted(folder.iterdir()):
             if path.suffix not in _READ_SUFFIXES:
                 continue
@@ -222,11 +189,7 @@ def _wrong(path: Path, key: str, value: object, must: str) -> DataError:
 
 
 def _highest_id(path: Path) -> int | None:
-    """Return the highest id in a tokenizer.json; None where it lists no vocabulary.
-
-    Raises:
-        DataError: It is not a tokenizer's.
-    """
+    """Return the highest id in a tokenizer.json; None if it has no vocabulary."""
     values = read_json(path, "a tokenizer's folder has one")
     model, added = values.get("model", {}), values.get("added_tokens") or []
     if not isinstance(model, dict):

@@ -1,8 +1,4 @@
-"""Initial weights: each parameter is drawn from (seed, its name), whatever else is drawn.
-
-So an engine that builds the whole model, one that builds it on the meta device and a pipeline stage
-that holds some of its blocks start from the same weights, and none needs memory for the others'.
-"""
+"""Initialise weights; each parameter is drawn from (seed, name)."""
 
 from __future__ import annotations
 
@@ -17,6 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+# From (seed, name), because then an engine that builds the full model, one that builds it on the
+# meta device, and a pipeline stage with some of its blocks start from the same weights, and none
+# needs memory for the weights of the others.
 _NAMED = 5
 
 
@@ -30,23 +29,18 @@ def initialize_weights(
 ) -> None:
     """Allocate and draw the parameters and buffers that are on the meta device.
 
-    Each module is initialized as its library does it: by the `_init_weights` of the transformers
-    model that it is part of, or else by its own `reset_parameters`; children before parents, since
-    parents may draw weights of their children again. All numbers are drawn on the CPU, so that they
-    are the same on every device; the global generator is as before on return.
-
     Args:
         module: The model. Tied parameters stay tied.
         seed: Seed of all draws.
         device: Where to allocate.
-        only: Names of the submodules to initialize, with all that is in them; the others stay as
-            they are. None for all.
-        overwrite: Draw tensors with memory too, as if they were on the meta device. Without it they
-            keep their values: a checkpoint gave them, or the model's constructor.
+        only: Names of the submodules to initialise, with their children; None for all.
+        overwrite: Draw tensors with memory, too.
 
     Raises:
-        ValueError: Neither function fills some tensor that was on the meta device.
+        ValueError: Neither `_init_weights` nor `reset_parameters` fills a tensor.
     """
+    # By the module's own library: the `_init_weights` of the transformers model that it is part of,
+    # or its `reset_parameters`. On the CPU, because generators of devices draw other numbers.
     chosen = {
         name: tensor
         for name, tensor in _named_tensors(module)
@@ -78,16 +72,10 @@ def initialize_weights(
 
 
 class _NamedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch types neither
-    """Seeds every random operation from the name of the tensor that it fills.
+    """Seeds every random operation from the name of the tensor that it fills."""
 
-    Attributes:
-        written: Storages of the tensors that were written to.
-
-    Args:
-        seed: Seed of all draws.
-        names: Names of the tensors to fill, by storage.
-        protected: Storages that keep their content.
-    """
+    # Intercepted below the libraries, because their functions draw several tensors in one call, in
+    # an order of their own.
 
     def __init__(self, seed: int, names: Mapping[int, str], protected: Collection[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # likewise
@@ -99,7 +87,7 @@ class _NamedDraws(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch t
         self._counts: dict[str, int] = {}
 
     def enter(self, module: str) -> None:
-        """Take note of the module whose tensors are drawn from now on."""
+        """Set the module whose tensors are drawn from now on."""
         self._module = module
 
     @override
@@ -139,14 +127,15 @@ def _target(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tens
 
 
 def _storage(tensor: Tensor) -> int:
-    """Return a number that a tensor shares with its views only, on the meta device too."""
+    """Return the identity of a tensor's storage, which views share."""
     # A data pointer would be 0 for all tensors on the meta device.
     number: int = tensor.untyped_storage()._cdata  # noqa: SLF001
     return number
 
 
 def _initializers(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield what initializes each submodule, children first."""
+    """Yield the function that initialises each submodule, by name."""
+    # Children first: parents may draw weights of their children again, such as scaled projections.
     owners: dict[nn.Module, nn.Module | None] = {}
     order: list[tuple[str, nn.Module]] = []
     names = {child: name for name, child in module.named_modules()}
@@ -176,7 +165,7 @@ def _initializes_others(module: nn.Module) -> bool:
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers; a tied one once, under its first name."""
+    """Yield parameters and buffers; a tied one once, by its first name."""
     return chain(module.named_parameters(), module.named_buffers())
 
 
@@ -192,7 +181,7 @@ def _allocated(tensor: Tensor, device: str) -> Tensor:
 
 
 def _replace(module: nn.Module, replaced: Mapping[Tensor, Tensor]) -> None:
-    """Put tensors in the place of others, under each of their names."""
+    """Replace tensors, under each of their names."""
     for child in module.modules():
         for tensors in (child._parameters, child._buffers):  # noqa: SLF001 - as nn.Module.to_empty
             for name, tensor in tensors.items():

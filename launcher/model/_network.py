@@ -1,4 +1,4 @@
-"""Networks of transformers: heads, the meta device, their own losses, and causality."""
+"""Networks of transformers: heads, meta device, auxiliary losses, causality."""
 
 from __future__ import annotations
 
@@ -24,22 +24,14 @@ _AUTO_CLASSES: dict[HeadName, str] = {
     "seq2seq": "AutoModelForSeq2SeqLM",
 }
 _LOSS_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
-# Tokens with which causality is tried.
+# Number of tokens for the test of causality.
 _LENGTH = 16
-# Share of the last logits' change that rounding may cause in earlier ones.
+# Relative change of earlier logits that is taken for rounding.
 _TOLERANCE = 1e-5
 
 
 def auto_class(config: Any, head: Head) -> Any:
-    """Return the Auto class of a head, made sure to have a model for the architecture.
-
-    Args:
-        config: A transformers config. It gets the head's labels.
-        head: The output layer.
-
-    Raises:
-        DataError: The architecture has no model with this head.
-    """
+    """Return the Auto class of a head, and set the head's labels in the config."""
     import transformers
 
     found = getattr(transformers, _AUTO_CLASSES[head.name])
@@ -61,21 +53,18 @@ def auto_class(config: Any, head: Head) -> Any:
 
 
 def build_on_meta(config: Any, head: Head) -> nn.Module:
-    """Build a model without memory, in float32 and in training mode.
-
-    Raises:
-        DataError: The architecture has no model with this head.
-    """
+    """Build a model on the meta device, in float32 and in training mode."""
     found = auto_class(config, head)
     with torch.device("meta"):
         module: nn.Module = found.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    # Parameters from torch.FloatTensor, as in XLNet, have memory on the CPU that nothing fills.
+    # torch.FloatTensor, which XLNet uses, ignores the default device: such parameters would keep
+    # uninitialised memory.
     move_to_meta(module, [name for name, p in module.named_parameters() if not p.is_meta])
     return module
 
 
 def move_to_meta(module: nn.Module, names: Iterable[str]) -> None:
-    """Replace parameters by ones on the meta device, which `initialize_weights` draws."""
+    """Replace parameters by ones on the meta device."""
     for name in names:
         parent, _, leaf = name.rpartition(".")
         owner = module.get_submodule(parent)
@@ -83,13 +72,10 @@ def move_to_meta(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def auxiliary_losses(module: nn.Module, outputs: Any) -> Mapping[str, Tensor]:
-    """Return the load-balancing loss of routers and the z-loss, weighted as transformers does it.
+    """Return the load-balancing loss of routers and the z-loss, weighted as transformers does.
 
     The first needs `output_router_logits`, the second a `z_loss_coefficient` in config.json. Both
-    are means over all tokens of a micro-batch, padding too.
-
-    Raises:
-        DataError: The model has a loss of unknown weight.
+    are means over all tokens of a micro-batch, including padding.
     """
     found: dict[str, Tensor] = {}
     router_loss = getattr(outputs, "aux_loss", None)
@@ -117,12 +103,8 @@ def _router_weight(module: nn.Module) -> float:
 
 @torch.no_grad()
 def sees_later_tokens(module: nn.Module) -> bool:
-    """Return True if a change of the last token changes the logits of earlier ones.
-
-    Args:
-        module: A transformers model with logits for each token; its training mode is as before on
-            return.
-    """
+    """Return True if a change of the last token changes the logits of earlier ones."""
+    # Tested on the network, because no field of config.json answers it for every architecture.
     model: Any = module
     vocab_size = model.config.get_text_config().vocab_size
     # Different tokens: equal ones would hide attention to the wrong position.
@@ -133,7 +115,8 @@ def sees_later_tokens(module: nn.Module) -> bool:
     module.eval()
     try:
         with torch.random.fork_rng(devices=[]):
-            # Not one batch of both: equal shapes give causal models equal logits, bit for bit.
+            # Two passes and not a batch of two: equal shapes give causal models bitwise equal
+            # logits.
             first, second = (model(input_ids=x, use_cache=False).logits[0] for x in (ids, changed))
     finally:
         module.train(was_training)

@@ -1,4 +1,4 @@
-"""Tokenizers by name; loads without NumPy, which only the live tokenizers need."""
+"""Build tokenizers by name; imports without NumPy."""
 
 from __future__ import annotations
 
@@ -17,15 +17,7 @@ BYT5_VOCAB_SIZE = 384
 
 
 def build_tokenizer(name: str, vocab_size: int) -> Tokenizer:
-    """Build the tokenizer of a name, and check that it fits the network.
-
-    Args:
-        name: `byt5`, or a local folder.
-        vocab_size: Rows of the network's embedding table.
-
-    Raises:
-        DataError: The folder holds no tokenizer, or one with ids that the network has no row for.
-    """
+    """Build the tokenizer of a name (`byt5` or a local folder), and check its ids."""
     from launcher.model._tokenizers import ByteTokenizer, FolderTokenizer
 
     path = Path(name).expanduser()

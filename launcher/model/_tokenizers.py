@@ -1,4 +1,4 @@
-"""Live tokenizers: plain bytes, and those of local folders."""
+"""Tokenizers: plain bytes, and those of local folders."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ _END_OF_BYTES = _FIRST_BYTE + 256
 class ByteTokenizer(Tokenizer):
     """Bytes of UTF-8, numbered as ByT5 does: byte + 3, after padding, end and unknown.
 
-    Text is only ever text: `</s>` in it is four bytes, where ByT5's own tokenizer reads its end
-    token.
+    Unlike ByT5's tokenizer it reads `</s>` in a text as four bytes, not as the end token.
 
     Source: Xue et al. 2022, arXiv:2105.13626, section 3.1; transformers' ByT5Tokenizer.
     """
@@ -38,7 +37,7 @@ class ByteTokenizer(Tokenizer):
 
     @override
     def decode(self, ids: Sequence[int]) -> str:
-        # A sequence may begin or end within a character, of which ByT5 drops the rest.
+        # A sequence may begin or end within a character, which is dropped as by ByT5.
         values = np.asarray(ids, dtype=np.int64)
         values = values[(values >= _FIRST_BYTE) & (values < _END_OF_BYTES)] - _FIRST_BYTE
         return values.astype(np.uint8).tobytes().decode("utf-8", errors="ignore")
@@ -55,14 +54,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class FolderTokenizer(Tokenizer):
-    """The tokenizer that AutoTokenizer loads from a local folder; no code in the folder is run.
-
-    Args:
-        folder: The tokenizer's files, as transformers saved them.
-
-    Raises:
-        DataError: They cannot be loaded, or name no token that ends a text.
-    """
+    """Tokenizer of a local folder, loaded by AutoTokenizer without running code in the folder."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
@@ -72,7 +64,7 @@ class FolderTokenizer(Tokenizer):
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
-            # A damaged folder fails in too many ways to list.
+            # A damaged folder raises any of many exception types.
             raise DataError(
                 f"{folder}: no tokenizer can be loaded from here: {short(error)}"
             ) from error
@@ -85,12 +77,14 @@ class FolderTokenizer(Tokenizer):
         self.eos_id = int(eos_id)
         self.vocab_size = len(self._tokenizer)
         self.bos_id = self._tokenizer.bos_token_id
-        # Tokenizers have no attribute for it: some have a BOS token that they never add.
+        # Tried out, because there is no attribute for it: some have a BOS token that they never
+        # add.
         self.adds_bos = self.bos_id is not None and self._tokenizer("a").input_ids[0] == self.bos_id
 
     @override
     def encode(self, text: str) -> npt.NDArray[np.int32]:
-        # Special tokens that are spelled in the text stay text; `verbose` warns of long texts.
+        # Special tokens that occur in the text stay text: data must not be able to end a sample.
+        # `verbose` would warn of texts longer than the model, which are divided afterwards.
         encoded = self._tokenizer(
             text,
             add_special_tokens=False,

@@ -1,4 +1,4 @@
-"""Checks of the safetensors files in a model folder, without reading weights."""
+"""Check the safetensors files in a model folder, without reading weights."""
 
 from __future__ import annotations
 
@@ -20,21 +20,13 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_weights(folder: Path) -> None:
-    """Check that the folder holds weights that can be read without running code.
-
-    Raises:
-        DataError: There are no weights, only pickled ones, or a file is damaged.
-    """
+    """Check that the folder has undamaged weights that can be read without running code."""
     for path in _files(folder):
         _header(path)
 
 
 def weights_dtype(folder: Path) -> DType | None:
-    """Return the number format of most weights; None for one that is not a plain float format.
-
-    Raises:
-        DataError: There are no weights, or a file is damaged.
-    """
+    """Return the number format of most weights; None if it is no plain float format."""
     elements: Counter[str] = Counter()
     # By elements: norms and routers often have another format than the matrices.
     for path in _files(folder):
@@ -44,7 +36,7 @@ def weights_dtype(folder: Path) -> DType | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the weight files that transformers loads."""
+    """Return the weight files, in transformers' order of preference."""
     if (folder / _SINGLE).exists():
         return [folder / _SINGLE]
     if (folder / _INDEX).exists():
@@ -78,11 +70,12 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Return the entries of a safetensors file: dtype, shape and place of each tensor."""
+    """Return dtype, shape and position of each tensor in a safetensors file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            # The length is in the file: an unchecked one could make this read gigabytes.
             if size < 8 or length > min(size - 8, _LARGEST_HEADER):
                 raise DataError(f"{path}: is truncated or not a safetensors file ({size} bytes)")
             header = json.loads(file.read(length))

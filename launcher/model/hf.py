@@ -27,8 +27,7 @@ _log = logging.getLogger("trainctl.model")
 class HuggingFace(ModelOption):
     """A model from a local folder that transformers saved, with the head that the task needs.
 
-    Where the folder's weights are those of another head (a pretrained encoder, say), the weights of
-    the task's head are drawn.
+    If the folder has no weights of the task's head (as a pretrained encoder), these are drawn.
 
     Nothing is downloaded, no code in the folder is run, and weights are read from safetensors only.
     """
@@ -57,7 +56,7 @@ class HuggingFace(ModelOption):
             return  # preflight reports it
         name, *_ = values.get("architectures") or [""]
         what = ""
-        # Others are found when the model is built: see _network and check_module.
+        # Only what config.json shows; check_module tests the built network.
         if name.endswith("ForMaskedLM") and not values.get("is_decoder"):
             what = f"an encoder ({name}), in which every token attends to those after it"
         elif values.get("is_encoder_decoder"):
@@ -96,7 +95,7 @@ class HuggingFace(ModelOption):
         read_config(self._folder)
         logging.disable_progress_bar()
         verbosity = logging.get_verbosity()
-        # Its report of missing weights is replaced by that of _load.
+        # `_load` reports missing weights itself.
         logging.set_verbosity_error()
         try:
             config = AutoConfig.from_pretrained(
@@ -109,7 +108,7 @@ class HuggingFace(ModelOption):
         except TrainctlError:
             raise
         except Exception as error:
-            # A damaged folder fails in too many ways to list; lack of memory is no damage.
+            # A damaged folder raises any of many exception types; lack of memory is no damage.
             if isinstance(error, MemoryError) or "memory" in str(error):
                 raise
             raise DataError(
@@ -156,7 +155,7 @@ class HuggingFace(ModelOption):
         return self.path if self.tokenizer is None else self.tokenizer
 
     def _load(self, config: Any, head: Head, device: str) -> nn.Module:
-        """Load the weights; those that only the task's head has are left on the meta device."""
+        """Load the weights; those of a new head are on the meta device."""
         import torch
 
         from launcher.model._network import auto_class, move_to_meta
@@ -164,13 +163,14 @@ class HuggingFace(ModelOption):
         module, report = auto_class(config, head).from_pretrained(
             self._folder,
             config=config,
-            # The precision option decides on the format of training.
+            # In float32, whatever the files have: the precision option chooses the format of
+            # training.
             dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            # Reported, then refused below.
+            # Refused by _check_loaded, with all other problems in one message.
             ignore_mismatched_sizes=True,
         )
         drawn = self._check_loaded(module, report)
@@ -188,11 +188,8 @@ class HuggingFace(ModelOption):
         return loaded.train()
 
     def _check_loaded(self, module: Any, report: dict[str, Any]) -> Sequence[str]:
-        """Return the names of the weights that the files need not have: those of another head.
-
-        Raises:
-            DataError: Other weights are missing, unexpected, or of another shape.
-        """
+        """Return the missing weights of a new head; raise DataError for any other difference."""
+        # transformers only warns: a model with a damaged layer would train from random weights.
         base = f"{module.base_model_prefix}."
         # Only some heads read the pooled output of an encoder.
         pooler = f"{base}pooler."

@@ -1,12 +1,12 @@
 """Training objectives: head, samples, loss, predictions and metrics; one module per kind.
 
-A kind is a `TaskOption`: its `build` makes the live `Task`, which encodes records to samples,
-computes the summed loss and the predictions of a micro-batch, turns the predictions on held-out
-samples into scores, and exports the model. It is independent of engines, devices and optimizers.
+A kind is a `TaskOption`: its `build` returns the `Task`, which encodes records to samples, computes
+the summed loss and the predictions of a micro-batch, computes scores from the predictions on
+held-out samples, and exports the model. It is independent of engines, devices and optimizers.
 
 To add one: `launcher/task/<kind>.py` with one public subclass of `TaskOption`, and a preset
-`conf/task/<kind>.yaml` that gives every field a value. A task may derive from the live task that
-is exported here; it is imported when it is used: option classes load without torch.
+`conf/task/<kind>.yaml` that gives every field a value. A task may derive from the classes
+that are exported here; they are imported on first use, because option classes load without torch.
 """
 
 from __future__ import annotations

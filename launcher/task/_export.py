@@ -1,4 +1,4 @@
-"""Exports a model as transformers loads it, atomically."""
+"""Export a model in the format of transformers, atomically."""
 
 from __future__ import annotations
 
@@ -14,20 +14,14 @@ from launcher.contracts import Tokenizer
 
 
 def export(module: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write config, weights (safetensors) and tokenizer, then rename them to the folder.
-
-    Args:
-        module: A transformers model with full weights.
-        tokenizer: Its tokenizer.
-        folder: Target; an earlier export there is replaced once the new files are on disk.
-    """
+    """Write config, weights (safetensors) and tokenizer, then rename them to the folder."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     # Saving makes accelerate import deepspeed, which warns of every machine without a GPU.
     logging.getLogger("DeepSpeed").addFilter(_is_news)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Next to the target: a rename is atomic only within one file system.
+    # In the same folder as the target, because a rename works only within one file system.
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
@@ -47,7 +41,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _share(folder: Path) -> None:
-    """Let others read the weights, which safetensors writes for the owner alone."""
+    # safetensors writes files that only their owner can read.
     mode = (folder / "config.json").stat().st_mode
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)
@@ -64,7 +58,7 @@ def _sync(folder: Path) -> None:
 
 
 def _replace(folder: Path, draft: Path) -> None:
-    # A folder cannot be renamed over another that holds files.
+    # A folder cannot be renamed over another that has files.
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(old)

@@ -1,4 +1,4 @@
-"""Generates a short text with a causal language model."""
+"""Generate a short text with a causal language model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class GenerationSettings:
     """Settings of the text that is generated after training.
 
     Attributes:
-        prompt: Its beginning; empty for a new text.
-        num_tokens: Its length after the prompt, in tokens.
+        prompt: Beginning of the text; may be empty.
+        num_tokens: Length of the continuation, in tokens.
         temperature: 0 generates the most probable token, 1 samples from the model's distribution.
     """
 
@@ -31,25 +31,16 @@ class GenerationSettings:
 def generate(
     module: nn.Module, tokenizer: Tokenizer, settings: GenerationSettings, *, bos_id: int | None
 ) -> str:
-    """Return the prompt and the model's continuation, up to its end token.
-
-    Args:
-        module: A transformers causal language model; its training mode is as before on return.
-        tokenizer: Its tokenizer.
-        settings: Prompt, length and temperature.
-        bos_id: The token in front of a text; None for none.
-
-    Returns:
-        Text. The same every time: the seed is fixed, and the global generators are as before.
-    """
+    """Return the prompt and the model's continuation, up to its end token."""
     model: Any = module
     device = next(module.parameters()).device
     ids: list[int] = tokenizer.encode(settings.prompt).tolist()
     ids = ids or [tokenizer.eos_id] if bos_id is None else [bos_id, *ids]
     limit = getattr(model.config, "max_position_embeddings", None) or len(ids) + settings.num_tokens
-    # At least one token must fit behind the prompt.
+    # Leave room for at least one token after the prompt.
     ids = ids[-limit + 1 :]
-    # All of them, also the neutral ones: the rest comes from the generation_config of the model.
+    # Set also where neutral: the model's generation_config gives every setting that is missing
+    # here.
     sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": 1.0}
     config = GenerationConfig(
         max_new_tokens=min(settings.num_tokens, limit - len(ids)),
@@ -62,6 +53,8 @@ def generate(
     was_training = module.training
     module.eval()
     try:
+        # A fixed seed, so that texts of different runs can be compared; in a fork, so that the
+        # global generators are as before.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             [generated] = model.generate(
@@ -76,7 +69,7 @@ def generate(
 
 
 class _KnownTokens(LogitsProcessor):  # type: ignore[misc] # transformers is not typed
-    """Leaves only the tokenizer's ids, and the end token where the logits are not finite."""
+    """Allows only the tokenizer's ids, and only the end token after NaN."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -84,9 +77,9 @@ class _KnownTokens(LogitsProcessor):  # type: ignore[misc] # transformers is not
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         known = scores.clone()
-        # Embeddings are often padded to a round number of rows.
+        # Embeddings are often padded to a multiple of 64 rows.
         known[:, self._tokenizer.vocab_size :] = -torch.inf
         end = torch.full_like(scores, -torch.inf)
         end[:, self._tokenizer.eos_id] = 0
-        # Weights that overflowed end the text: sampling from NaN is an error.
+        # Sampling from NaN raises an error; a diverged model generates an empty text.
         return torch.where(scores.isnan().any(), end, known)

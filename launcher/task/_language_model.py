@@ -1,4 +1,4 @@
-"""The live task of causal language modelling."""
+"""Task of causal language modelling."""
 
 from __future__ import annotations
 
@@ -25,26 +25,14 @@ from launcher.task._token_stream import read_tokens
 
 _log = logging.getLogger("trainctl.task")
 
-# Logits that are held in float32 at once where they come in a smaller format; 64 MiB.
+# Number of logits in float32 at once, where the model returns a smaller format: 64 MiB.
 _CHUNK = 2**24
-# Bytes of text given to xz at most: it compresses about 1.5 MB a second.
+# Limit of the text that is compressed with xz, in bytes: xz compresses about 1.5 MB per second.
 _XZ_LIMIT = 2**20
 
 
 class LanguageModel(Task):
-    """Predicts each token from those before it.
-
-    Args:
-        tokenizer: Its ids are what is predicted.
-        seq_len: Tokens in the longest sample.
-        packing: Cut all records together into blocks (True), or each by itself.
-        generation: How `sample` generates text.
-        add_bos_token: Begin each record with the tokenizer's BOS token; None does what the
-            tokenizer does at inference.
-
-    Raises:
-        DataError: There must be a BOS token, but the tokenizer has none.
-    """
+    """Predicts each token from the previous ones; see the options in `causal_lm`."""
 
     head = Head("causal_lm")
     columns = ("text",)
@@ -79,7 +67,7 @@ class LanguageModel(Task):
 
     @override
     def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
-        # Keys and values are kept for generation only.
+        # Keys and values are needed for generation only; in training they cost memory.
         return {"input_ids": inputs["input_ids"], "use_cache": False}
 
     @override
@@ -102,7 +90,7 @@ class LanguageModel(Task):
 
     @override
     def references(self, records: Records) -> Mapping[str, float]:
-        # Without bits per byte there is nothing to compare with them.
+        # They are baselines of bits per byte, which a lossy tokenizer does not have.
         return {} if self._is_lossy else byte_references(records)
 
     @override
@@ -117,13 +105,9 @@ class LanguageModel(Task):
 
 
 class LanguageModelMetrics(Metrics):
-    """`eval_loss` in nats per token, `eval_perplexity`, `eval_bits_per_byte`.
+    """`eval_loss` in nats per token, `eval_perplexity`, and `eval_bits_per_byte` if known."""
 
-    Bits per byte include the bits of the end tokens, over the bytes of text alone.
-
-    Args:
-        bytes_per_target: Bytes of text per target; 0 if unknown: no bits per byte then.
-    """
+    # Bits per byte count the bits of the end tokens, but only the bytes of the text.
 
     def __init__(self, bytes_per_target: float) -> None:
         self._bytes_per_target = bytes_per_target
@@ -140,7 +124,7 @@ class LanguageModelMetrics(Metrics):
 
     @override
     def compute(self) -> dict[str, float]:
-        # In float64 on the host, once: batches do not wait for the device.
+        # In float64, because float32 loses digits in a sum of millions of losses.
         num_targets = int(torch.cat(self._counts).sum())
         loss = math.fsum(torch.cat(self._losses).tolist()) / num_targets
         values = [loss, _exp(loss)]
@@ -150,26 +134,22 @@ class LanguageModelMetrics(Metrics):
 
 
 def _bos_id(tokenizer: Tokenizer, add: bool | None) -> int | None:
-    """Return the token in front of each record; None for none."""
     if add and tokenizer.bos_id is None:
         raise DataError(
             "task.add_bos_token must be null or false, because the tokenizer has no bos_token; or "
             "name one in its tokenizer_config.json"
         )
-    wanted = tokenizer.adds_bos if add is None else add
+    adds = tokenizer.adds_bos if add is None else add
     # If the same token begins and ends texts, the end token of the previous record is enough.
-    return tokenizer.bos_id if wanted and tokenizer.bos_id != tokenizer.eos_id else None
+    return tokenizer.bos_id if adds and tokenizer.bos_id != tokenizer.eos_id else None
 
 
 def token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the cross entropy of each token in float32, without gradient; 0 without a target.
+    """Return the cross entropy of each token in nats, without gradient; 0 without a target.
 
     Args:
-        logits: Shape (N, V), any floating format; widened a chunk at a time.
+        logits: Shape (N, V), any floating format.
         labels: Shape (N,), int64; `NO_TARGET` for no target.
-
-    Returns:
-        Shape (N,), float32, nats.
     """
     rows = len(labels) if logits.dtype == torch.float32 else max(1, _CHUNK // logits.shape[-1])
     parts = zip(torch.split(logits, rows), torch.split(labels, rows), strict=True)
@@ -177,24 +157,21 @@ def token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute the cross entropy in float32, summed over all targets.
-
-    Logits in a smaller format are widened a chunk at a time, forward and backward, so that no
-    float32 copy of all of them ever exists.
+    """Return the cross entropy in nats, summed over all targets. Shape (), float32.
 
     Args:
         logits: Shape (N, V), any floating format.
         labels: Shape (N,), int64; `NO_TARGET` for no target.
-
-    Returns:
-        Shape (), float32, nats.
     """
+    # Smaller formats are converted chunk by chunk, forward and backward: a float32 copy of all
+    # logits is often the largest tensor of a step.
     if logits.dtype == torch.float32:
         return _float32_cross_entropy(logits, labels)
     rows = max(1, _CHUNK // logits.shape[-1])
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for part, targets in zip(torch.split(logits, rows), torch.split(labels, rows), strict=True):
-        # Recomputed in the backward pass instead of kept; it draws no random numbers.
+        # Recomputed in the backward pass, where autograd would keep every chunk. Without random
+        # numbers, so that no generator state has to be saved.
         total = total + checkpoint(
             _float32_cross_entropy, part, targets, use_reentrant=False, preserve_rng_state=False
         )
@@ -213,11 +190,7 @@ def _exp(value: float) -> float:
 
 
 def byte_references(records: Records) -> dict[str, float]:
-    """Return bits per byte of two baselines on the column `text` of records; empty for no text.
-
-    `unigram_bits_per_byte` is the entropy of the bytes' frequencies, the limit without context.
-    `xz_bits_per_byte` is the size to which `xz -9` compresses the text, or its first MiB.
-    """
+    """Return bits per byte of two baselines on the text: unigram entropy, and `xz -9`."""
     counts = np.zeros(256, dtype=np.int64)
     head = bytearray()
     for index in range(len(records)):
@@ -234,7 +207,7 @@ def byte_references(records: Records) -> dict[str, float]:
 
 
 def _xz(content: bytearray) -> bytes:
-    # Preset 9 reserves 64 MiB of dictionary, of which no text can use more than its own length.
+    # Preset 9 allocates a dictionary of 64 MiB, but a text uses no more than its length.
     size = max(len(content), 4096)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": size}]
     return lzma.compress(content, format=lzma.FORMAT_XZ, check=lzma.CHECK_CRC64, filters=filters)

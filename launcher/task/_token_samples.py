@@ -1,4 +1,4 @@
-"""Samples for predicting the next token: packed blocks of one length, or each text by itself."""
+"""Samples for predicting the next token: packed blocks, or each text by itself."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ NO_TARGET = -100
 
 
 class TokenSamples(Samples, ABC):
-    """Samples that predict the next token.
-
-    The labels of a sample are its inputs shifted by one token.
+    """Samples whose labels are their inputs shifted by one token.
 
     Attributes:
-        bytes_per_target: Bytes of UTF-8 that the targets encode, over the number of targets; 0 if
-            the tokenizer loses text. Exact for byte-level tokenizers.
+        bytes_per_target: UTF-8 bytes of the targets, over the number of targets; 0 if the tokenizer
+            loses text. Exact for byte-level tokenizers.
     """
+
+    # Shifted here and not in the model, as transformers does it: then the last token of a sample
+    # has a target, too.
 
     def __init__(self, stream: TokenStream, layout: str, num_targets: int, num_bytes: int) -> None:
         self.bytes_per_target = 0.0 if stream.lossy else num_bytes / num_targets
-        # The layout too: the same tokens in other samples are other data.
+        # With the layout: the same tokens in other samples are other data for a resumed run.
         hashed = stream.hashed.copy()
         hashed.update(f"{stream.tokens.dtype} {layout}".encode())
         hashed.update(stream.starts.data)
@@ -42,7 +43,6 @@ class TokenSamples(Samples, ABC):
         return self._stream.describe(self._first_target(index))
 
     def _padding(self, width: int) -> MicroBatch:
-        """Build one row of end tokens without any target."""
         row = torch.full((1, width), self._stream.tokenizer.eos_id)
         return MicroBatch({"input_ids": row, "labels": torch.full_like(row, NO_TARGET)}, 0, ())
 
@@ -52,15 +52,7 @@ class TokenSamples(Samples, ABC):
 
 
 class PackedSamples(TokenSamples):
-    """The stream cut into blocks of one length; the incomplete last block is left out.
-
-    Args:
-        stream: The tokens.
-        seq_len: Targets in each block.
-
-    Raises:
-        DataError: The stream is shorter than one block.
-    """
+    """Blocks of `seq_len` targets from the stream, without the incomplete last one."""
 
     def __init__(self, stream: TokenStream, seq_len: int) -> None:
         self._seq_len = seq_len
@@ -71,13 +63,13 @@ class PackedSamples(TokenSamples):
                 f"task.seq_len={seq_len}: give more text, a smaller task.seq_len, or "
                 "task.packing=false"
             )
-        # One number in memory for all samples.
+        # A broadcast view of one number: a corpus has millions of blocks.
         self.lengths = np.broadcast_to(np.int64(seq_len), self._len)
         end = self._len * seq_len
         ragged = stream.tokens[end + 1 :]
         num_bytes = stream.num_bytes - stream.tokenizer.num_bytes(ragged)
         super().__init__(stream, f"blocks {seq_len}", end, num_bytes)
-        # Views of the stream: nothing is copied before a batch is built.
+        # Views of the stream, which may be larger than memory: only batches are copied.
         windows = np.lib.stride_tricks.sliding_window_view(stream.tokens, seq_len + 1)
         self._blocks = windows[:end:seq_len]
 
@@ -104,15 +96,7 @@ class PackedSamples(TokenSamples):
 
 
 class UnpackedSamples(TokenSamples):
-    """Each text cut by itself; its last sample may be short.
-
-    Args:
-        stream: The tokens.
-        seq_len: Targets in the longest sample.
-
-    Raises:
-        DataError: There is no record.
-    """
+    """Samples of up to `seq_len` targets from each text; the last one of a text may be short."""
 
     def __init__(self, stream: TokenStream, seq_len: int) -> None:
         if not stream.names:

@@ -1,4 +1,4 @@
-"""All tokens of some texts in one compact array."""
+"""All tokens of the texts in one array."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _CHECKED = 2**20
 class TokenStream:
     """All texts in one array: BOS token, text, end token, BOS token, text, end token, ….
 
-    A text is one record, or several of which each continues the one before. Without a BOS token,
-    each text follows the end token of the one before it, and the stream begins with an end token.
+    A text is one record, or several of which each continues the previous one. Without a BOS token
+    the stream begins with an end token.
 
     Attributes:
         tokens: Shape (T,); 16 bits each if the vocabulary allows it.
@@ -44,7 +44,7 @@ class TokenStream:
         num_bytes: Bytes of UTF-8 in the texts.
         tokenizer: The tokenizer of the tokens.
         hashed: Hash of the tokens.
-        lossy: The first difference between a text and what its tokens decode to; None for none.
+        lossy: The first difference between a text and its decoded tokens, if any.
     """
 
     tokens: Tokens
@@ -58,11 +58,7 @@ class TokenStream:
     lossy: str | None
 
     def describe(self, position: int) -> str:
-        """Return the source of a token: record, and line and byte in it, both from 1.
-
-        Args:
-            position: The token's index in the stream.
-        """
+        """Return the source of a token: record, line and byte, from 1."""
         record = max(int(np.searchsorted(self.starts, position, side="right")) - 1, 0)
         before = self.tokens[self.starts[record] : position]
         line = self.tokenizer.decode(before.tolist()).count("\n") + 1
@@ -71,13 +67,7 @@ class TokenStream:
 
 
 def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -> TokenStream:
-    """Encode the column `text` of records; empty texts are left out.
-
-    Args:
-        records: The texts.
-        tokenizer: Encodes them, and has the end token.
-        bos_id: The token in front of each text; None for none.
-    """
+    """Encode the column `text` of records, without empty texts."""
     # 16 bits hold most vocabularies in half the memory.
     dtype: type[np.integer[Any]] = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     tokens = _Tokens(dtype)
@@ -121,11 +111,11 @@ def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -
 
 
 class _Tokens:
-    """A growing array that moves to a temporary file before it fills the memory."""
+    """Growing array that moves to a temporary file before it fills the memory."""
 
     def __init__(self, dtype: type[np.integer[Any]]) -> None:
         self.length = 0
-        # While the tokens are at hand: to read the file again would bring all of it into memory.
+        # Updated on append: reading the file again would bring all of it into memory.
         self.hashed = xxhash.xxh3_128()
         self._dtype = np.dtype(dtype)
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - its map outlives this object
@@ -148,12 +138,12 @@ class _Tokens:
                 file.seek(0)
                 return np.frombuffer(file.read(), dtype=self._dtype)
             file.flush()
-            # The map keeps the file, which has no name, until the array is gone.
+            # The map keeps the file, which has no name, as long as the array exists.
             return np.memmap(file, dtype=self._dtype, mode="r", shape=(self.length,))
 
 
 class _Texts:
-    """Puts the special tokens around the texts; the records of a text come in between."""
+    """Adds the special tokens around texts, which may have several records."""
 
     def __init__(self, tokens: _Tokens, eos_id: int, bos_id: int | None) -> None:
         self.starts: list[int] = []
@@ -165,20 +155,20 @@ class _Texts:
             tokens.append([eos_id])
 
     def begin(self) -> None:
-        """Begin a text, unless one has begun."""
+        """Begin a text unless one has begun."""
         if len(self.starts) == len(self.ends):
             self._tokens.append(self._before)
             self.starts.append(self._tokens.length)
 
     def end(self) -> None:
-        """End the text that has begun, if any."""
+        """End the current text, if any."""
         if len(self.starts) > len(self.ends):
             self.ends.append(self._tokens.length)
             self._tokens.append([self._eos_id])
 
 
 class _RoundTrip:
-    """Compares the first texts with what their tokens decode to."""
+    """Compares the first texts with their decoded tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.lossy: str | None = None

@@ -1,4 +1,4 @@
-"""Causal language modelling: predict each token from those before it."""
+"""Causal language modelling: predict each token from the previous ones."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LOWEST_TEMPERATURE = 0.01
 
 
 class CausalLM(TaskOption):
-    """Predict each token from those before it.
+    """Predict each token from the previous ones.
 
-    Each record follows a BOS or end token and is followed by an end token, so that every token of
-    the text is a target once an epoch, the first of a record too.
+    Each record is between a BOS or end token and an end token, so that every token of the text is a
+    target once per epoch.
     """
 
     head = "causal_lm"
@@ -27,17 +27,16 @@ class CausalLM(TaskOption):
     )
 
     packing: bool
-    """True: records are joined and cut into blocks of `seq_len` tokens; the incomplete block at the
-    end is left out, and attention reaches across the ends of records. False: each record is cut by
-    itself, and its last sample may be short."""
+    """True: records are concatenated and cut into blocks of `seq_len` tokens, without the
+    incomplete last one; attention crosses the ends of records. False: each record is cut by itself,
+    and its last sample may be short."""
     add_bos_token: bool | None
     """Begin each record with the tokenizer's BOS token. Null: if the tokenizer itself adds one at
     inference, as those of Llama and Gemma do."""
     sample_prompt: str
     """Beginning of the text that is generated after training; empty for a new text."""
     sample_tokens: int = Field(ge=0, le=100_000)
-    """Length of the generated text, in tokens; 0 for none. It ends early where the model's
-    positions end."""
+    """Length of the generated text, in tokens, at most the model's positions; 0 for none."""
     sample_temperature: float = Field(ge=0, le=100)
     """0 generates the most probable token, 1 samples from the model's distribution; not between 0
     and 0.01."""
@@ -45,7 +44,7 @@ class CausalLM(TaskOption):
     @field_validator("sample_temperature")
     @classmethod
     def _not_tiny(cls, value: float) -> float:
-        # Logits over a tiny temperature overflow.
+        # Logits divided by a tiny temperature overflow.
         if 0 < value < _LOWEST_TEMPERATURE:
             raise ValueError(f"must be 0 or at least {_LOWEST_TEMPERATURE}, but is {value:g}")
         return value
