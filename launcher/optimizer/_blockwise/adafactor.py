@@ -1,9 +1,4 @@
-"""Adafactor with the reference's trajectory, a fraction of its traffic, and no transient memory.
-
-The second moment of a matrix is kept as the means of its rows and columns, and its update is
-clipped by its root mean square. That takes three passes over the gradient: for the means, for the
-size of the update, to apply it. The first two end in sums that other shards may have to complete.
-"""
+"""Adafactor with the reference's trajectory, a fraction of its traffic, and no transient memory."""
 
 from __future__ import annotations
 
@@ -34,34 +29,20 @@ from launcher.optimizer.adafactor import relative_step
 
 
 class AdafactorOptimizer(PerTensor):
-    """Adafactor over buckets and blocks.
+    """Adafactor over buckets and blocks; options are those of the kind `adafactor`.
 
     State, in float32 (float64 for float64 parameters): of parameters of two dims or more
     `exp_avg_sq_row` and `exp_avg_sq_col`, each without one of the last two dims; of others
-    `exp_avg_sq`; with `beta1` also `exp_avg`. Of shards, the means of rows and columns are those of
-    the whole tensor, on every rank; the rest is sharded like the parameter.
-
-    Args:
-        params: Parameters or groups. A group may differ in every option but the number of dims that
-            is factored, and have an `lr_scale` that multiplies the relative step.
-        lr: Learning rate; None for the relative step, as long as nobody sets the groups' `lr`.
-        eps: What is added to squared gradients; the least root mean square that `scale_parameter`
-            takes.
-        clip_threshold: Limit of the root mean square of an update before the learning rate.
-        decay_rate: The second moment keeps 1 - step ** decay_rate.
-        beta1: How much of the mean update is kept; None for no such mean.
-        weight_decay: Decoupled decay, times the learning rate.
-        scale_parameter: Multiply the learning rate by the parameter's root mean square.
-        relative_step: Use the relative step, whatever `lr` is.
-        warmup_init: Let the relative step rise by 1e-6 a step.
-        sharding: See `PerTensor`.
-        small_elements: See `PerTensor`.
-        block_elements: See `PerTensor`.
+    `exp_avg_sq`; with `beta1` also `exp_avg`.
 
     Source: Shazeer & Stern 2018, arXiv:1804.04235, algorithms 4 to 6; where the paper is silent, as
         `transformers.optimization.Adafactor` does it.
     """
 
+    # Three passes over the gradient: for the means of rows and columns, for the size of the update
+    # (which clips it), to apply it. The first two end in sums that other ranks may complete.
+
+    # Means of rows and columns are small: every rank keeps those of the whole tensor.
     whole_state = PerTensor.whole_state | {"exp_avg_sq_row", "exp_avg_sq_col"}
 
     def __init__(
@@ -101,12 +82,9 @@ class AdafactorOptimizer(PerTensor):
         )
 
     def internal_lr(self) -> list[Tensor | None]:
-        """Factor of the updates of each group's first parameter in the last step.
+        """Return the factor of the last update of each group's first parameter; None before it.
 
-        Each of shape (), on the parameter's device: reading it waits for the device. None before
-        the first step.
-
-        Source: transformers' `AdafactorSchedule`, which reports the same.
+        Shape () each, on the device. Transformers' `AdafactorSchedule` reports the same.
         """
         found = []
         for group in self.param_groups:
@@ -129,6 +107,7 @@ class AdafactorOptimizer(PerTensor):
             return buckets
         first = group["params"][0]
         known, small = self._together.get(id(first), (0, None))
+        # A parameter with its first gradient made another bucket.
         if known != len(buckets):
             small = SmallTensors.of(buckets, group)
             if small is not None:
@@ -174,6 +153,7 @@ class AdafactorOptimizer(PerTensor):
         shard = bucket.shard
         keep = 1.0 - step ** group["decay_rate"]
         lr = self._relative_lr(step, group)
+        # A flat range may begin in the middle of a row: it cannot be viewed as one matrix.
         if shard is not None and len(shard.shape) > 1:
             limit = self._block_elements(bucket.device)
             matrix = MatrixShard(bucket, shard, scratch, limit)
@@ -192,7 +172,7 @@ class AdafactorOptimizer(PerTensor):
     def _elementwise(
         self, bucket: Bucket, blocks: Blocks, keep: float, group: Mapping[str, Any], lr: float
     ) -> Iterator[Sums]:
-        """Update vectors, whose second moment is kept whole."""
+        # Vectors have no rows and columns: their second moment is kept per element.
         moment = bucket.state["exp_avg_sq"].view(blocks.shape)
         sums = {
             "updates": fold_squares(blocks, moment, keep=keep, eps=group["eps"][0]),
@@ -211,17 +191,18 @@ class AdafactorOptimizer(PerTensor):
     def _factored(
         self, bucket: Bucket, blocks: Blocks, keep: float, group: Mapping[str, Any], lr: float
     ) -> Iterator[Sums]:
-        """Update matrices, whose second moment is kept as means of rows and columns."""
         num_rows, num_columns = bucket.shape[-2:]
         eps = group["eps"][0]
         # Span by span: tiny matrices have about as many rows and columns as elements.
         moments = Moments.of(blocks, bucket.state["exp_avg_sq_row"], bucket.state["exp_avg_sq_col"])
         for moment in moments:
             rows, columns = row_column_sums(blocks, moment.span)
+            # The second moment of an element is row × column / mean of rows (algorithm 4).
             moment.row.mul_(keep).add_(rows.div_(num_columns).add_(eps), alpha=1.0 - keep)
             moment.column.mul_(keep).add_(columns.div_(num_rows).add_(eps), alpha=1.0 - keep)
             moment.mean = moment.row.sum(-1, keepdim=True).div_(num_rows)
 
+        # Backwards: the last span of the first pass is still in the cache.
         squares = [
             scaled_square_sums(blocks, moment.span, *moment.scales())
             .view(bucket.num_params, -1)
@@ -246,7 +227,6 @@ class AdafactorOptimizer(PerTensor):
         group: Mapping[str, Any],
         lr: float,
     ) -> Iterator[Sums]:
-        """Update what this rank holds of a matrix; the statistics are those of all of it."""
         sums = matrix.gradient_sums()
         if group["scale_parameter"]:
             sums["params"] = matrix.param_square_sums()
@@ -263,7 +243,6 @@ class AdafactorOptimizer(PerTensor):
 
     @staticmethod
     def _relative_lr(step: int, group: Mapping[str, Any]) -> float:
-        """The learning rate of a step, before the parameters' scale."""
         lr: float | None = group["lr"]
         if lr is None or group["relative_step"]:
             own = relative_step(step, warmup_init=group["warmup_init"])
@@ -279,7 +258,7 @@ class AdafactorOptimizer(PerTensor):
     def _rates(
         self, bucket: Bucket, sums: Sums, group: Mapping[str, Any], lr: float
     ) -> tuple[Tensor, Tensor]:
-        """Learning rate of each parameter, and that of its unclipped update. Shapes (N,)."""
+        # Rates of the decay, and of the unclipped update; each of shape (N,).
         numel = bucket.whole_numel
         if group["scale_parameter"]:
             rate = (sums["params"] / numel).sqrt_().clamp_(min=group["eps"][1]).mul_(lr)
@@ -294,7 +273,6 @@ class AdafactorOptimizer(PerTensor):
     def _rest(
         bucket: Bucket, blocks: Blocks, group: Mapping[str, Any], rate: Tensor
     ) -> dict[str, Any]:
-        """Arguments of `apply_update` in addition to the factor."""
         mean = bucket.state.get("exp_avg")
         decays = group["weight_decay"] != 0
         return {

@@ -1,8 +1,6 @@
-"""The passes of an Adafactor update: statistics, the size of the update, its application.
+"""Passes of an Adafactor update: statistics, the size of the update, its application.
 
-Each passes once over the blocks of tensors of one shape, seen as matrices (K, R, C) or as vectors
-(N, M), and holds nothing of their size. Sums that a pass returns are over the blocks it was given;
-where these are not all of the tensor, they must be completed before the next pass.
+Blocks are of matrices (K, R, C) or of vectors (N, M). Sums are over the blocks that were given.
 """
 
 from __future__ import annotations
@@ -17,18 +15,22 @@ from torch import Tensor
 
 from launcher.optimizer._blockwise.blocks import Blocks, Span
 
+# Operations that broadcast or reduce along a few elements spend their time on restarting the inner
+# loop. For tiny matrices, such as kernels of convolutions, each element is therefore computed by
+# itself, over the whole stack at once.
+
+# Elements of the longest row that is summed element by element.
 SHORT_ROW = 8
-"""Elements of the longest row that is summed element by element."""
+# Elements of the largest matrix that is computed element by element.
 TINY_MATRIX = 16
-"""Elements of the largest matrix that is done element by element."""
 
 
 @dataclass(slots=True)
 class Moments:
-    """Second moments of some matrices.
+    """Second moments of the matrices of a span.
 
     Attributes:
-        span: Which.
+        span: The matrices.
         row: Means of rows. Shape (K, R).
         column: Means of columns. Shape (K, C).
         mean: Means of `row`. Shape (K, 1).
@@ -43,14 +45,7 @@ class Moments:
     def of(
         cls, blocks: Blocks, row: Tensor, column: Tensor, mean: Tensor | None = None
     ) -> list[Self]:
-        """Cut the moments of all matrices into those of each span.
-
-        Args:
-            blocks: Of the matrices.
-            row: As many means as the blocks have rows.
-            column: As many as they have columns.
-            mean: One for each matrix; None where it is not known yet.
-        """
+        """Divide the moments of all matrices into those of each span."""
         matrices, rows, columns = blocks.shape
         row, column = row.reshape(matrices, rows), column.reshape(matrices, columns)
         mean = row if mean is None else mean.reshape(matrices, 1)
@@ -60,16 +55,13 @@ class Moments:
         ]
 
     def scales(self) -> tuple[Tensor, Tensor]:
-        """Factors of the rows and columns of the gradient. Shapes (K, R) and (K, C)."""
+        """Return factors of the gradient's rows (K, R) and columns (K, C)."""
+        # Roots of the vectors, not of their product: no tensor of the matrix's size.
         return (self.row / self.mean).rsqrt_(), self.column.rsqrt()
 
 
 def row_column_sums(blocks: Blocks, span: Span) -> tuple[Tensor, Tensor]:
-    """Sums of the squared gradients of some matrices over each row and over each column.
-
-    Returns:
-        Shapes (K, R) and (K, C), in the dtype of the maths.
-    """
+    """Return the sums of squared gradients over each row (K, R) and each column (K, C)."""
     _, rows, columns = blocks.shape
     like = blocks.grad(span.blocks[0])
     of_rows, of_columns = like.new_empty(len(like), rows), like.new_zeros(len(like), columns)
@@ -84,34 +76,18 @@ def row_column_sums(blocks: Blocks, span: Span) -> tuple[Tensor, Tensor]:
 def scaled_square_sums(
     blocks: Blocks, span: Span, row_scale: Tensor, column_scale: Tensor
 ) -> Tensor:
-    """Sum of the squares of each of some matrices of gradients, rows and columns scaled.
-
-    Args:
-        blocks: Of the gradients.
-        span: Which of them.
-        row_scale: Shape (K, R).
-        column_scale: Shape (K, C).
-
-    Returns:
-        Shape (K,).
-    """
+    """Return the sum of squares of each scaled gradient of a span; shape (K,)."""
     norms = torch.empty_like(row_scale)
     pieces, scale = blocks.cut_rows(norms), column_scale.unsqueeze(-2)
-    # Backwards: what the pass before read last is still in the cache, and so is then what the next
-    # one reads first.
+    # Backwards: the blocks that the previous pass read last are still in the cache, as those that
+    # the next pass reads first will be.
     for index, piece in zip(reversed(span.blocks), reversed(pieces), strict=True):
         norm_rows(multiply(blocks.grad(index), scale, out=blocks.buffer(index)), out=piece)
     return norms.mul_(row_scale).square_().sum(-1)
 
 
 def fold_squares(blocks: Blocks, second_moment: Tensor, *, keep: float, eps: float) -> Tensor:
-    """Take the squared gradients of vectors into their running mean.
-
-    Args:
-        blocks: Vectors.
-        second_moment: Changed in place. Shape (N, M).
-        keep: How much of it stays.
-        eps: Added to the squares.
+    """Update the running mean of vectors' squared gradients, shape (N, M), in place.
 
     Returns:
         Sum of the squares of each gradient over the root of its new second moment. Shape (N,).
@@ -126,7 +102,8 @@ def fold_squares(blocks: Blocks, second_moment: Tensor, *, keep: float, eps: flo
 
 
 def param_square_sums(blocks: Blocks, num_params: int) -> Tensor:
-    """Sum of the squares of each parameter. Shape (num_params,)."""
+    """Return the sum of the squares of each parameter; shape (num_params,)."""
+    # A norm needs no memory for the squares.
     values: Iterable[Tensor] = (blocks.param(index) for index in range(len(blocks)))
     if num_params > 1:
         norms = [torch.linalg.vector_norm(value.view(num_params, -1), dim=-1) for value in values]
@@ -147,11 +124,10 @@ def apply_update(
 
     Args:
         blocks: Matrices or vectors.
-        factors: What to multiply each block of the gradient with to have its update; may be in
-            scratch memory.
-        mean: Running mean of the updates, in the blocks' shape; it is then what is subtracted.
-        beta1: How much of the mean stays.
-        decay: What the parameters are multiplied with before; must broadcast over a block.
+        factors: Of each block, update divided by gradient; overwritten.
+        mean: Running mean of the updates, in the blocks' shape, to subtract instead.
+        beta1: Decay of the mean.
+        decay: Factor on the parameters before the update; broadcasts over a block.
     """
     means = blocks.cut(mean) if mean is not None else None
     for index, factor in enumerate(factors):
@@ -167,13 +143,7 @@ def apply_update(
 
 
 def update_factors(blocks: Blocks, moments: Iterable[Moments], scale: Tensor) -> Iterator[Tensor]:
-    """Yield what each block of the gradient must be multiplied with, in scratch memory.
-
-    Args:
-        blocks: Of matrices.
-        moments: Of all spans, in order.
-        scale: Multiplies all; broadcasts over a span.
-    """
+    """Yield the factor of each block of the gradient, in scratch memory, times `scale`."""
     for moment in moments:
         rows, columns = moment.scales()
         pieces = blocks.cut_rows(rows.unsqueeze(-1).mul_(scale))
@@ -181,18 +151,8 @@ def update_factors(blocks: Blocks, moments: Iterable[Moments], scale: Tensor) ->
             yield multiply(piece, columns.unsqueeze(-2), out=blocks.buffer(index))
 
 
-# Operations that broadcast or reduce along a few elements spend their time on starting over. For
-# tiny matrices, such as kernels of convolutions, each element is therefore done by itself, over the
-# whole stack at once.
-
-
 def sum_rows(values: Tensor, *, out: Tensor) -> Tensor:
-    """Sums of rows.
-
-    Args:
-        values: Shape (K, R, C).
-        out: Where to. Shape (K, R).
-    """
+    """Sum the rows of (K, R, C) into `out`, (K, R)."""
     if values.shape[-1] > SHORT_ROW:
         return torch.sum(values, -1, out=out)
     out.copy_(values[..., 0])
@@ -202,7 +162,7 @@ def sum_rows(values: Tensor, *, out: Tensor) -> Tensor:
 
 
 def sum_columns(values: Tensor) -> Tensor:
-    """Sums of columns. Shape (K, C) for values of shape (K, R, C)."""
+    """Return the sums of the columns of (K, R, C), (K, C)."""
     if values.shape[-2] * values.shape[-1] > TINY_MATRIX:
         return values.sum(-2)
     sums = values[:, 0].contiguous()
@@ -212,12 +172,7 @@ def sum_columns(values: Tensor) -> Tensor:
 
 
 def norm_rows(values: Tensor, *, out: Tensor) -> Tensor:
-    """2-norms of rows; the values may be overwritten.
-
-    Args:
-        values: Shape (K, R, C).
-        out: Where to. Shape (K, R).
-    """
+    """Write the 2-norms of the rows of (K, R, C) to `out`, (K, R); may overwrite the values."""
     if values.shape[-1] > SHORT_ROW:
         torch.linalg.vector_norm(values, dim=-1, out=out)
         return out
@@ -225,13 +180,7 @@ def norm_rows(values: Tensor, *, out: Tensor) -> Tensor:
 
 
 def multiply(left: Tensor, columns: Tensor, *, out: Tensor) -> Tensor:
-    """Products of rows or elements with columns.
-
-    Args:
-        left: Shape (K, R, 1) or (K, R, C).
-        columns: Shape (K, 1, C).
-        out: Where to. Shape (K, R, C).
-    """
+    """Write the products of (K, R, 1) or (K, R, C) and (K, 1, C) to `out`, (K, R, C)."""
     _, rows, width = out.shape
     if rows * width > TINY_MATRIX:
         return torch.mul(left, columns, out=out)

@@ -1,4 +1,4 @@
-"""Adafactor's passes over what one rank holds of a matrix."""
+"""Adafactor's passes over one rank's shard of a matrix."""
 
 from __future__ import annotations
 
@@ -24,13 +24,7 @@ from launcher.optimizer._blockwise.buckets import Bucket
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One box of the shard, seen as matrices.
-
-    Attributes:
-        box: Where it is in the whole tensor.
-        blocks: Of its parameters and gradients.
-        mean: Its part of the running mean of the updates, in the blocks' shape; None without one.
-    """
+    """One box of the shard as matrices; `mean` is its running mean of updates."""
 
     box: Box
     blocks: Blocks
@@ -38,27 +32,18 @@ class _Piece:
 
     @property
     def row_slices(self) -> tuple[slice, ...]:
-        """Index into the row statistics of the full tensor."""
         return self.box.slices[:-1]
 
     @property
     def column_slices(self) -> tuple[slice, ...]:
-        """Index into the column statistics of the full tensor."""
         return (*self.box.slices[:-2], self.box.slices[-1])
 
 
 class MatrixShard:
-    """The elements of a matrix, or of stacked matrices, that this rank holds.
+    """This rank's shard of a matrix, or of stacked matrices."""
 
-    The means of rows and columns are those of the whole matrix and the same on every rank. They are
-    small, and so any rank can hold any elements: a flat range may begin in the middle of a row.
-
-    Args:
-        bucket: The shard and its state.
-        shard: What it holds.
-        scratch: Where temporary memory comes from.
-        limit: Elements of a block.
-    """
+    # The means of rows and columns are those of the whole matrix, the same on every rank. So a rank
+    # may hold any elements: a flat range may begin in the middle of a row.
 
     def __init__(
         self,
@@ -76,7 +61,8 @@ class MatrixShard:
         self._moments: list[list[Moments]] = []
 
     def gradient_sums(self) -> dict[str, Tensor]:
-        """Sum the squared gradients over rows and columns, at their places in the whole matrix."""
+        """Sum the squared gradients over rows and columns of the whole matrix."""
+        # Zero where this rank has no elements, so that a sum over ranks is right.
         rows, columns = torch.zeros_like(self._row), torch.zeros_like(self._column)
         for piece in self._pieces:
             sums = [row_column_sums(piece.blocks, span) for span in piece.blocks.spans()]
@@ -89,12 +75,13 @@ class MatrixShard:
         return {"rows": rows, "columns": columns}
 
     def param_square_sums(self) -> Tensor:
-        """Sum the squares of the parameters. Shape (1,)."""
+        """Return the sum of the squares of the parameters; shape (1,)."""
+        # An empty shard has no boxes: hence the zero.
         sums = [param_square_sums(piece.blocks, 1) for piece in self._pieces]
         return torch.stack([self._zero, *sums]).sum(0)
 
     def update_moments(self, sums: Mapping[str, Tensor], *, keep: float, eps: float) -> None:
-        """Take the whole matrix's `gradient_sums` into the means of rows and columns."""
+        """Update the means of rows and columns by the `gradient_sums` of all ranks."""
         rows, columns = sums["rows"] / self._num_columns, sums["columns"] / self._num_rows
         self._row.mul_(keep).add_(rows.add_(eps), alpha=1.0 - keep)
         self._column.mul_(keep).add_(columns.add_(eps), alpha=1.0 - keep)
@@ -110,7 +97,7 @@ class MatrixShard:
         ]
 
     def update_square_sums(self) -> Tensor:
-        """Sum the squares of the updates. Shape (1,)."""
+        """Return the sum of the squares of the updates; shape (1,)."""
         sums = [
             scaled_square_sums(piece.blocks, moment.span, *moment.scales()).sum(0, keepdim=True)
             for piece, moments in zip(self._pieces, self._moments, strict=True)
@@ -119,13 +106,7 @@ class MatrixShard:
         return torch.stack([self._zero, *sums]).sum(0)
 
     def apply(self, rate: Tensor, *, beta1: float | None, decay: Tensor | None) -> None:
-        """Update the parameters.
-
-        Args:
-            rate: Learning rate of the unclipped update. Shape (1,).
-            beta1: How much of the running mean of the updates stays; None for no such mean.
-            decay: What the parameters are multiplied with before. Shape (1,).
-        """
+        """Update the parameters; `rate` (of the unclipped update) and `decay` have shape (1,)."""
         for piece, moments in zip(self._pieces, self._moments, strict=True):
             factors = update_factors(piece.blocks, moments, piece.blocks.spread(rate))
             spread = None if decay is None else piece.blocks.spread(decay)

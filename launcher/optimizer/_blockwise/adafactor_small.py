@@ -1,9 +1,8 @@
-"""Adafactor over all small tensors of a group at once.
+"""Adafactor over all small tensors of a group at once."""
 
-A tensor that fits the cache costs the calls of its update, not its elements. Here the means of rows
-and columns of all tensors are in one flat tensor each, so that most operations run once for all of
-them. A vector is a matrix of one row: its column means are its squares.
-"""
+# The update of a tensor that fits the cache takes the time of its calls, not of its elements. Here
+# the means of rows and columns of all tensors are in one flat tensor each, so that most operations
+# run once for all of them. A vector is a matrix of one row: its column means are its squares.
 
 from __future__ import annotations
 
@@ -16,18 +15,12 @@ from torch import Tensor
 
 from launcher.optimizer._blockwise.buckets import Bucket
 
+# Elements of all tensors together: two scratch tensors of this size must fit the cache.
 MAX_ELEMENTS = 1 << 19
-"""Elements of all tensors together: two scratch tensors of this size must fit the cache."""
 
 
 class SmallTensors:
-    """Small parameters of a group, with their state in flat tensors.
-
-    Args:
-        buckets: Buckets of small tensors, at the same step.
-        others: The other buckets of the group.
-        has_mean: The group keeps a running mean of the updates.
-    """
+    """Small parameters of a group, with their state in flat tensors."""
 
     def __init__(
         self, buckets: Sequence[Bucket], others: Sequence[Bucket], *, has_mean: bool
@@ -96,7 +89,7 @@ class SmallTensors:
 
     @classmethod
     def of(cls, buckets: Sequence[Bucket], group: Mapping[str, Any]) -> Self | None:
-        """Return the small tensors of some buckets; None where there are none, or too many."""
+        """Return the small tensors of some buckets; None if there are none, or too many."""
         chosen = [bucket for bucket in buckets if all(map(_is_small, bucket.params))]
         elements = sum(bucket.numel * bucket.num_params for bucket in chosen)
         if not 0 < elements <= MAX_ELEMENTS:
@@ -105,12 +98,12 @@ class SmallTensors:
         return cls(chosen, others, has_mean=group["beta1"] is not None)
 
     def next_step(self) -> int | None:
-        """Return the number of the next step; None where the tensors are at different steps."""
+        """Return the number of the next step; None if the tensors are at different steps."""
         steps = set(self._steps.tolist())
         return steps.pop() + 1 if len(steps) == 1 else None
 
     def gradients(self) -> list[Tensor] | None:
-        """Return all gradients; None where one is missing or has another format."""
+        """Return all gradients; None if one is missing or has another format."""
         grads = [param.grad for param in self.params]
         found = [
             grad
@@ -122,11 +115,7 @@ class SmallTensors:
     def update(
         self, grads: Sequence[Tensor], step: int, lr: float, group: Mapping[str, Any]
     ) -> Tensor | None:
-        """Take a step with all gradients.
-
-        Returns:
-            Learning rate of each parameter; None where it is `lr` for all.
-        """
+        """Take a step; return the learning rate of each parameter, None if it is `lr` for all."""
         self._steps.add_(1)
         self._update_moments(grads, 1.0 - step ** group["decay_rate"], group["eps"][0])
         rates: Tensor | None = None
@@ -152,7 +141,7 @@ class SmallTensors:
         return rates
 
     def _update_moments(self, grads: Sequence[Tensor], keep: float, eps: float) -> None:
-        """Take the squared gradients into the means; they stay in the scratch tensor."""
+        # The squares stay in the scratch tensor, which `_scale_updates` reads.
         for grad, square in zip(grads, self._updates, strict=True):
             torch.mul(grad, grad, out=square)
         for block, rows, columns, *_ in self._per_bucket:
@@ -161,7 +150,8 @@ class SmallTensors:
         self._state.lerp_(self._sums.mul_(self._weights).add_(eps), 1.0 - keep)
 
     def _scale_updates(self, clip_threshold: float, rates: Tensor | float) -> None:
-        """Write what to multiply each gradient with to have its update into the scratch tensor."""
+        # The size of an update by the squares and the means alone, without the update itself. The
+        # scratch tensor then holds update divided by gradient.
         for _, _, _, rows, means, *_ in self._per_bucket:
             torch.mean(rows, -1, out=means)
         # Divided, not multiplied by a reciprocal: exactly 1 for the only row of a vector.
@@ -185,7 +175,8 @@ class SmallTensors:
     def _adopt(
         self, buckets: Sequence[Bucket], states: Sequence[tuple[Tensor, Tensor]], cut: _Cutter
     ) -> list[Bucket]:
-        """Copy the buckets' state into the flat tensors; return buckets that view these."""
+        # The buckets' state becomes views of the flat tensors: other ways to step and to save it
+        # need not know of them.
         steps = cut(self._steps, lambda k, _r, _c: (k,))
         means = [] if self._mean is None else cut(self._mean, lambda k, r, c: (k, r, c))
         adopted = []
@@ -224,7 +215,6 @@ def _is_small(param: Tensor) -> bool:
 
 
 def _matrix(bucket: Bucket) -> tuple[int, int, int]:
-    """Return the number of a bucket's parameters, and their rows and columns."""
     if len(bucket.shape) < 2:
         return bucket.num_params, 1, bucket.numel
     return bucket.num_params, bucket.shape[0], bucket.shape[1]

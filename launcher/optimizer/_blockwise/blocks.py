@@ -1,10 +1,9 @@
-"""Gradients and parameters as pieces that fit the cache.
+"""Gradients and parameters in blocks that fit the cache."""
 
-What an eager optimizer pays for is traffic: each operation over a whole tensor reads and writes
-main memory. Here several operations pass over one block before the next is touched, and what lies
-between them is in scratch memory of a block's size. Many small tensors of one shape are gathered
-into one block instead: there it is the number of calls that costs.
-"""
+# Each eager operation over a whole tensor reads and writes main memory, which is what an update
+# costs. Here several operations pass over one block before the next, with intermediate results in
+# scratch memory of a block's size. Small tensors of one shape are gathered into one block instead:
+# for them the number of calls is what costs.
 
 from __future__ import annotations
 
@@ -17,27 +16,28 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+# Elements of a block for each CPU thread: a mebibyte of float32, so that a block and its scratch
+# stay in a core's second-level cache.
 CACHE_ELEMENTS = 1 << 18
-"""Elements of a block for each CPU thread: a mebibyte of float32, so that a block and its
-scratch stay in a core's second-level cache."""
 MAX_CPU_ELEMENTS = 1 << 21
+# Elements of a block on a GPU: 16 MiB of float32, so that a block and its scratch stay in the
+# second-level cache (40 to 50 MiB of an A100 or H100), and an operation takes longer than its
+# launch.
 GPU_ELEMENTS = 1 << 22
-"""Elements of a block on a GPU: 16 MiB of float32, so that a block and its scratch stay in the
-second-level cache (40 to 50 MiB of an A100 or H100), and an operation outlasts its launch."""
 
 
 class Scratch:
-    """Memory used again and again, by purpose; it grows to the largest request and stays."""
+    """Memory that is reused, by purpose; it grows to the largest request."""
 
     def __init__(self) -> None:
         self._memory: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        # Changes when other updates may have written to the memory.
         self.owner = 0
-        """Changes when other updates may have written to the memory."""
 
     def take(
         self, purpose: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype
     ) -> Tensor:
-        """Uninitialised memory of this shape, until the purpose is taken again."""
+        """Return uninitialised memory, valid until the purpose is requested again."""
         numel = math.prod(shape)
         key = (purpose, device, dtype)
         memory = self._memory.get(key)
@@ -54,17 +54,17 @@ def block_elements(device: torch.device) -> int:
 
 
 def compute_dtype(param: Tensor) -> torch.dtype:
-    """Float64 for float64 parameters, float32 for all others."""
+    # 16-bit arithmetic would lose small updates and squares of gradients.
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Blocks that hold some matrices whole: one block of many, or the blocks of one.
+    """Blocks that hold complete matrices: one block of many, or the blocks of one.
 
     Attributes:
-        matrices: Which, of the first dim of the blocks' shape.
-        blocks: Places of the blocks; each holds the next rows.
+        matrices: Slice of the first dim of the blocks' shape.
+        blocks: Indices of the blocks; each holds the next rows.
     """
 
     matrices: slice
@@ -72,10 +72,10 @@ class Span:
 
 
 class Blocks(ABC):
-    """The pieces of some parameters of one shape and of their gradients, in the dtype of the maths.
+    """Blocks of some parameters of one shape and of their gradients, in the dtype of the maths.
 
-    The parameters, one after another, are seen as one tensor of `shape`: (matrices, rows, columns),
-    or (tensors, elements). A block is a range of the first and of the second dim of it.
+    The parameters form one tensor of `shape`: (matrices, rows, columns), or (tensors, elements). A
+    block is a range of its first and of its second dim.
     """
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -84,31 +84,31 @@ class Blocks(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Their number."""
+        pass
 
     @abstractmethod
     def grad(self, index: int) -> Tensor:
-        """A block of the gradients; must not be written to. Valid until the next call."""
+        """Return a block of the gradients, read-only, valid until the next call."""
 
     @abstractmethod
     def param(self, index: int) -> Tensor:
-        """A block of the parameters, to be changed in place. Valid until the next call."""
+        """Return a block of the parameters to change in place, valid until the next call."""
 
     @abstractmethod
     def put(self, index: int) -> None:
-        """Bring the changes of the block that `param` gave last back to the parameters."""
+        """Write the last block that `param` returned back to the parameters."""
 
     @abstractmethod
     def buffer(self, index: int, purpose: str = "buffer") -> Tensor:
-        """Scratch memory in a block's shape, until the purpose is taken again."""
+        """Return scratch memory in a block's shape, valid until the purpose is requested again."""
 
     def load(self, index: int, piece: Tensor, purpose: str) -> Tensor:
-        """A piece of some state in the dtype of the maths: itself, or a copy to be stored."""
+        """Return a block of state in the dtype of the maths: itself, or a copy for `store`."""
         same = piece.dtype == self.dtype
         return piece if same else self.buffer(index, purpose).copy_(piece)
 
     def spread(self, per_param: Tensor) -> Tensor:
-        """One number for each parameter in a shape that broadcasts over a block."""
+        """Reshape one number for each parameter to broadcast over a block."""
         ones = [1] * (len(self.shape) - 1)
         repeat = self.shape[0] // len(per_param)
         if len(per_param) > 1 and repeat > 1:
@@ -117,33 +117,28 @@ class Blocks(ABC):
 
     @abstractmethod
     def cut(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Each block's part of a tensor whose first two dims are those of `shape`; views."""
+        """Return views of each block's part of a tensor with the first two dims of `shape`."""
 
     @abstractmethod
     def spans(self) -> Sequence[Span]:
-        """All blocks in order, by the matrices that they hold."""
+        """Return all blocks in order, by the matrices that they hold."""
 
     @abstractmethod
     def cut_rows(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Each block's part of a tensor that has a span's matrices first, their rows second."""
+        """Return each block's part of a tensor whose dims are a span's matrices and rows."""
 
 
 def blocks_of(
     params: Sequence[Tensor], shape: Sequence[int], scratch: Scratch, limit: int
 ) -> Blocks:
-    """One block of several parameters, or as many of one as the limit makes.
+    """Return one block of several parameters, or blocks of at most `limit` elements of one.
 
-    Args:
-        params: Parameters of one shape, dtype and device; all have gradients.
-        shape: How they are seen together; see `Blocks`.
-        scratch: Where buffers come from.
-        limit: Elements of a block; a row is never cut.
+    Parameters have one shape, dtype and device, and gradients. A row is never divided.
     """
     return (Gathered if len(params) > 1 else Cut)(params, shape, scratch, limit)
 
 
 def store(piece: Tensor, value: Tensor) -> None:
-    """Bring back what `Blocks.load` gave."""
     if value is not piece:
         piece.copy_(value)
 
@@ -212,7 +207,7 @@ class Gathered(Blocks):
 
 
 class Cut(Blocks):
-    """One tensor in pieces; they are views unless the dtype of the maths is another."""
+    """Blocks of one tensor: views, unless the dtype of the maths is another."""
 
     def __init__(
         self, params: Sequence[Tensor], shape: Sequence[int], scratch: Scratch, limit: int
@@ -227,8 +222,7 @@ class Cut(Blocks):
         self._first = max(1, min(first, limit // max(1, second * row)))
         self._repeat = -(-second // self._second)
         self._scratch = scratch
-        # reshape copies only what has no such view: gradients or parameters in an unusual memory
-        # format.
+        # A copy only of gradients or parameters in an unusual memory format.
         self._whole = self._param.reshape(self.shape)
         self._params = self.cut(self._whole)
         self._grads = self.cut(grad.reshape(self.shape))
@@ -246,6 +240,7 @@ class Cut(Blocks):
 
     @override
     def param(self, index: int) -> Tensor:
+        # Decay, mean and update ask for the same block: it is converted once.
         if index != self._at or self._owner != self._scratch.owner:
             param = self._params[index]
             same = param.dtype == self.dtype

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from launcher.contracts import Shard
 
+# Tensors of up to this many elements share buckets; a larger one takes the time of its elements,
+# not of its calls.
 SMALL_ELEMENTS = 1 << 15
-"""Tensors of up to so many elements share buckets; the time of a larger one is in its elements, not
-in the calls."""
+# Elements of a bucket of several tensors: gathered tensors must fit the cache.
 BUCKET_ELEMENTS = 1 << 18
-"""Elements of a bucket of several tensors: what is gathered must fit the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +26,7 @@ class Bucket:
         params: At least one.
         steps: Updates that each of them has had. Shape (params,), int64, on the CPU.
         state: By key; the first dim is the parameter.
-        shard: What the only parameter holds of a whole tensor; None where all are whole.
+        shard: Of the only parameter; None for whole tensors.
     """
 
     params: Sequence[Tensor]
@@ -36,39 +36,32 @@ class Bucket:
 
     @property
     def shape(self) -> torch.Size:
-        """Of each parameter."""
         return self.params[0].shape
 
     @property
     def numel(self) -> int:
-        """Of each parameter."""
         return self.params[0].numel()
 
     @property
     def whole_numel(self) -> int:
-        """Of each parameter's whole tensor."""
         return self.numel if self.shard is None else self.shard.whole_numel
 
     @property
     def num_params(self) -> int:
-        """Their number."""
         return len(self.params)
 
     @property
     def device(self) -> torch.device:
-        """Of all parameters."""
         return self.params[0].device
 
     def entries(self, index: int) -> dict[str, Tensor]:
-        """One parameter's state, as views: so the optimizer's `state` shows what this holds."""
+        """Return one parameter's state, as views, for the optimizer's `state`."""
         return {"step": self.steps[index], **{k: v[index] for k, v in self.state.items()}}
 
     def advance(self) -> Iterator[Part]:
-        """Count a step for the parameters that have a gradient.
-
-        Yields:
-            Those of them that are at the same step: normally this bucket itself.
-        """
+        """Count a step of the parameters with gradients; yield those that are at the same step."""
+        # Normally this bucket itself; a parameter without gradient in some steps falls behind, and
+        # bias correction and decay rates depend on the step.
         present = [i for i, param in enumerate(self.params) if param.grad is not None]
         if not present:
             return
@@ -97,12 +90,9 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Parameters of a bucket that are at the same step.
+    """Parameters of a bucket that are at the same step, counted from 1.
 
-    Attributes:
-        bucket: They alone; its state is a copy, unless they are the whole bucket.
-        step: Number of their step, from 1.
-        finish: Brings the state back when the update is done.
+    Their state is a copy, unless they are the whole bucket; `finish` writes it back.
     """
 
     bucket: Bucket
@@ -116,12 +106,9 @@ def alike(
     small: int,
     limit: int,
 ) -> list[list[Tensor]]:
-    """Parameters sorted into buckets: small ones by shape, dtype and device, large ones alone.
+    """Group parameters of up to `small` elements by shape, dtype and device, larger ones alone.
 
-    Args:
-        params: In any order; the order decides who shares a bucket, never the result.
-        small: Elements of the largest tensor that shares a bucket.
-        limit: Elements of a bucket of several tensors.
+    Buckets of several parameters have at most `limit` elements.
     """
     found: dict[tuple[object, ...], list[Tensor]] = {}
     buckets: list[list[Tensor]] = []

@@ -1,4 +1,4 @@
-"""LAMB in two passes: moments and norms, then the update, computed again rather than kept."""
+"""LAMB in two passes: moments and norms, then the update."""
 
 from __future__ import annotations
 
@@ -17,23 +17,9 @@ from launcher.optimizer._blockwise.per_tensor import PerTensor, Shapes, Sums
 
 
 class LambOptimizer(PerTensor):
-    """Adam whose updates have, tensor by tensor, the norm of what they update.
+    """LAMB over buckets and blocks; options are those of the kind `lamb`.
 
     State, in float32 (float64 for float64 parameters): `exp_avg` and `exp_avg_sq`.
-
-    Args:
-        params: Parameters or groups; a group may differ in every option.
-        lr: Learning rate.
-        betas: Decay of the first and the second moment.
-        eps: Added to the root of the second moment.
-        weight_decay: Part of the update, and so of its norm.
-        bias_correction: Undo the pull of the moments' zero start.
-        grad_averaging: Weigh a new gradient with 1 - beta1 in the first moment; off, with 1.
-        trust_clip: Never scale an update up.
-        always_adapt: Scale the updates of groups without weight decay too.
-        sharding: See `PerTensor`.
-        small_elements: See `PerTensor`.
-        block_elements: See `PerTensor`.
 
     Source: You et al. 2019, arXiv:1904.00962, algorithm 2, with the identity for φ; options as in
         timm's `Lamb`.
@@ -90,6 +76,7 @@ class LambOptimizer(PerTensor):
         blocks = blocks_of(bucket.params, seen_as, scratch, self._block_elements(bucket.device))
         updates = _Updates(bucket, blocks, step, group)
         updates.fold_gradients()
+        # As in timm: biases and norms, which have no decay, are not scaled either.
         if group["weight_decay"] == 0 and not group["always_adapt"]:
             ratio = torch.ones(bucket.num_params, dtype=blocks.dtype, device=bucket.device)
         else:
@@ -107,6 +94,8 @@ class LambOptimizer(PerTensor):
 class _Updates:
     """A bucket's updates before they are scaled, block by block."""
 
+    # The second pass computes each update again: to keep them would take a copy of the parameters.
+
     def __init__(self, bucket: Bucket, blocks: Blocks, step: int, group: Mapping[str, Any]) -> None:
         self._blocks, self._group = blocks, group
         self._means = blocks.cut(bucket.state["exp_avg"].view(blocks.shape))
@@ -117,7 +106,7 @@ class _Updates:
         self._root_correction = math.sqrt(1 - beta2**step) if corrects else 1.0
 
     def __getitem__(self, index: int) -> Tensor:
-        """One block, in scratch memory."""
+        # In scratch memory. Both corrections are moved to the root: one division per element.
         root = torch.sqrt(self._squares[index], out=self._blocks.buffer(index))
         root.mul_(self._correction / self._root_correction)
         root.add_(self._group["eps"] * self._correction)
@@ -126,7 +115,6 @@ class _Updates:
         return update.add_(self._blocks.param(index), alpha=decay) if decay else update
 
     def fold_gradients(self) -> None:
-        """Take the gradients into the moments."""
         beta1, beta2 = self._group["betas"]
         for index, (mean, square) in enumerate(zip(self._means, self._squares, strict=True)):
             grad = self._blocks.grad(index)
@@ -134,7 +122,6 @@ class _Updates:
             square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
 
     def square_sums(self) -> dict[str, Tensor]:
-        """Sums of the squares of parameters and updates. Shape (params,) each."""
         params, updates = [], []
         for index in range(len(self._blocks)):
             updates.append(torch.linalg.vector_norm(self[index], dim=-1))
@@ -146,5 +133,5 @@ class _Updates:
 
 
 def _trust_ratio(params: Tensor, updates: Tensor) -> Tensor:
-    """Norms of parameters over norms of updates; 1 where either is 0."""
+    # 1 for parameters that are 0, which would never change, and for updates that are 0.
     return torch.where((params > 0) & (updates > 0), params / updates, 1.0)

@@ -1,11 +1,4 @@
-"""Optimizers whose update needs a quantity of the whole tensor: a norm, means of rows.
-
-Such an optimizer is silently another one when it takes shards for tensors. Here an update is
-therefore a generator: it sums over what it has, yields the sums, and continues as if they were over
-the whole tensor. Where tensors are whole, they are. Where parameters are sharded, `step` opens the
-updates of all parameters, and each time all have yielded, one collective adds up everything that
-they yielded.
-"""
+"""Base class of optimizers whose update needs sums over the whole tensor."""
 
 from __future__ import annotations
 
@@ -24,23 +17,18 @@ from launcher.optimizer._blockwise.blocks import Scratch, block_elements, comput
 from launcher.optimizer._blockwise.buckets import BUCKET_ELEMENTS, Bucket, alike
 from launcher.optimizer._torch.base_optimizer import BaseOptimizer
 
+# Sums over elements of a bucket's tensors, by the name of what is summed.
 Sums = Mapping[str, Tensor]
-"""Sums over elements of a bucket's tensors, by the name of what is summed."""
+# Shapes of one parameter's sums, by the same names.
 Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes of one parameter's sums, by what is summed."""
 
 
 class PackedSums:
-    """Whole-size buffers of the sums of some parameters, one flat tensor per dtype.
+    """Buffers for the sums of all parameters, one flat tensor per dtype."""
 
-    The layout is given by the parameters alone, so that it is the same on every rank, whatever
-    elements and gradients a rank has. What a rank does not write is zero: one plain sum over ranks
-    is then right for every kind of shard.
-
-    Args:
-        params: All parameters of the optimizer, in the order of its groups.
-        shapes: Of each parameter's sums.
-    """
+    # The layout follows from the parameters alone: it is the same on every rank, whatever elements
+    # and gradients a rank has. What a rank does not write is zero: one plain sum over ranks is then
+    # right for every kind of shard.
 
     def __init__(self, params: Sequence[Tensor], shapes: Sequence[Shapes]) -> None:
         sizes = [sum(math.prod(shape) for shape in each.values()) for each in shapes]
@@ -69,15 +57,12 @@ class PackedSums:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """Sums that must be added up over ranks."""
         return self._flat
 
     def clear(self) -> None:
-        """Set all sums to zero."""
         torch._foreach_zero_(list(self._flat.values()))
 
     def count(self, places: Sequence[int]) -> None:
-        """Note that this rank has the gradients of the parameters at some places."""
         if places:
             torch._foreach_add_([self._counts[place] for place in places], 1.0)
 
@@ -97,18 +82,20 @@ class PackedSums:
 
 
 class PerTensor(BaseOptimizer):
-    """Steps buckets of like parameters; shards in lockstep, with few collectives.
-
-    Results do not depend on which parameters share a bucket. State dicts keep the dtype of the
-    state, which torch's own loading casts to the parameter's.
+    """Steps buckets of parameters of the same shape; shards in lockstep, with few collectives.
 
     Args:
         params: Parameters or parameter groups, as torch's optimizers take them.
         defaults: Default options of the groups.
-        sharding: Which whole tensors the parameters are shards of.
+        sharding: Description of the parameters as shards.
         small_elements: Elements of the largest tensor that shares a bucket.
         block_elements: Elements of a block of a larger tensor; None for what suits the device.
     """
+
+    # An update is a generator: it sums over the elements it has, yields the sums, and continues as
+    # if they were over the whole tensor. For sharded parameters, `step` starts the updates of all
+    # parameters, and each time all have yielded, one collective sums everything that they yielded.
+    # Taking shards for whole tensors would silently be another optimizer.
 
     # A copy without its sharding would take shards for tensors.
     kept = ("_sharding", "_small_elements", "_block_limit")
@@ -139,7 +126,7 @@ class PerTensor(BaseOptimizer):
     def _sums(self, shape: tuple[int, ...]) -> Sequence[Shapes]:
         """Return the shapes of what `_update` may yield, in order, for a whole tensor's shape.
 
-        They must not depend on options, gradients or shards: ranks agree on them without asking.
+        They must not depend on options, gradients or shards: all ranks must compute the same.
         """
 
     @abstractmethod
@@ -152,11 +139,11 @@ class PerTensor(BaseOptimizer):
             bucket: The parameters and their state.
             step: Number of this step, from 1.
             group: Options of the parameters' group.
-            scratch: Where temporary memory comes from.
+            scratch: Source of temporary memory.
 
         Yields:
-            Sums over what this rank has. Where the parameters are sharded, they are those over all
-            ranks when the update continues.
+            Sums over the elements of this rank, which are those over all ranks when the update
+            continues.
         """
 
     @override
@@ -177,7 +164,6 @@ class PerTensor(BaseOptimizer):
         return buckets
 
     def _step_shards(self) -> None:
-        """Update all shards in lockstep: each round of sums is one collective."""
         members = [(param, group) for group in self.param_groups for param in group["params"]]
         opened = {
             place: self._open(param, group)
@@ -189,23 +175,24 @@ class PerTensor(BaseOptimizer):
             packed.count(list(opened))
             sums = {place: next(update, {}) for place, update in opened.items()}
             for place, values in sums.items():
+                # A replicated shard is counted on one rank only.
                 if self._sharding.shard_of(members[place][0]).counted:
                     packed.put(place, values)
             self._sharding.add_up(packed.tensors)
+            # `counts` waits for the device: only where a gradient is missing.
             if number == 0 and len(opened) < len(members):
                 for place in self._late(members, opened.keys(), packed.counts()):
                     opened[place] = self._open(*members[place])
                     sums[place] = next(opened[place], {})
             for place, values in sums.items():
                 packed.take(place, values)
-            # Other updates have used the scratch memory since a particular one did.
+            # Between two rounds of an update, all others have written to the scratch memory.
             self._scratch.owner += 1
         for update in opened.values():
             for left in update:
                 raise AssertionError(f"`_sums` does not name {sorted(left)}")
 
     def _open(self, param: Tensor, group: Mapping[str, Any]) -> Iterator[Sums]:
-        """Count a step of a shard, and return its update."""
         bucket = self._shards.get(id(param))
         if bucket is None:
             _check(param)
@@ -222,10 +209,8 @@ class PerTensor(BaseOptimizer):
         opened: Collection[int],
         counts: Sequence[float],
     ) -> Iterator[int]:
-        """Give empty shards a gradient where another rank has one; yield their places.
-
-        Statistics of the whole tensor are kept on every rank, so that they must move there too.
-        """
+        # Statistics of the whole tensor are kept on every rank, and must be updated where the shard
+        # is empty too: such shards get an empty gradient if another rank has one.
         for place, (param, _) in enumerate(members):
             if not counts[place] or place in opened:
                 continue
@@ -240,7 +225,7 @@ class PerTensor(BaseOptimizer):
             yield place
 
     def _rounds(self, params: Sequence[Tensor]) -> Sequence[PackedSums]:
-        """Return the packed sums of each round of a step over some parameters."""
+        # By parameters, because bf16_pure steps them in chunks.
         key = tuple(map(id, params))
         if key not in self._packed:
             named = [self._sums(self._whole_shape(param)) for param in params]
@@ -250,7 +235,6 @@ class PerTensor(BaseOptimizer):
         return self._packed[key]
 
     def _whole_shape(self, param: Tensor) -> tuple[int, ...]:
-        """Return the shape of the whole tensor."""
         sharded = self._sharding.ranks > 1
         return self._sharding.shard_of(param).shape if sharded else tuple(param.shape)
 
@@ -261,6 +245,8 @@ class PerTensor(BaseOptimizer):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # torch casts state to the format of its parameter: float32 moments of bfloat16 parameters
+        # would be rounded.
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -275,7 +261,7 @@ class PerTensor(BaseOptimizer):
         self._reset_buckets()
 
     def _reset_buckets(self) -> None:
-        """Build new buckets at the next step, from what `state` then holds."""
+        # The next step builds new ones from `state`.
         self._buckets: dict[int, list[Bucket]] = {}
         self._shards: dict[int, Bucket] = {}
         self._packed: dict[tuple[int, ...], list[PackedSums]] = {}
@@ -283,7 +269,7 @@ class PerTensor(BaseOptimizer):
         self._scratch = Scratch()
 
     def _buckets_of_groups(self) -> list[list[Bucket]]:
-        """Each group's buckets; parameters enter one with their first gradient."""
+        # Parameters enter a bucket with their first gradient: others must not get state.
         for index, group in enumerate(self.param_groups):
             new = [p for p in group["params"] if p.grad is not None and id(p) not in self._placed]
             if not new:
@@ -302,7 +288,7 @@ class PerTensor(BaseOptimizer):
     def _bucket(
         self, params: list[Tensor], group: Mapping[str, Any], shard: Shard | None = None
     ) -> Bucket:
-        """Stack the parameters' state, which starts at zero, and make `state` show the stack."""
+        # Stacked, so that one operation updates the state of all; `state` has views of the stack.
         state = {
             key: torch.zeros((len(params), *like.shape), dtype=like.dtype, device=params[0].device)
             for key, like in self._layout(params[0], group).items()
@@ -316,7 +302,6 @@ class PerTensor(BaseOptimizer):
         return bucket
 
     def _show(self, buckets: Iterable[Bucket]) -> None:
-        """Make `state` show the buckets' state."""
         for bucket in buckets:
             for index, param in enumerate(bucket.params):
                 self.state[param] = bucket.entries(index)

@@ -1,11 +1,9 @@
-"""StableAdamW in two passes: compute the size of the update, then apply it.
+"""StableAdamW in two passes: compute the size of the update, then apply it."""
 
-The first reads gradients and second moments and keeps nothing. The second is, for a large tensor,
-torch's fused AdamW at the learning rate that the first found; for small ones, gathered, and under
-Kahan summation it is written out here. Moments are kept without bias correction, as torch keeps
-them; torch-optimi, the reference, keeps corrected ones, which makes the same updates but for
-rounding.
-"""
+# The first pass reads gradients and second moments and keeps nothing. The second is torch's fused
+# AdamW for a large tensor, at the learning rate of the first; for small ones, gathered, and under
+# Kahan summation it is written out here. Moments are kept without bias correction, as torch keeps
+# them; torch-optimi, the reference, keeps corrected ones: the same updates but for rounding.
 
 from __future__ import annotations
 
@@ -23,31 +21,16 @@ from launcher.optimizer._blockwise.blocks import Blocks, Scratch, blocks_of, sto
 from launcher.optimizer._blockwise.buckets import SMALL_ELEMENTS, Bucket
 from launcher.optimizer._blockwise.per_tensor import PerTensor, Shapes, Sums
 
+# Devices for which torch has a fused AdamW.
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
-"""Devices for which torch has a fused AdamW."""
 
 
 class StableAdamWOptimizer(PerTensor):
     """AdamW whose learning rate is divided by the size of the update, where that is above 1.
 
-    The size is the root mean square of gradients over roots of second moments.
-
-    State, in the parameter's dtype: `exp_avg`, `exp_avg_sq`, and under Kahan summation `kahan`,
-    what rounding has kept from the parameter so far.
-
-    Args:
-        params: Parameters or groups; a group may differ in every option.
-        lr: Learning rate.
-        betas: Decay of the first and the second moment.
-        eps: Added to the root of the second moment; its square is the least second moment that the
-            root mean square is taken over.
-        weight_decay: Decoupled decay, times the learning rate; with `decouple_lr`, over its peak.
-        decouple_lr: Let a schedule scale the decay, but not the peak learning rate.
-        max_lr: That peak; None for the learning rate that the group starts with.
-        kahan: Carry rounding errors of weights below float32.
-        sharding: See `PerTensor`.
-        small_elements: See `PerTensor`.
-        block_elements: See `PerTensor`.
+    The size is the root mean square of gradients over roots of second moments. Options are those of
+    the kind `stable_adamw`. State, in the parameter's dtype: `exp_avg`, `exp_avg_sq`, and `kahan`,
+    the rounding error that the parameter carries.
 
     Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2; max_lr, decouple_lr and Kahan
         summation as in torch-optimi.
@@ -120,7 +103,7 @@ class StableAdamWOptimizer(PerTensor):
 
 
 def _decay(group: Mapping[str, Any]) -> float:
-    """Weight decay of a parameter at a learning rate of 1."""
+    # At a learning rate of 1, because the step multiplies it with the rate of the update.
     weight_decay: float = group["weight_decay"]
     return weight_decay / group["max_lr"] if group["decouple_lr"] else weight_decay
 
@@ -132,7 +115,7 @@ def _carries(param: Tensor, group: Mapping[str, Any]) -> bool:
 def _update_square_sums(
     bucket: Bucket, blocks: Blocks, step: int, group: Mapping[str, Any]
 ) -> Tensor:
-    """Sum of each gradient's squares over the second moments they will make. Shape (params,)."""
+    # With the second moments after this step, but without writing them: the second pass does.
     beta2 = group["betas"][1]
     correction = (1 - beta2**step) / (1 - beta2)
     sums = []
@@ -149,7 +132,6 @@ def _update_square_sums(
 
 
 def _fuses(param: Tensor, group: Mapping[str, Any]) -> bool:
-    """Return True if torch's kernel supports a tensor: no compensation, dense memory."""
     return (
         param.device.type in FUSED_DEVICES
         # CUDA's kernel takes a learning rate on the device in float32 only.
@@ -171,6 +153,7 @@ def _apply_fused(bucket: Bucket, step: int, group: Mapping[str, Any], rate: Tens
         [bucket.state["exp_avg"][0]],
         [bucket.state["exp_avg_sq"][0]],
         [],
+        # The kernel adds 1 to it.
         [torch.full((), step - 1.0, device=bucket.device)],
         fused=True,
         amsgrad=False,
@@ -213,7 +196,6 @@ def _apply(
 
 
 def _round(param: Tensor, kahan: Tensor, dtype: torch.dtype) -> None:
-    """Add the compensation to exact new values, round them, and keep the rounding error."""
     exact = param.add_(kahan)
     rounded = exact.to(dtype)
     kahan.copy_(exact - rounded)
