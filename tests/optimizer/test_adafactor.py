@@ -87,7 +87,7 @@ def one_thread() -> Iterator[None]:
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Small tensors in common buckets, or every tensor alone, in blocks of few elements."""
     if request.param == "cut":
-        monkeypatch.setattr(per_tensor, "alike", lambda params, **_: [[p] for p in params])
+        monkeypatch.setattr(per_tensor, "group_by_shape", lambda params, **_: [[p] for p in params])
         monkeypatch.setattr(per_tensor, "block_elements", lambda _: 20)
     return str(request.param)
 

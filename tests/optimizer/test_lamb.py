@@ -28,7 +28,7 @@ def test_golden(
     blocks: str,
 ) -> None:
     if blocks == "cut":
-        monkeypatch.setattr(per_tensor, "alike", lambda params, **_: [[p] for p in params])
+        monkeypatch.setattr(per_tensor, "group_by_shape", lambda params, **_: [[p] for p in params])
         monkeypatch.setattr(per_tensor, "block_elements", lambda _: 5)
     [case] = [c for c in json.loads(GOLDEN.read_text())["cases"] if c["id"] == f"timm_lamb/{dtype}"]
     solved = problem(dtype)

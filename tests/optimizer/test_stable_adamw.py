@@ -28,7 +28,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Common buckets; every tensor alone in blocks of few elements; torch's kernel for each."""
     if request.param == "cut":
-        monkeypatch.setattr(per_tensor, "alike", lambda params, **_: [[p] for p in params])
+        monkeypatch.setattr(per_tensor, "group_by_shape", lambda params, **_: [[p] for p in params])
         monkeypatch.setattr(per_tensor, "block_elements", lambda _: 5)
     if request.param == "fused":
         defaults = StableAdamWOptimizer.__init__.__kwdefaults__ or {}

@@ -161,11 +161,11 @@ class AdafactorOptimizer(PerTensor):
             return
         is_vector = shard is not None or len(bucket.shape) < 2
         if is_vector:
-            seen_as: tuple[int, ...] = (bucket.num_params, bucket.numel)
+            view_shape: tuple[int, ...] = (bucket.num_params, bucket.numel)
         else:
             matrices = bucket.num_params * math.prod(bucket.shape[:-2])
-            seen_as = (matrices, *bucket.shape[-2:])
-        blocks = blocks_of(bucket.params, seen_as, scratch, self._block_elements(bucket.device))
+            view_shape = (matrices, *bucket.shape[-2:])
+        blocks = blocks_of(bucket.params, view_shape, scratch, self._block_elements(bucket.device))
         update = self._elementwise if is_vector else self._factored
         yield from update(bucket, blocks, keep, group, lr)
 
@@ -183,8 +183,8 @@ class AdafactorOptimizer(PerTensor):
         rate, clipped = self._rates(bucket, sums, group, lr)
         scale = blocks.spread(clipped)
         factors = (
-            torch.rsqrt(piece, out=blocks.buffer(index)).mul_(scale)
-            for index, piece in enumerate(blocks.cut(moment))
+            torch.rsqrt(chunk, out=blocks.buffer(index)).mul_(scale)
+            for index, chunk in enumerate(blocks.cut(moment))
         )
         apply_update(blocks, factors, **self._rest(bucket, blocks, group, rate))
 

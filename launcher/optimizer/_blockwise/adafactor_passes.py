@@ -78,11 +78,11 @@ def scaled_square_sums(
 ) -> Tensor:
     """Return the sum of squares of each scaled gradient of a span; shape (K,)."""
     norms = torch.empty_like(row_scale)
-    pieces, scale = blocks.cut_rows(norms), column_scale.unsqueeze(-2)
+    chunks, scale = blocks.cut_rows(norms), column_scale.unsqueeze(-2)
     # Backwards: the blocks that the previous pass read last are still in the cache, as those that
     # the next pass reads first will be.
-    for index, piece in zip(reversed(span.blocks), reversed(pieces), strict=True):
-        norm_rows(multiply(blocks.grad(index), scale, out=blocks.buffer(index)), out=piece)
+    for index, chunk in zip(reversed(span.blocks), reversed(chunks), strict=True):
+        norm_rows(multiply(blocks.grad(index), scale, out=blocks.buffer(index)), out=chunk)
     return norms.mul_(row_scale).square_().sum(-1)
 
 
@@ -146,9 +146,9 @@ def update_factors(blocks: Blocks, moments: Iterable[Moments], scale: Tensor) ->
     """Yield the factor of each block of the gradient, in scratch memory, times `scale`."""
     for moment in moments:
         rows, columns = moment.scales()
-        pieces = blocks.cut_rows(rows.unsqueeze(-1).mul_(scale))
-        for index, piece in zip(moment.span.blocks, pieces, strict=True):
-            yield multiply(piece, columns.unsqueeze(-2), out=blocks.buffer(index))
+        chunks = blocks.cut_rows(rows.unsqueeze(-1).mul_(scale))
+        for index, chunk in zip(moment.span.blocks, chunks, strict=True):
+            yield multiply(chunk, columns.unsqueeze(-2), out=blocks.buffer(index))
 
 
 def sum_rows(values: Tensor, *, out: Tensor) -> Tensor:

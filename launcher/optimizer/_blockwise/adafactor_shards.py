@@ -23,7 +23,7 @@ from launcher.optimizer._blockwise.buckets import Bucket
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _Chunk:
     """One box of the shard as matrices; `mean` is its running mean of updates."""
 
     box: Box
@@ -57,18 +57,18 @@ class MatrixShard:
         self._row, self._column = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
         self._num_rows, self._num_columns = shard.shape[-2:]
         self._zero = torch.zeros(1, dtype=compute_dtype(param), device=param.device)
-        self._pieces = _pieces(param, state.get("exp_avg"), shard, scratch, limit)
+        self._chunks = _chunks(param, state.get("exp_avg"), shard, scratch, limit)
         self._moments: list[list[Moments]] = []
 
     def gradient_sums(self) -> dict[str, Tensor]:
         """Sum the squared gradients over rows and columns of the whole matrix."""
         # Zero where this rank has no elements, so that a sum over ranks is right.
         rows, columns = torch.zeros_like(self._row), torch.zeros_like(self._column)
-        for piece in self._pieces:
-            sums = [row_column_sums(piece.blocks, span) for span in piece.blocks.spans()]
+        for chunk in self._chunks:
+            sums = [row_column_sums(chunk.blocks, span) for span in chunk.blocks.spans()]
             for whole, slices, parts in (
-                (rows, piece.row_slices, [row for row, _ in sums]),
-                (columns, piece.column_slices, [column for _, column in sums]),
+                (rows, chunk.row_slices, [row for row, _ in sums]),
+                (columns, chunk.column_slices, [column for _, column in sums]),
             ):
                 place = whole[slices]
                 place.add_(torch.cat(parts).view(place.shape))
@@ -77,7 +77,7 @@ class MatrixShard:
     def param_square_sums(self) -> Tensor:
         """Return the sum of the squares of the parameters; shape (1,)."""
         # An empty shard has no boxes: hence the zero.
-        sums = [param_square_sums(piece.blocks, 1) for piece in self._pieces]
+        sums = [param_square_sums(chunk.blocks, 1) for chunk in self._chunks]
         return torch.stack([self._zero, *sums]).sum(0)
 
     def update_moments(self, sums: Mapping[str, Tensor], *, keep: float, eps: float) -> None:
@@ -88,43 +88,43 @@ class MatrixShard:
         mean = self._row.sum(-1, keepdim=True).div_(self._num_rows)
         self._moments = [
             Moments.of(
-                piece.blocks,
-                self._row[piece.row_slices],
-                self._column[piece.column_slices],
-                mean[piece.row_slices[:-1]],
+                chunk.blocks,
+                self._row[chunk.row_slices],
+                self._column[chunk.column_slices],
+                mean[chunk.row_slices[:-1]],
             )
-            for piece in self._pieces
+            for chunk in self._chunks
         ]
 
     def update_square_sums(self) -> Tensor:
         """Return the sum of the squares of the updates; shape (1,)."""
         sums = [
-            scaled_square_sums(piece.blocks, moment.span, *moment.scales()).sum(0, keepdim=True)
-            for piece, moments in zip(self._pieces, self._moments, strict=True)
+            scaled_square_sums(chunk.blocks, moment.span, *moment.scales()).sum(0, keepdim=True)
+            for chunk, moments in zip(self._chunks, self._moments, strict=True)
             for moment in moments
         ]
         return torch.stack([self._zero, *sums]).sum(0)
 
     def apply(self, rate: Tensor, *, beta1: float | None, decay: Tensor | None) -> None:
         """Update the parameters; `rate` (of the unclipped update) and `decay` have shape (1,)."""
-        for piece, moments in zip(self._pieces, self._moments, strict=True):
-            factors = update_factors(piece.blocks, moments, piece.blocks.spread(rate))
-            spread = None if decay is None else piece.blocks.spread(decay)
-            apply_update(piece.blocks, factors, mean=piece.mean, beta1=beta1, decay=spread)
+        for chunk, moments in zip(self._chunks, self._moments, strict=True):
+            factors = update_factors(chunk.blocks, moments, chunk.blocks.spread(rate))
+            spread = None if decay is None else chunk.blocks.spread(decay)
+            apply_update(chunk.blocks, factors, mean=chunk.mean, beta1=beta1, decay=spread)
 
 
-def _pieces(
+def _chunks(
     param: Tensor, mean: Tensor | None, shard: Shard, scratch: Scratch, limit: int
-) -> list[_Piece]:
+) -> list[_Chunk]:
     grad = param.grad
     assert grad is not None, "a shard that is updated has a gradient"  # noqa: S101 - for the type checker
     means = [part for _, part in shard.parts(mean)] if mean is not None else None
-    pieces = []
+    chunks = []
     for index, ((box, values), (_, grads)) in enumerate(
         zip(shard.parts(param.detach()), shard.parts(grad), strict=True)
     ):
         values.grad = grads
-        seen_as = (math.prod(box.sizes[:-2]), *box.sizes[-2:])
-        part = None if means is None else means[index].view(seen_as)
-        pieces.append(_Piece(box, blocks_of([values], seen_as, scratch, limit), part))
-    return pieces
+        view_shape = (math.prod(box.sizes[:-2]), *box.sizes[-2:])
+        part = None if means is None else means[index].view(view_shape)
+        chunks.append(_Chunk(box, blocks_of([values], view_shape, scratch, limit), part))
+    return chunks

@@ -102,10 +102,10 @@ class Blocks(ABC):
     def buffer(self, index: int, purpose: str = "buffer") -> Tensor:
         """Return scratch memory in a block's shape, valid until the purpose is requested again."""
 
-    def load(self, index: int, piece: Tensor, purpose: str) -> Tensor:
+    def load(self, index: int, chunk: Tensor, purpose: str) -> Tensor:
         """Return a block of state in the dtype of the maths: itself, or a copy for `store`."""
-        same = piece.dtype == self.dtype
-        return piece if same else self.buffer(index, purpose).copy_(piece)
+        same = chunk.dtype == self.dtype
+        return chunk if same else self.buffer(index, purpose).copy_(chunk)
 
     def spread(self, per_param: Tensor) -> Tensor:
         """Reshape one number for each parameter to broadcast over a block."""
@@ -138,9 +138,9 @@ def blocks_of(
     return (Gathered if len(params) > 1 else Cut)(params, shape, scratch, limit)
 
 
-def store(piece: Tensor, value: Tensor) -> None:
-    if value is not piece:
-        piece.copy_(value)
+def store(chunk: Tensor, value: Tensor) -> None:
+    if value is not chunk:
+        chunk.copy_(value)
 
 
 class Gathered(Blocks):
@@ -263,9 +263,9 @@ class Cut(Blocks):
     @override
     def cut(self, tensor: Tensor) -> Sequence[Tensor]:
         return [
-            piece
+            chunk
             for part in torch.split(tensor, self._first)
-            for piece in torch.split(part, self._second, dim=1)
+            for chunk in torch.split(part, self._second, dim=1)
         ]
 
     @override

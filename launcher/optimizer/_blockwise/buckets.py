@@ -100,7 +100,7 @@ class Part:
     finish: Callable[[], None]
 
 
-def alike(
+def group_by_shape(
     params: Iterable[Tensor],
     *,
     small: int,

@@ -72,8 +72,8 @@ class LambOptimizer(PerTensor):
     def _update(
         self, bucket: Bucket, step: int, group: Mapping[str, Any], scratch: Scratch
     ) -> Iterator[Sums]:
-        seen_as = (bucket.num_params, bucket.numel)
-        blocks = blocks_of(bucket.params, seen_as, scratch, self._block_elements(bucket.device))
+        view_shape = (bucket.num_params, bucket.numel)
+        blocks = blocks_of(bucket.params, view_shape, scratch, self._block_elements(bucket.device))
         updates = _Updates(bucket, blocks, step, group)
         updates.fold_gradients()
         # As in timm: biases and norms, which have no decay, are not scaled either.

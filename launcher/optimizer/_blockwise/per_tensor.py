@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from launcher.contracts import Shard, Sharding
 from launcher.optimizer._blockwise.blocks import Scratch, block_elements, compute_dtype
-from launcher.optimizer._blockwise.buckets import BUCKET_ELEMENTS, Bucket, alike
+from launcher.optimizer._blockwise.buckets import BUCKET_ELEMENTS, Bucket, group_by_shape
 from launcher.optimizer._torch.base_optimizer import BaseOptimizer
 
 # Sums over elements of a bucket's tensors, by the name of what is summed.
@@ -277,7 +277,7 @@ class PerTensor(BaseOptimizer):
             self._placed.update(map(id, new))
             for param in new:
                 _check(param)
-            same = alike(
+            same = group_by_shape(
                 [p for p in new if p.numel()],
                 small=self._small_elements,
                 limit=BUCKET_ELEMENTS,

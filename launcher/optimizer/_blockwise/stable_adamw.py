@@ -89,8 +89,8 @@ class StableAdamWOptimizer(PerTensor):
     def _update(
         self, bucket: Bucket, step: int, group: Mapping[str, Any], scratch: Scratch
     ) -> Iterator[Sums]:
-        seen_as = (bucket.num_params, bucket.numel)
-        blocks = blocks_of(bucket.params, seen_as, scratch, self._block_elements(bucket.device))
+        view_shape = (bucket.num_params, bucket.numel)
+        blocks = blocks_of(bucket.params, view_shape, scratch, self._block_elements(bucket.device))
         sums = {"updates": _update_square_sums(bucket, blocks, step, group)}
         yield sums
 
@@ -119,8 +119,8 @@ def _update_square_sums(
     beta2 = group["betas"][1]
     correction = (1 - beta2**step) / (1 - beta2)
     sums = []
-    for index, piece in enumerate(blocks.cut(bucket.state["exp_avg_sq"].view(blocks.shape))):
-        grad, moment = blocks.grad(index), blocks.load(index, piece, "exp_avg_sq")
+    for index, chunk in enumerate(blocks.cut(bucket.state["exp_avg_sq"].view(blocks.shape))):
+        grad, moment = blocks.grad(index), blocks.load(index, chunk, "exp_avg_sq")
         square = torch.mul(grad, grad, out=blocks.buffer(index))
         # The new moment divided by 1 - beta2, and its minimum in the same unit.
         moment = torch.add(
