@@ -9,6 +9,8 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 
+from launcher.errors import UsageError
+
 # One character is a grid of 2 × 4 dots; the value of a dot by its column and row in it.
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 _BRAILLE = 0x2800
@@ -174,6 +176,28 @@ def svg(values: Sequence[float], num_steps: int, title: str, path: Path) -> None
         "</svg>",
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def with_matplotlib(values: Sequence[float], num_steps: int, title: str, path: Path) -> None:
+    """Draw the curve with matplotlib; the values are at equal distances from step 0 on.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        message = "--plot needs the package matplotlib; install it: pip install 'trainctl[plots]'"
+        raise UsageError(f"{message}, or draw with --svg FILE") from error
+    # Without pyplot, which chooses a backend by the display and keeps every figure.
+    figure = Figure(figsize=(_WIDTH / 100, _HEIGHT / 100), layout="constrained")
+    axes = figure.add_subplot(
+        title=title, xlabel="optimizer step", ylabel="learning rate", ylim=(0, None)
+    )
+    distance = -(-num_steps // len(values))
+    axes.plot(range(0, num_steps, distance), values, color=_LINE)
+    axes.grid(color=_GRID)
+    figure.savefig(path, dpi=200)
 
 
 def _draw(values: Sequence[float], num_steps: int, title: str) -> Drawing:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DRAWN_STEPS = 1_000_000
 _FAR = 10**15
+_PLOT_SUFFIXES = (".png", ".pdf")
 
 
 def main(argv: list[str]) -> int:
@@ -38,10 +39,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(loaded.composed.attributed(error.problems)) from error
     title = f"scheduler={config.scheduler.kind}, {horizon.max_steps:,} steps"
     own = schedule.lr(0, {}) is None
-    if own and flags.svg:
+    pictures = [path for path in (flags.svg, flags.plot) if path is not None]
+    if own and pictures:
         raise UsageError("the optimizer sets its own learning rate: there is no curve to draw")
-    if flags.svg:
-        _write_picture(flags.svg, schedule, horizon.max_steps, title)
+    for path in pictures:
+        _write_picture(path, schedule, horizon.max_steps, title)
     if flags.json:
         steps = range(horizon.max_steps) if flags.at is None else flags.at
         rates = {"lr": [schedule.lr(step, {}) for step in steps]}
@@ -72,6 +74,12 @@ def _arguments() -> Arguments:
     )
     arguments.add_argument("--svg", type=_svg, metavar="FILE", help="draw the curve into FILE")
     arguments.add_argument(
+        "--plot",
+        type=_plot_file,
+        metavar="FILE",
+        help="draw it with matplotlib into FILE.png or FILE.pdf (pip install 'trainctl[plots]')",
+    )
+    arguments.add_argument(
         "--num-samples",
         type=_count,
         metavar="N",
@@ -96,7 +104,15 @@ def _steps(text: str) -> list[int]:
 def _svg(text: str) -> Path:
     if text.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(
-            f"{text} is no name for an SVG; write --svg {text[:-4]}.svg"
+            f"{text} is no name for an SVG; write --svg {text[:-4]}.svg or --plot {text}"
+        )
+    return Path(text)
+
+
+def _plot_file(text: str) -> Path:
+    if not text.lower().endswith(_PLOT_SUFFIXES):
+        raise argparse.ArgumentTypeError(
+            f"{text} must end in {' or '.join(_PLOT_SUFFIXES)}; --svg FILE needs no matplotlib"
         )
     return Path(text)
 
@@ -126,11 +142,12 @@ def _sampled(schedule: Schedule, max_steps: int) -> dict[int, float]:
 
 
 def _write_picture(path: Path, schedule: Schedule, max_steps: int, title: str) -> None:
-    from launcher.cli._plot import svg
+    from launcher.cli._plot import svg, with_matplotlib
 
+    draw = with_matplotlib if path.suffix.lower() in _PLOT_SUFFIXES else svg
     values = list(_sampled(schedule, max_steps).values())
     try:
-        svg(values, max_steps, title, path)
+        draw(values, max_steps, title, path)
     except OSError as error:
         raise TrainctlError(f"cannot write {path}: {error.strerror}") from error
     print(f"wrote {path}", file=sys.stderr)

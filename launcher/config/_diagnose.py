@@ -210,9 +210,7 @@ def unknown_key(key: str, mapping: Any, value: str = "") -> str:
 def _unknown_in(group: str, field: str, values: dict[Any, Any], advice: str) -> str:
     """Return which other kind of a group has a field, or the existing fields."""
     if others := other_kinds_with(group, field, values.get("kind")):
-        named = " and ".join(f"{group}={other}" for other in others)
-        verb = "have" if len(others) > 1 else "has"
-        return f"no such setting of {group}={values.get('kind')}; {named} {verb} it"
+        return f"no such setting{others}"
     return f"no such setting; {advice or f'{group} has: ' + ', '.join(map(str, values))}"
 
 

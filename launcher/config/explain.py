@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from launcher.config import derive
+from launcher.config._diagnose import unknown_key
 from launcher.config._provenance import Origin
 from launcher.config.fields import field_at
 from launcher.config.load import LoadedConfig, load_config
@@ -19,7 +20,6 @@ from launcher.config.problems import leaves
 from launcher.config.resume_rules import rule_of
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
-from launcher.suggest import closest_keys, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,7 @@ def explain(loaded: LoadedConfig, key: str) -> Explanation:
     found: Any = values
     for part in key.split("."):
         if not isinstance(found, dict) or part not in found:
-            hint = did_you_mean(closest_keys(key, _keys(values)))
-            raise ConfigError([Problem(key, f"no such setting{hint}")])
+            raise ConfigError([Problem(key, unknown_key(key, values))])
         found = found[part]
     return Explanation(
         key,
@@ -83,16 +82,6 @@ def _on_resume(key: str) -> str:
         "impossible": "cannot change",
     }
     return f"{verdict[kind]}: {reason}"
-
-
-def _keys(values: Any, prefix: str = "") -> list[str]:
-    if not isinstance(values, dict):
-        return []
-    return [
-        found
-        for key, value in values.items()
-        for found in (f"{prefix}{key}", *_keys(value, f"{prefix}{key}."))
-    ]
 
 
 ABSENT = object()

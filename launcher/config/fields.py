@@ -14,6 +14,8 @@ from launcher.contracts import GROUPS
 from launcher.errors import ConfigError
 from launcher.registry import kinds, option_class
 
+_SHOWN = 5
+
 
 def settings_at(
     root: type[BaseModel], mapping: Any, parts: Sequence[str | int]
@@ -44,13 +46,19 @@ def field_at(root: type[BaseModel], mapping: Any, key: str) -> FieldInfo | None:
     return settings.model_fields.get(last) if settings else None
 
 
-def other_kinds_with(group: str, field: str, kind: object) -> list[str]:
-    """The kinds of a group, but for one, that have a field."""
-    return [
-        other
+def other_kinds_with(group: str, field: str, kind: object) -> str:
+    """Return the message that other kinds of a group have a field; "" if none has."""
+    others = [
+        f"{group}={other}"
         for other in kinds(group)
         if other != kind and field in option_class(group, other).model_fields
     ]
+    if not others:
+        return ""
+    if len(others) > _SHOWN:
+        others = [*others[:_SHOWN], f"{len(others) - _SHOWN} more"]
+    named = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
+    return f" of {group}={kind}; {named} {'have' if len(others) > 1 else 'has'} it"
 
 
 def _option_class(group: str, mapping: Any) -> type[BaseModel] | None:

@@ -111,9 +111,7 @@ def _unknown(
         hint = f"; there are: {', '.join(known)}" if known else ""
         if len(parents) == 1 and parents[0] in GROUPS:
             group, chosen = str(parents[0]), mapping[parents[0]].get("kind")
-            if others := other_kinds_with(group, str(last), chosen):
-                named = " and ".join(f"{group}={other}" for other in others)
-                hint = f" of {group}={chosen}; {named} {'have' if len(others) > 1 else 'has'} it"
+            hint = other_kinds_with(group, str(last), chosen) or hint
         return location, f"{UNKNOWN}{hint}", ()
     return location, f"{UNKNOWN}{did_you_mean(found)}", found
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -151,7 +152,8 @@ def test_what_only_the_size_of_the_data_shows_has_its_origin_too(
         (["--at", "x"], "'x' are no steps; write --at 0,100,500"),
         (["--at=-1"], "steps start at 0"),
         (["--at", "9" * 99], "no run has 1.000e+99 steps"),
-        (["--svg", "lr.PNG"], "lr.PNG is no name for an SVG; write --svg lr.svg"),
+        (["--svg", "lr.PNG"], "lr.PNG is no name for an SVG; write --svg lr.svg or --plot lr.PNG"),
+        (["--plot", "lr.jpeg"], "lr.jpeg must end in .png or .pdf; --svg FILE needs no matplotlib"),
         (["--num-samples", "0"], "'0' is no number of samples"),
         (["--svgs", "x"], "did you mean '--svg'?"),
         (["scheduler.warmup_steps=7"], "is 7, but the whole run has 6 steps"),
@@ -169,6 +171,19 @@ def test_a_folder_that_is_not_there_is_an_error(
 ) -> None:
     assert main(["lr", *SMALL, "--svg", str(tmp_path / "no" / "lr.svg")]) == 1
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_pictures_of_matplotlib_or_the_extra_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "lr.png"
+    installed = find_spec("matplotlib") is not None
+    assert main(["lr", *SMALL, "--plot", str(picture)]) == (0 if installed else 2)
+    if installed:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    else:
+        assert "pip install 'trainctl[plots]'" in capsys.readouterr().err
+        assert not picture.exists()
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:

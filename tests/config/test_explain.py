@@ -42,6 +42,10 @@ def test_nested_settings_have_their_own_field(packaged: LoadedConfig) -> None:
 
 
 def test_a_key_that_is_not_there(packaged: LoadedConfig) -> None:
+    with pytest.raises(ConfigError, match=r"no such setting; optimizer has: kind, lr, "):
+        explain(packaged, "optimizer.nothing")
+    with pytest.raises(ConfigError, match=r"of scheduler=cosine; scheduler=.* have it"):
+        explain(packaged, "scheduler.gamma")
     with pytest.raises(ConfigError, match=r"optimizer\.l: no such setting; did you mean"):
         explain(packaged, "optimizer.l")
     with pytest.raises(ConfigError):
