@@ -3,7 +3,7 @@
     TrainctlError
     ├── UsageError         2   the command line has words that the verb does not accept
     ├── ConfigError        2   every problem at once: key, what is wrong, what to do, who set it
-    ├── LaunchError        3   the world cannot be built: run directory, lock, ports, devices
+    ├── LaunchError        3   the run cannot be started: its directory, lock, ports, devices
     ├── NonFinite         10   loss or gradient norm is not finite; the weights are untouched
     │   └── Diverged      10   the weights are not finite, or all updates are skipped
     ├── OutOfMemory       11   the device is full; what would fit

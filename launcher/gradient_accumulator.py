@@ -1,8 +1,5 @@
 """Gradient accumulation for custom training loops, weighted by targets as in trainctl's engines.
 
-The engines themselves divide each loss before its backward pass, because they know the window's
-number of targets in advance; a custom loop often learns it with the last micro-batch.
-
 >>> accumulator = GradientAccumulator(module.parameters())
 >>> for number, (inputs, labels) in enumerate(micro_batches, start=1):
 ...     loss_sum = cross_entropy(module(inputs), labels, ignore_index=-100, reduction="sum")
@@ -33,6 +30,8 @@ class GradientAccumulator:
     device.
     """
 
+    # Engines divide each loss before its backward pass, because they know the window's number of
+    # targets in advance; a custom loop often learns it with the last micro-batch.
     # Sums, not a mean of means, which would give a target in a short micro-batch more weight than
     # one in a long one. The interface (add, gradients, step, reset) is that of transformers'
     # TensorFlow GradientAccumulator, which leaves the division to the caller.

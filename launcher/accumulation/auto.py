@@ -75,11 +75,7 @@ class Auto(AccumulationOption):
         return LargestPlan(largest, share // largest, ranks, seq_len)
 
     def candidates(self, *, seq_len: int, ranks: int) -> Sequence[int]:
-        """Return the candidates, the smallest (1) first.
-
-        Raises:
-            ValueError: The ranks cannot share the global batch evenly.
-        """
+        """Return the candidates, from 1; ValueError if ranks cannot share the batch evenly."""
         share = self._share(seq_len, ranks)
         # Divisors of a rank's share only: a smaller micro-batch then changes the number of
         # accumulated micro-batches, and nothing that the run computes.

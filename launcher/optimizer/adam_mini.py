@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class AdamMini(Moments):
     """AdamW with one second moment per block: half of Adam's state.
 
-    Blocks: a head of the query and key projections; a row of every other matrix (a token of
-        embeddings and head, an output neuron elsewhere); a whole vector; each element of a bias.
+    Blocks: a head of query and key projections, a row of other matrices, a vector, each element of
+    a bias.
 
     Source: Zhang et al. 2024, arXiv:2406.16793, algorithms 1 and 3, and its package adam-mini
     1.1.1.

@@ -80,6 +80,7 @@ class GreedyClimb(Schedule):
         # One score that is not finite must not count against all whose mean it would be in.
         if option.smooth and math.isfinite(score):
             score = self._smoothed(new, score)
+        # In GreedyLR's order: evaluations in a cooldown do not shorten the pause after a rise.
         for wait in ("cooldown", "pause"):
             if new[wait] > 0:
                 return new | {wait: new[wait] - 1, "good": 0, "bad": 0}

@@ -26,6 +26,7 @@ class LinearRamp(WarmedUp):
 
     @override
     def after_warmup(self, peak_lr: float, warmup: int, horizon: Horizon) -> Schedule:
+        # torch's LinearLR multiplies the last rate; this form does not accumulate rounding errors.
         start, rise = self.start_factor, self.end_factor - self.start_factor
         steps = (
             max(1, horizon.max_steps - warmup)

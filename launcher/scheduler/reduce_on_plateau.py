@@ -54,6 +54,7 @@ class Plateau(Schedule):
             bad, cooldown = 0, cooldown - 1
         if bad > option.patience:
             lower = max(lr * option.factor, option.min_lr)
+            # As in torch, a change that is ignored starts the cooldown too.
             if lr - lower > option.eps:
                 lr = lower
             bad, cooldown = 0, option.cooldown

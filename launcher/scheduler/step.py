@@ -32,5 +32,6 @@ class Step(WarmedUp):
                 f"is {describe(self.step_size, size)}, but the run has {steps} steps after its "
                 "warm-up: the rate would never fall; shorten step_size or choose constant",
             )
+        # torch multiplies the last rate; a power gives any step without the ones before it.
         gamma = self.gamma
         return Curve(peak_lr, lambda step: gamma ** (step // size))

@@ -66,6 +66,7 @@ class WarmupStableDecay(MinLrSchedule):
 
     @override
     def ramp(self, peak_lr: float, warmup: int) -> Factor:
+        # From the minimum, not from 0 as in other kinds: so does `get_wsd_schedule`.
         minimum = self.min_factor(peak_lr)
         rise, power = _RISES[self.warmup_type], self.warmup_power
 
@@ -116,6 +117,7 @@ class WarmupStableDecay(MinLrSchedule):
         elif self.stable_steps is not None:
             stable = resolve("stable_steps", self.stable_steps, horizon)
         else:
+            # Never negative: the check below names all three lengths.
             stable = max(0, horizon.max_steps - warmup - decay)
         if warmup + stable + decay > horizon.max_steps:
             raise ScheduleError(

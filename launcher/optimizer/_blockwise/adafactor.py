@@ -29,15 +29,10 @@ from launcher.optimizer.adafactor import relative_step
 
 
 class AdafactorOptimizer(PerTensor):
-    """Adafactor over buckets and blocks; options are those of the kind `adafactor`.
+    """Adafactor over buckets and blocks; options are those of the kind `adafactor`."""
 
-    State, in float32 (float64 for float64 parameters): of parameters of two dims or more
-    `exp_avg_sq_row` and `exp_avg_sq_col`, each without one of the last two dims; of others
-    `exp_avg_sq`; with `beta1` also `exp_avg`.
-
-    Source: Shazeer & Stern 2018, arXiv:1804.04235, algorithms 4 to 6; where the paper is silent, as
-        `transformers.optimization.Adafactor` does it.
-    """
+    # Shazeer & Stern 2018, arXiv:1804.04235, algorithms 4 to 6; where the paper is silent, as
+    # `transformers.optimization.Adafactor` does it.
 
     # Three passes over the gradient: for the means of rows and columns, for the size of the update
     # (which clips it), to apply it. The first two end in sums that other ranks may complete.
@@ -82,10 +77,8 @@ class AdafactorOptimizer(PerTensor):
         )
 
     def internal_lr(self) -> list[Tensor | None]:
-        """Return the factor of the last update of each group's first parameter; None before it.
-
-        Shape () each, on the device. Transformers' `AdafactorSchedule` reports the same.
-        """
+        """Return the last learning rate of each group's first parameter, shape (); None before."""
+        # Transformers' `AdafactorSchedule` reports the same.
         found = []
         for group in self.param_groups:
             param = group["params"][0]
@@ -128,6 +121,7 @@ class AdafactorOptimizer(PerTensor):
 
     @override
     def _layout(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        # In float32 for 16-bit parameters too: means of squares have few digits to spare.
         shape = self._whole_shape(param)
         like = torch.empty(param.shape, dtype=compute_dtype(param), device="meta")
         mean = {"exp_avg": like} if group["beta1"] is not None else {}

@@ -27,14 +27,7 @@ TINY_MATRIX = 16
 
 @dataclass(slots=True)
 class Moments:
-    """Second moments of the matrices of a span.
-
-    Attributes:
-        span: The matrices.
-        row: Means of rows. Shape (K, R).
-        column: Means of columns. Shape (K, C).
-        mean: Means of `row`. Shape (K, 1).
-    """
+    """Second moments of a span's matrices: means of rows (K, R), columns (K, C), all (K, 1)."""
 
     span: Span
     row: Tensor

@@ -17,13 +17,9 @@ from launcher.optimizer._blockwise.per_tensor import PerTensor, Shapes, Sums
 
 
 class LambOptimizer(PerTensor):
-    """LAMB over buckets and blocks; options are those of the kind `lamb`.
+    """LAMB over buckets and blocks; options are those of the kind `lamb`."""
 
-    State, in float32 (float64 for float64 parameters): `exp_avg` and `exp_avg_sq`.
-
-    Source: You et al. 2019, arXiv:1904.00962, algorithm 2, with the identity for φ; options as in
-        timm's `Lamb`.
-    """
+    # You et al. 2019, arXiv:1904.00962, algorithm 2, with the identity for φ.
 
     def __init__(
         self,

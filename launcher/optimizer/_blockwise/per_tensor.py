@@ -84,12 +84,8 @@ class PackedSums:
 class PerTensor(BaseOptimizer):
     """Steps buckets of parameters of the same shape; shards in lockstep, with few collectives.
 
-    Args:
-        params: Parameters or parameter groups, as torch's optimizers take them.
-        defaults: Default options of the groups.
-        sharding: Description of the parameters as shards.
-        small_elements: Elements of the largest tensor that shares a bucket.
-        block_elements: Elements of a block of a larger tensor; None for what suits the device.
+    Tensors of up to `small_elements` share buckets; larger ones are divided into blocks of
+    `block_elements`, by default a size that fits the device's cache.
     """
 
     # An update is a generator: it sums over the elements it has, yields the sums, and continues as
@@ -133,17 +129,10 @@ class PerTensor(BaseOptimizer):
     def _update(
         self, bucket: Bucket, step: int, group: Mapping[str, Any], scratch: Scratch
     ) -> Iterator[Sums]:
-        """Update a bucket whose parameters all have gradients.
-
-        Args:
-            bucket: The parameters and their state.
-            step: Number of this step, from 1.
-            group: Options of the parameters' group.
-            scratch: Source of temporary memory.
+        """Update a bucket whose parameters all have gradients; `step` counts from 1.
 
         Yields:
-            Sums over the elements of this rank, which are those over all ranks when the update
-            continues.
+            Sums over this rank's elements; they are over all ranks when the update continues.
         """
 
     @override

@@ -29,12 +29,10 @@ class StableAdamWOptimizer(PerTensor):
     """AdamW whose learning rate is divided by the size of the update, where that is above 1.
 
     The size is the root mean square of gradients over roots of second moments. Options are those of
-    the kind `stable_adamw`. State, in the parameter's dtype: `exp_avg`, `exp_avg_sq`, and `kahan`,
-    the rounding error that the parameter carries.
-
-    Source: Wortsman et al. 2023, arXiv:2304.13013, algorithm 2; max_lr, decouple_lr and Kahan
-        summation as in torch-optimi.
+    the kind `stable_adamw`.
     """
+
+    # Wortsman et al. 2023, arXiv:2304.13013, algorithm 2; the rest as in torch-optimi.
 
     def __init__(
         self,
