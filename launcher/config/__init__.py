@@ -1,9 +1,9 @@
-"""From the command line and YAML to one frozen `RunConfig`: composing, validating, explaining.
+"""Compose, validate and explain a config: from command line and YAML to one frozen `RunConfig`.
 
 `load.load_config` is the only entry: Hydra composes (`compose`), the option classes that
 `launcher.registry` finds validate (`schema`), and `rules` collects the problems of the whole
-config, most of them from `Option.problems`. A `ConfigError` carries every problem, with the file
-and line or the word that set it. `derive` computes derived values, such as the number of steps.
+config, most of them from `Option.problems`. A `ConfigError` has every problem, each with the file
+and line, or the word, that set it. `derive` computes derived values, such as the number of steps.
 Ranks read config.json with `schema.RunConfig` and never import Hydra; nothing here imports torch at
 module level.
 

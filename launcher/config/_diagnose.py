@@ -1,4 +1,4 @@
-"""Problems from the errors of Hydra, OmegaConf and YAML: the word or line, the cause, the fix."""
+"""Convert errors of Hydra, OmegaConf and YAML to problems: word or line, cause, fix."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 _CHOICES = (*GROUPS, "recipe")
 
 
-def _said_by(word: Override) -> str:
+def _origin_of(word: Override) -> str:
     return f"{COMMAND_LINE}: {word.input_line}"
 
 
 def unparsable(word: str, error: BaseException) -> Problem:
-    """Report a word that is not in Hydra's grammar."""
     from launcher.config.schema import RunConfig
 
     origin = f"{COMMAND_LINE}: {word}"
@@ -56,7 +55,7 @@ def unparsable(word: str, error: BaseException) -> Problem:
 
 
 def _other_notation(word: str) -> str:
-    """Return a word in the notation of Python or of another tool as Hydra has it; "" if unknown."""
+    """Return a word in the notation of Python or another tool in Hydra's, or ""."""
     if match := re.fullmatch(r"([\w.]+)=\(([^()]*)\)", word):
         return f"{match[1]}=[{match[2].rstrip(', ')}]"
     if match := re.fullmatch(r"([\w.]+)(?:==|:=|:)([^=:,]+)", word):
@@ -67,7 +66,6 @@ def _other_notation(word: str) -> str:
 
 
 def sweep(word: str, parsed: Override) -> Problem:
-    """Report several values where one run needs one."""
     key = parsed.key_or_group
     value = word.partition("=")[2]
     message = "has several values; run one job for each with -m"
@@ -81,7 +79,6 @@ def sweep(word: str, parsed: Override) -> Problem:
 
 
 def not_on_resume(word: Override) -> Problem | None:
-    """Report a word that is allowed only for a new run."""
     key = word.key_or_group
     if key == "recipe" or word.is_hydra_override():
         message = "can only be given when a run starts; name the settings that should change"
@@ -89,11 +86,11 @@ def not_on_resume(word: Override) -> Problem | None:
         message = "a run needs every group; choose another option instead"
     else:
         return None
-    return Problem(key, message, _said_by(word))
+    return Problem(key, message, _origin_of(word))
 
 
 def bad_option(word: Override, loader: Loader) -> Problem | None:
-    """Return the problem of choosing a group's option, as far as it shows in the word alone."""
+    """Return the problem of a choice of a group's option that is visible in the word, if any."""
     group, value = word.key_or_group, word.value()
     speaks_to_hydra = word.is_hydra_override() and "." in group
     if speaks_to_hydra or (word.is_delete() and value is None):
@@ -111,11 +108,11 @@ def bad_option(word: Override, loader: Loader) -> Problem | None:
         message = _no_option(group, value, loader)
     else:
         return None
-    return Problem(group, message, _said_by(word))
+    return Problem(group, message, _origin_of(word))
 
 
 def _hidden(option: str) -> bool:
-    """Return True if a name leads out of its group, or to a part that only other files include."""
+    """Return True if a name leaves its group, or names a file that only other files include."""
     return any(part == ".." or part.startswith("_") for part in option.split("/"))
 
 
@@ -130,7 +127,7 @@ def _no_option(group: str, value: str, loader: Loader) -> str:
 
 
 def bad_word(word: Override, error: BaseException, loader: Loader) -> list[Problem]:
-    """Report a group's option that Hydra cannot merge: the word or the file is wrong."""
+    # Either the word or the file that it names may be wrong; Hydra's error does not tell.
     key = word.key_or_group
     file = _file(loader, f"{key}/{word.value()}")
     if file and (problems := _bad_file(file, error, loader)):
@@ -142,12 +139,12 @@ def bad_word(word: Override, error: BaseException, loader: Loader) -> list[Probl
         message = _no_option(group, value, loader)
     else:
         message = _first_lines(error)
-    return [Problem(key, message, _said_by(word))]
+    return [Problem(key, message, _origin_of(word))]
 
 
 def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
-    """Report a value that cannot be set, usually because its key does not exist."""
-    origin = _said_by(word)
+    """Return the problem of a value that cannot be set, usually because the key does not exist."""
+    origin = _origin_of(word)
     key = word.key_or_group
     if isinstance(word.value(), dict):
         key = str(getattr(error.__cause__, "full_key", None) or key)
@@ -164,20 +161,20 @@ def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
 
 
 def needed(word: Override, cfg: DictConfig) -> Problem | None:
-    """Report the deletion of a required setting; only keys of a free mapping can be deleted."""
+    """Return the problem of deleting a required setting, if it is one."""
     from launcher.config.schema import RunConfig
 
     key = word.key_or_group
+    # Only keys of a free mapping have no field, and can be deleted.
     field = field_at(RunConfig, OmegaConf.to_container(cfg, resolve=False), key)
     if field is None:
         return None
     nullable = type(None) in get_args(field.annotation)
     hint = f"; write {key}=null to switch it off" if nullable else ""
-    return Problem(key, f"cannot be left out{hint}", _said_by(word))
+    return Problem(key, f"cannot be left out{hint}", _origin_of(word))
 
 
 def no_groups(config_name: str, loader: Loader) -> Problem:
-    """Report a primary config that does not include `config`."""
     file = _file(loader, config_name)
     return Problem(
         "",
@@ -188,7 +185,7 @@ def no_groups(config_name: str, loader: Loader) -> Problem:
 
 
 def unknown_key(key: str, mapping: Any, value: str = "") -> str:
-    """Return the message about a key that a composed config does not have."""
+    """Return the message for a key that a composed config does not have."""
     from launcher.config.schema import RunConfig
 
     known = [*_keys(mapping), *_CHOICES]
@@ -196,6 +193,8 @@ def unknown_key(key: str, mapping: Any, value: str = "") -> str:
     field = field_at(RunConfig, mapping, parent) if parent in known else None
     if field is not None and "dict[" in str(field.annotation):
         return f"is not there yet; add it with +{key}=VALUE"
+    # Names of other tools before similar ones: `learning_rate` is meant for `optimizer.lr`,
+    # whatever it resembles.
     if advice := instead_of_key(key, value):
         return f"no such setting; {advice}"
     if found := closest_keys(key, known):
@@ -208,7 +207,7 @@ def unknown_key(key: str, mapping: Any, value: str = "") -> str:
 
 
 def _unknown_in(group: str, field: str, values: dict[Any, Any], advice: str) -> str:
-    """Return which other kind of a group has a field, or the existing fields."""
+    """Return the message for a field that a group's kind does not have."""
     if others := other_kinds_with(group, field, values.get("kind")):
         return f"no such setting{others}"
     return f"no such setting; {advice or f'{group} has: ' + ', '.join(map(str, values))}"
@@ -217,7 +216,7 @@ def _unknown_in(group: str, field: str, values: dict[Any, Any], advice: str) -> 
 def bad_files(
     error: BaseException, loader: Loader, config_name: str, chosen: Sequence[Override]
 ) -> list[Problem]:
-    """Return the problems of the YAML files, when no word is the cause."""
+    """Return the problems of the YAML files, if no word is the cause."""
     paths = [config_name]
     paths += re.findall(r"[Ii]n '([^'\n]+)'", str(error))
     paths += [f"{word.key_or_group}/{word.value()}" for word in chosen if word.value()]
@@ -232,6 +231,7 @@ def bad_files(
             hint = f"; write --config-dir {folder} --config-name {name}"
         hint = hint or f"; there are: {', '.join(options)}"
         return [Problem("", f"there is no primary config {config_name!r}{hint}", "--config-name")]
+    # The files that the error names first. Hydra's errors of YAML often name none: then all.
     files = [file for path in dict.fromkeys(paths) if (file := _file(loader, path))]
     for file in [*files, *_every_file(loader)]:
         if problems := _bad_file(file, error, loader):
@@ -240,8 +240,9 @@ def bad_files(
 
 
 def _bad_file(file: ConfigFile, error: BaseException, loader: Loader) -> list[Problem]:
-    """Return the problems of one file, if it can be why composing failed."""
+    """Return the problems of a file that may be why composing failed."""
     try:
+        # Parsed again, because Hydra's errors have no line.
         root = yaml.compose(file.text(), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as invalid:
         return [_invalid(file, invalid)]
@@ -277,7 +278,7 @@ def _every_file(loader: Loader) -> Iterator[ConfigFile]:
 
 
 def _bad_defaults(root: yaml.Node | None, file: ConfigFile, loader: Loader) -> Iterator[Problem]:
-    """Return the items of a file's defaults list that match no file."""
+    """Yield the problems of a file's defaults list."""
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     folder = file.config_path.rpartition("/")[0]
     for key, value in pairs:
@@ -322,7 +323,7 @@ def _bad_item(item: yaml.Node, folder: str, loader: Loader) -> Iterator[str]:
 
 
 def _first_lines(error: BaseException) -> str:
-    """Return the text of an exception of Hydra, without the advice that does not apply here."""
+    """Return the text of an exception of Hydra, without advice that does not apply here."""
     texts = [str(error), str(error.__cause__ or "")]
     lines = [line.strip() for text in texts for line in text.splitlines()]
     useful = [
@@ -340,7 +341,7 @@ def _first_lines(error: BaseException) -> str:
 
 
 def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
-    """Return the dotted keys of all values and mappings of a config."""
+    """Yield the dotted keys of all values and mappings of a config."""
     if OmegaConf.is_config(cfg):
         cfg = OmegaConf.to_container(cfg, resolve=False)
     if isinstance(cfg, dict):

@@ -1,10 +1,4 @@
-"""Additions to Hydra: the search path of YAML, and recipes/ as the group `recipe`.
-
-First match wins: the user's folders, conf/, recipes/, then what installed packages bring by entry
-points of the group `trainctl.conf` (`paths.extension_folders`). Unlike with Hydra's own
---config-dir, a user's folder comes before the packaged one, so that its files may replace packaged
-ones.
-"""
+"""Additions to Hydra: the search path of YAML, and recipes/ as the group `recipe`."""
 
 from __future__ import annotations
 
@@ -29,13 +23,15 @@ from typing_extensions import override
 from launcher.config.paths import CONF, RECIPES, extension_folders
 from launcher.errors import ConfigError, Problem
 
+# The first match wins: the user's folders, conf/, recipes/, then those of installed packages. With
+# Hydra's own --config-dir a user's file could not replace a packaged one.
 VARIABLE = "TRAINCTL_CONFIG_DIR"
 
 _user_folders: ContextVar[tuple[Path, ...]] = ContextVar("_user_folders", default=())
 
 
 class TrainctlSearchPath(SearchPathPlugin):
-    """Puts the user's folders before conf/, recipes and extensions after it."""
+    """Adds the user's folders before conf/, and recipes and extensions after it."""
 
     @override
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
@@ -50,7 +46,7 @@ class TrainctlSearchPath(SearchPathPlugin):
 
 
 class RecipeSource(ConfigSource):
-    """A folder of YAML shown as the config group `recipe`."""
+    """Folder of YAML as the config group `recipe`."""
 
     def __init__(self, provider: str, path: str) -> None:
         super().__init__(provider, path)
@@ -91,7 +87,7 @@ class RecipeSource(ConfigSource):
 
 
 def _inside(config_path: str) -> str | None:
-    """`recipe/llm/sft` -> `llm/sft`; None when the path is of another group."""
+    """Return `llm/sft` for `recipe/llm/sft`; None for a path of another group."""
     group, _, rest = config_path.partition("/")
     return rest if group == "recipe" else None
 
@@ -102,14 +98,8 @@ def _is_conf(path: str) -> bool:
 
 @contextmanager
 def search_path_of(config_dirs: Sequence[str | Path]) -> Iterator[None]:
-    """Add the folders of YAML to every search path that Hydra makes in this context.
-
-    Args:
-        config_dirs: The user's folders; those in $TRAINCTL_CONFIG_DIR follow them.
-
-    Raises:
-        ConfigError: A folder does not exist.
-    """
+    """Add the user's folders of YAML, then $TRAINCTL_CONFIG_DIR, to Hydra's search path."""
+    # By a context variable, because Hydra creates the plugins itself, without arguments.
     token = _user_folders.set(_existing(config_dirs))
     for plugin in (RecipeSource, TrainctlSearchPath):
         Plugins.instance().register(plugin)
@@ -120,17 +110,17 @@ def search_path_of(config_dirs: Sequence[str | Path]) -> Iterator[None]:
 
 
 def _existing(config_dirs: Sequence[str | Path]) -> tuple[Path, ...]:
-    wanted = [(Path(folder), "--config-dir") for folder in config_dirs]
+    sources = [(Path(folder), "--config-dir") for folder in config_dirs]
     listed = os.environ.get(VARIABLE, "").split(os.pathsep)
-    wanted += [(Path(folder), VARIABLE) for folder in listed if folder]
+    sources += [(Path(folder), VARIABLE) for folder in listed if folder]
     problems = [
         Problem("", f"the config folder {str(folder)!r} does not exist", source)
-        for folder, source in wanted
+        for folder, source in sources
         if not folder.is_dir()
     ]
     if problems:
         raise ConfigError(problems)
-    return tuple(folder.absolute() for folder, _ in wanted)
+    return tuple(folder.absolute() for folder, _ in sources)
 
 
 def base() -> dict[str, Any]:

@@ -1,11 +1,4 @@
-"""Hydra's own settings that a config may contain, and the keys that name code to run.
-
-Hydra executes the settings of its `hydra` node before any job's config is validated: logging
-configs and callbacks call what they name, `env_set` sets variables of the process, a search path
-`pkg://x` imports x. So only settings that are plain data are allowed. They are refused twice: where
-a file or a word writes them (`refusal`, with the origin), and in what Hydra composed
-(`CheckedLoader`), since which files the jobs of a sweeper read is only known when Hydra reads them.
-"""
+"""Hydra's own settings that a config may contain, and keys that name code to run."""
 
 from __future__ import annotations
 
@@ -24,14 +17,20 @@ from launcher.config._interpolation import ONLY_ALIASES, has_resolver
 from launcher.config.problems import leaves
 from launcher.errors import ConfigError, Problem
 
+# Hydra executes the settings of its `hydra` node before any job's config is validated: logging
+# configs and callbacks call what they name, `env_set` sets variables of the process, a search path
+# `pkg://x` imports x. So only plain data is allowed. It is checked twice: where a file or a word
+# writes it (`refusal`, with the origin), and in the composed config (`CheckedLoader`), because the
+# files of a sweeper's jobs are known only when Hydra reads them.
+
 # `hydra.utils.instantiate` calls what the first two name, `logging.config` what the last does.
 CODE_KEYS = frozenset({"_target_", "_args_", "()"})
 NO_CODE = "a config cannot name code to run"
 NOT_ALLOWED = "cannot be set in trainctl"
 
-# Beginnings of the names of search path entries that are not Hydra's, a plugin's or conf/.
+# Prefixes of the names of search path entries that are not of Hydra, a plugin or conf/.
 FOREIGN = ("user", "recipes", "extension")
-# Hydra's own outputs are switched off: a run directory is written by trainctl alone.
+# Switch off Hydra's outputs: only trainctl writes a run directory.
 QUIET: dict[str, Any] = {
     "hydra.job.name": "trainctl",
     "hydra.job.chdir": False,
@@ -87,7 +86,7 @@ def no_code(key: str) -> str:
 
 
 def code_key(value: Any) -> str | None:
-    """Return a key that names code, anywhere in a value; None if there is none."""
+    """Return a key that names code, anywhere in a value, if there is one."""
     if isinstance(value, Mapping):
         named = next((str(key) for key in value if str(key) in CODE_KEYS), None)
         return named or code_key([*value.values()])
@@ -97,18 +96,20 @@ def code_key(value: Any) -> str | None:
 
 
 def refusal(key: str, value: Any, *, chosen: bool = False) -> str | None:
-    """Return why a setting of Hydra's own must not be written; None where it may, or is not one.
+    """Return why a setting of Hydra is not allowed; None if it is allowed, or not Hydra's.
 
     Args:
-        key: The dotted key, or the group where an option is chosen.
-        value: What is written there.
-        chosen: True where an option of a group is chosen.
+        key: Dotted key, or a group.
+        value: Its value.
+        chosen: True if an option of a group is chosen.
     """
     if re.split(r"[./@]", key)[0] != "hydra":
         return None
     if chosen or "/" in key:
         plain = _GROUPS.fullmatch(key) and isinstance(value, str)
         return None if plain else _instead(key.replace("/", "."))
+    # A list of what is allowed, and not of what is dangerous: a new version of Hydra or of a plugin
+    # may add settings that run code.
     for leaf, each in leaves({key: value}):
         if leaf not in _ALLOWED and not leaf.startswith(_ALLOWED_BELOW):
             return _instead(leaf)
@@ -123,7 +124,7 @@ def _instead(key: str) -> str:
 
 
 def _not_plain(value: Any) -> str | None:
-    """Return what is wrong with a value of an allowed key: data on one line is plain."""
+    """Return why a value of an allowed key is not plain data on one line, or None."""
     if found := code_key(value):
         return no_code(found)
     for text in _texts(value):
@@ -146,7 +147,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 class NoSearchPathLoader(ConfigLoaderImpl):  # type: ignore[misc] # Hydra types only its public names
-    """Hydra's loader without `hydra.searchpath`, which would import the packages that it names."""
+    """Hydra's loader without `hydra.searchpath`, which imports the packages that it names."""
 
     @override
     def _process_config_searchpath(
@@ -155,10 +156,9 @@ class NoSearchPathLoader(ConfigLoaderImpl):  # type: ignore[misc] # Hydra types 
 
 
 class CheckedLoader(NoSearchPathLoader):
-    """A loader for hydra.main: what differs from the packaged settings must be allowed.
+    """Loader for hydra.main, which checks all that differs from Hydra's packaged settings."""
 
-    Every composition passes here before Hydra acts on it, those of a sweeper's jobs too.
-    """
+    # Every composition is done here before Hydra uses it, also of the jobs of a sweeper.
 
     @override
     def load_configuration(
@@ -190,7 +190,7 @@ class CheckedLoader(NoSearchPathLoader):
                 yield Problem(key, problem)
 
     def _packaged(self) -> NoSearchPathLoader:
-        """Return a loader without the user's and third parties' folders of YAML."""
+        """Return a loader without the folders of the user and of third parties."""
         path = deepcopy(self.config_search_path)
         elements = path.get_path()
         elements[:] = [each for each in elements if not each.provider.startswith(FOREIGN)]

@@ -1,4 +1,4 @@
-"""Resolve plain aliases `${a.b}`; refuse interpolations that compute or read the environment."""
+"""Resolve plain aliases `${a.b}`; refuse all other interpolations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from launcher.config.problems import NO_VALUE, leaves
 from launcher.errors import Problem
 from launcher.suggest import closest_keys, did_you_mean
 
+# Resolvers compute, read the environment, and can be registered by any imported package: then a
+# YAML file would mean different things on two machines.
 _UNESCAPED = r"(?<!\\)(?:\\\\)*"  # an even number of backslashes escape each other
 _ANY = re.compile(_UNESCAPED + r"\$\{")
 _ALIAS = re.compile(_UNESCAPED + r"\$\{\s*(\.*[\w-]+(?:\.[\w-]+|\[\w+\])*)\s*\}")
@@ -23,7 +25,7 @@ Path = tuple[str | int, ...]
 
 
 def resolved(cfg: DictConfig, problems: list[Problem]) -> dict[str, Any]:
-    """Return the values of a composed config; None, and a problem, where one cannot be resolved."""
+    """Return the values of a composed config, and add a problem for each unresolvable one."""
     raw = OmegaConf.to_container(cfg, resolve=False)
     bad = {path: problem for path, value in _texts(raw) if (problem := _problem(path, value, raw))}
     if not bad:
@@ -31,6 +33,7 @@ def resolved(cfg: DictConfig, problems: list[Problem]) -> dict[str, Any]:
             return _plain(OmegaConf.to_container(cfg, resolve=True))
         except (OmegaConfBaseException, RecursionError):
             bad = _unresolvable(raw)
+    # None in their place, so that the values of all other keys are still checked.
     problems += bad.values()
     for path in bad:
         _put_none(raw, path)
@@ -38,12 +41,12 @@ def resolved(cfg: DictConfig, problems: list[Problem]) -> dict[str, Any]:
 
 
 def has_resolver(text: str) -> bool:
-    """Return True if a text has an interpolation that is more than a plain alias."""
+    """Return True if a text has an interpolation other than a plain alias."""
     return _ANY.search(_ALIAS.sub("", text)) is not None
 
 
 def escaped(value: Any) -> Any:
-    """Resolved values, so that resolving them again leaves them as they are."""
+    """Escape `${` in resolved values, so that they are not resolved again."""
     if isinstance(value, Mapping):
         return {key: escaped(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -77,7 +80,7 @@ def _problem(path: Path, text: str, raw: Any) -> Problem | None:
 
 
 def _lookup(raw: Any, parts: list[str]) -> Any:
-    """Return the value at a key, wrapped so that None is a value; None if there is no such key."""
+    """Return a tuple with the value of a key; None if there is no such key."""
     for part in parts:
         if isinstance(raw, str) and "${" in raw:
             return (raw,)  # an alias of a mapping: only resolving it shows what it is
@@ -102,7 +105,7 @@ def _unresolvable(raw: Any) -> dict[Path, Problem]:
                 node = node[part]
         except (OmegaConfBaseException, RecursionError):
             bad[path] = _unresolvable_alias(path, text)
-    # A mapping may hold an alias of itself, which is found only when the whole mapping is resolved.
+    # A mapping with an alias of itself fails only when the whole mapping is resolved.
     return bad or {path: _unresolvable_alias(path, text) for path, text in aliases.items()}
 
 

@@ -23,13 +23,13 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One writer of a value.
+    """Writer of a value.
 
     Attributes:
-        key: What it wrote: a dotted key. A mapping is written leaf by leaf.
+        key: Dotted key of a leaf.
         where: `file:line`, or `command line`.
         text: The line, or the word.
-        is_preset: The file is one of the packaged presets.
+        is_preset: True for a packaged preset.
     """
 
     key: str
@@ -44,19 +44,14 @@ class Origin:
 
 @dataclass(slots=True)
 class Origins:
-    """Every writer in the order of writing; the last one wins.
-
-    Attributes:
-        written: The writers.
-        refused: What no config may have: code, settings that Hydra would execute, a defaults list
-            with a resolver.
-    """
+    """Every writer in the order of writing, and what no config may contain."""
 
     written: list[Origin] = field(default_factory=list)
     refused: list[Problem] = field(default_factory=list)
 
     def add_file(self, file: ConfigFile, package: str) -> None:
-        """A YAML file, merged at a dotted package."""
+        """Add the values of a YAML file that was merged at a dotted package."""
+        # Parsed a second time, because Hydra's result has no line numbers.
         text = file.text()
         root = yaml.compose(text, Loader=_LOADER)
         if not isinstance(root, yaml.MappingNode):
@@ -81,12 +76,12 @@ class Origins:
             self.refused.append(Problem(key, no_code(name), str(origin(key, node, value))))
 
     def add_word(self, word: str, key: str, value: Any) -> None:
-        """A word of the command line that sets a key, or everything in the mapping it gives."""
+        """Add a word of the command line that sets a key, or all keys of a mapping."""
         nested = dict(leaves({key: value}) if isinstance(value, Mapping) else [(key, value)])
         self.written += [Origin(leaf, COMMAND_LINE, word) for leaf in nested]
 
     def refuses(self, word: str, key: str, value: Any) -> bool:
-        """Return True, and keep the problem, if no config may have what a word sets."""
+        """Return True and add a problem if no config may contain the value of a word."""
         named = next((part for part in key.split(".") if part in CODE_KEYS), None)
         named = named or code_key(value)
         problem = no_code(named) if named else refusal(key, value)
@@ -100,9 +95,9 @@ class ConfigFile:
     """A YAML file in a folder.
 
     Attributes:
-        folder: Scheme and place of Hydra's config source, e.g. `file:///home/me/conf`.
-        config_path: Place in it without suffix, e.g. `optimizer/adamw`.
-        provider: Who brought the folder, as Hydra's search path names it.
+        folder: Hydra's config source, e.g. `file:///home/me/conf`.
+        config_path: Path in it without suffix, e.g. `optimizer/adamw`.
+        provider: Name of the folder in Hydra's search path.
     """
 
     folder: str
@@ -117,26 +112,27 @@ class ConfigFile:
 
     @property
     def shown(self) -> str:
-        """The file's name for messages."""
+        """Name of the file for messages."""
         return shown(self._place)
 
     @property
     def is_preset(self) -> bool:
-        """Return True if the file is a default of this or another package; a recipe is chosen."""
+        """True if the file is a preset of this or another package, and no recipe."""
         packaged = self.provider == "main" or self.provider.startswith("extension ")
         return packaged and not self.config_path.startswith("recipe/")
 
     def is_named(self, name: str) -> bool:
-        """Return True if a YAML parser names it so."""
+        """Return True if a YAML parser's mark names this file."""
         return str(self._place) == name
 
     def text(self) -> str:
-        """Return its text."""
+        """Return the text of the file."""
         return self._place.read_text(encoding="utf-8")
 
 
 def _between(lines: Sequence[str], start: yaml.Mark, end: yaml.Mark) -> str:
-    """The text between two marks, without comments behind it; an alias is marked elsewhere."""
+    """Return the text between two marks, without a comment after it."""
+    # The marks of an alias are those of its anchor, which may be above.
     if end.line <= start.line:
         line = lines[start.line]
         return line[start.column : end.column] if end.line == start.line else line.strip()
@@ -145,7 +141,7 @@ def _between(lines: Sequence[str], start: yaml.Mark, end: yaml.Mark) -> str:
 
 
 def _yaml_leaves(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """Dotted key, key node and value node of all that is not a mapping with something in it."""
+    """Yield dotted key, key node and value node of all but non-empty mappings."""
     for key_node, value_node in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
@@ -160,7 +156,7 @@ def _yaml_leaves(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, yam
 
 
 def _named_code(node: yaml.Node, prefix: str) -> Iterator[tuple[str, str, yaml.Node, yaml.Node]]:
-    """Last part, dotted key, key node and value node of every key that names code."""
+    """Yield last part, dotted key, key node and value node of every key that names code."""
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _named_code(item, f"{prefix}.{index}")
@@ -173,7 +169,7 @@ def _named_code(node: yaml.Node, prefix: str) -> Iterator[tuple[str, str, yaml.N
 
 
 def _plain(node: yaml.Node) -> Any:
-    """The texts in a node that is no mapping of leaves."""
+    """Return the texts of a scalar or a sequence."""
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item) for item in node.value]
     return node.value if isinstance(node, yaml.ScalarNode) else {}

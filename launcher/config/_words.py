@@ -1,8 +1,4 @@
-"""Words of a command line that are no valid overrides, and the correction.
-
-A shell splits at spaces, editors replace hyphens and quotes with typographic ones, and other tools
-take `key value` or `key: value`. Those words are found before Hydra parses the others.
-"""
+"""Find words of a command line that are no valid overrides, and correct them."""
 
 from __future__ import annotations
 
@@ -21,6 +17,9 @@ from launcher.errors import Problem
 if TYPE_CHECKING:
     from launcher.config.compose import Loader
 
+# A shell splits at spaces, editors replace hyphens and quotes by typographic ones, and other tools
+# take `key value` or `key: value`. Hydra's parser reports a position in the word, from which few
+# users find the cause.
 _DASHES = "‐‑‒–—―−"
 _QUOTES = {"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"}
 _PLAIN = str.maketrans({**dict.fromkeys(_DASHES, "-"), "\u00a0": " ", **_QUOTES})
@@ -30,7 +29,7 @@ _OPEN, _CLOSED = "([{", ")]}"
 
 
 def readable(overrides: Sequence[str], loader: Loader) -> tuple[list[str], list[Problem]]:
-    """Return the words that may be overrides, and a problem for each that was meant as one."""
+    """Return the words that may be overrides, and a problem for each other one."""
     left: list[str] = []
     problems: list[Problem] = []
     words = list(overrides)
@@ -48,7 +47,7 @@ def readable(overrides: Sequence[str], loader: Loader) -> tuple[list[str], list[
 
 
 def _meant(words: Sequence[str], before: Sequence[str], loader: Loader) -> tuple[int, str]:
-    """Return how many words belong together, and what to write instead; "" where nothing."""
+    """Return the number of words that belong together, and a correction or ""."""
     word = words[0]
     plain = word.translate(_PLAIN)
     dashed = word.startswith(tuple(_DASHES))
@@ -65,7 +64,7 @@ def _meant(words: Sequence[str], before: Sequence[str], loader: Loader) -> tuple
 
 
 def _split_by_spaces(words: Sequence[str]) -> int:
-    """Return how many words are one override; 0 if the first is whole."""
+    """Return the number of words that a shell has split; 0 if the first is complete."""
     word, *rest = words
     following = rest[0] if rest else ""
     bare = bool(following) and "=" not in following and following[:1] not in "~+-"
@@ -84,13 +83,13 @@ def _split_by_spaces(words: Sequence[str]) -> int:
 
 
 def _depth(text: str) -> int:
-    """Return how many brackets are open at the end, without those in quotes."""
+    """Return the number of brackets that are open at the end, without those in quotes."""
     outside = re.sub(r"'[^']*'|\"[^\"]*\"", "", text)
     return sum((char in _OPEN) - (char in _CLOSED) for char in outside)
 
 
 def _bare(words: Sequence[str], before: Sequence[str], loader: Loader) -> tuple[int, str]:
-    """Return how many words from a word without a value on belong together, and advice."""
+    """Return the number of words that belong to a word without a value, and advice."""
     word, *rest = words
     following = rest[0] if rest and "=" not in rest[0] else ""
     if following and (word in {*GROUPS, "recipe"} or word.partition(".")[0] in GROUPS):
@@ -124,7 +123,7 @@ def _is_key(word: str) -> bool:
 
 
 def _options_named(word: str, loader: Loader) -> Iterator[str]:
-    """Yield `group=option` for what a name without a group, or a path, may mean."""
+    """Yield `group=option` for a name without a group, or for a path."""
     *folders, name = [part for part in re.split(r"[./:]", _without_suffix(word)) if part] or [""]
     all_groups = (*GROUPS, "recipe")
     groups = [group for group in all_groups if group in folders or f"{group}s" in folders]

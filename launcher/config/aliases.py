@@ -1,9 +1,4 @@
-"""Words of other tools, and the corresponding overrides: data only.
-
-A key is looked up in lower case with `_` for `-`. `{}` is replaced by the value that was typed. An
-answer that depends on the value is a mapping by value. An answer in parentheses is a reason why
-there is no corresponding override.
-"""
+"""Settings of other tools, and the corresponding overrides."""
 
 from __future__ import annotations
 
@@ -25,6 +20,8 @@ _FP16: Answer = {"true": "precision=fp16", "false": "precision=fp32", "": "preci
 _BF16: Answer = {"true": "precision=bf16", "false": "precision=fp32", "": "precision=bf16"}
 _EVERY_STEPS = "(write the number of steps: eval_every_steps=N and checkpoint.every_steps=N)"
 
+# By key in lower case with `_` for `-`. `{}` is the value that was typed; an answer that depends on
+# the value is a mapping by value; an answer in parentheses is a reason why there is no override.
 KEYS: Mapping[str, Answer] = {
     # Optimizers and schedules
     "learning_rate": "optimizer.lr={}",
@@ -222,7 +219,7 @@ KEYS: Mapping[str, Answer] = {
     "config": _NO_CONFIG,
     "config_file": _NO_CONFIG,
     "config_path": "--config-dir {}",
-    # What there is not
+    # Not supported
     "num_workers": _NO_WORKERS,
     "dataloader_num_workers": _NO_WORKERS,
     "pin_memory": _NO_WORKERS,
@@ -244,7 +241,6 @@ KEYS: Mapping[str, Answer] = {
     "compile": "(leave it out: models run uncompiled)",
     "torch_compile": "(leave it out: models run uncompiled)",
 }
-"""Settings."""
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
     "optimizer": {
@@ -310,25 +306,19 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "observer": {"earlystopping": "early_stopping", "early_stop": "early_stopping"},
     "accumulation": {"gradient_accumulation": "steps", "batch_size": "samples"},
 }
-"""Options of groups."""
 
 PATHS: Mapping[str, str] = {
     "data": "data=text data.files={}",
     "model": "model=hf model.path={}",
 }
-"""What takes the path that was given for an option of a group."""
+"""Overrides that take a path, for a path that was typed as an option of a group."""
 
 _TRUE = {"true", "1", "yes", "on"}
 _FALSE = {"false", "0", "no", "off"}
 
 
 def instead_of_key(key: str, value: str) -> str:
-    """Return what to write for a setting of another tool, or why nothing; "" if unknown.
-
-    Args:
-        key: As it was typed, with or without leading hyphens.
-        value: What was given for it; "" where nothing was.
-    """
+    """Return advice for a setting of another tool; "" if it is unknown."""
     answer = KEYS.get(key.lstrip("-").replace("-", "_").lower())
     if answer is None:
         return ""
@@ -340,13 +330,13 @@ def instead_of_key(key: str, value: str) -> str:
 
 
 def instead_of_option(group: str, option: str) -> str:
-    """Return the option that another tool's name for it means; "" if unknown."""
+    """Return the option for another tool's name of it; "" if unknown."""
     name = option.replace("-", "_").lower()
     return OPTIONS.get(group, {}).get(name, "")
 
 
 def instead_of_path(group: str, path: str) -> str:
-    """Return what to write where the path of a file, or a model's name, was given for an option."""
+    """Return the override for a path, or a model's name, that was typed as an option."""
     if group == "recipe" and path.endswith((".yaml", ".yml")):
         file = PurePath(path)
         return f"--config-dir {file.parent} --config-name {file.stem}"

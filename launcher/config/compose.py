@@ -1,4 +1,4 @@
-"""Compose a config: Hydra merges; this module adds the origins of values and collects problems.
+"""Compose a config with Hydra; add the origins of values and collect problems.
 
 Private names of Hydra that this package uses, each present in 1.3.8 and 1.4:
 `ConfigLoaderImpl` with `_compose_config_from_defaults_list` and `_apply_overrides_to_config`,
@@ -36,8 +36,8 @@ from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
 from launcher.suggest import closest
 
-# What Hydra, OmegaConf and YAML raise for what a user may write. Hydra guards some of its inputs
-# with bare assertions and lets the built-in errors of its own slips through.
+# Errors of Hydra, OmegaConf and YAML for mistakes of a user. Hydra checks some of its inputs with
+# assertions, and built-in errors of its own defects come through.
 COMPOSITION_ERRORS = (
     HydraException,
     OmegaConfBaseException,
@@ -56,18 +56,13 @@ COMPOSITION_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A composed config.
-
-    Attributes:
-        mapping: The values, as JSON knows them; interpolations are resolved.
-        origins: Every writer of every value, in the order of writing.
-    """
+    """A composed config: JSON values, with interpolations resolved, and their writers in order."""
 
     mapping: dict[str, Any]
     origins: tuple[Origin, ...]
 
     def why(self, key: str) -> list[Origin]:
-        """Return every writer of a key, of its parents and of its children; the last one wins."""
+        """Return every writer of a key, its parents and its children; the last one wins."""
         return [
             origin
             for origin in self.origins
@@ -77,7 +72,7 @@ class Composed:
         ]
 
     def origin(self, key: str) -> str:
-        """Return the last writer of a key, as messages name it; "" if there is none."""
+        """Return the last writer of a key for messages, or ""."""
         writers = self.why(key)
         return str(writers[-1]) if writers else ""
 
@@ -91,7 +86,7 @@ class Composed:
         ]
 
     def preset_values(self) -> dict[str, Any]:
-        """Return the leaves that a packaged preset set, and that nobody set afterwards."""
+        """Return the leaves whose last writer is a packaged preset."""
         found: dict[str, Any] = {}
         for key, value in leaves(self.mapping):
             writers = self.why(key)
@@ -100,7 +95,7 @@ class Composed:
         return found
 
     def without_packaged_limit(self) -> Composed:
-        """Let `max_epochs` alone end the run where the user gave it and no `max_steps`."""
+        """Remove the packaged `max_steps` if the user set only `max_epochs`."""
         epochs, steps = self.origin("max_epochs"), self.origin("max_steps")
         given = self.mapping.get("max_epochs") is not None and not is_packaged(epochs)
         if not given or self.mapping.get("max_steps") is None or not is_packaged(steps):
@@ -115,7 +110,7 @@ class Composed:
 
 
 class Loader(NoSearchPathLoader):
-    """Hydra's loader, which records the files that it composed, in the order of merging."""
+    """Hydra's loader, which records the composed files in the order of merging."""
 
     read: Sequence[tuple[str, ConfigFile]] = ()
 
@@ -131,26 +126,27 @@ class Loader(NoSearchPathLoader):
         return cfg
 
     def has_group(self, path: str) -> bool:
-        """Return True if a source has a group; a path that no file system could have is none."""
+        """Return True if a source has a group."""
+        # A name that is too long, or has a NUL, raises instead of not existing.
         try:
             return bool(self.repository.group_exists(path))
         except (OSError, ValueError):
             return False
 
     def has_config(self, path: str) -> bool:
-        """Return True if a source has a config, likewise."""
+        """Return True if a source has a config."""
         try:
             return bool(self.repository.config_exists(path))
         except (OSError, ValueError):
             return False
 
     def options(self, group: str) -> list[str]:
-        """Return a group's options; a part that only other files include is none."""
+        """Return a group's options, without files (`_name`) that only other files include."""
         found: list[str] = self.repository.get_group_options(group)
         return [option for option in found if not option.startswith("_")]
 
     def compose(self, config_name: str, words: Sequence[str]) -> DictConfig:
-        """Merge the files that primary config and words of groups choose; no `hydra` node."""
+        """Merge the files that the primary config and choices of groups name."""
         cfg: DictConfig = self.load_configuration(config_name, list(words), RunMode.RUN)
         with open_dict(cfg):
             del cfg["hydra"]
@@ -162,11 +158,7 @@ def compose(
     config_name: str = "config",
     config_dirs: Sequence[str | Path] = (),
 ) -> Composed:
-    """Compose a config without validation.
-
-    Raises:
-        ConfigError: Every word and file that cannot be composed.
-    """
+    """Compose a config without validation; raise ConfigError with every problem."""
     composed, problems = compose_leniently(overrides, config_name, config_dirs)
     if problems or composed is None:
         raise ConfigError(problems)
@@ -178,11 +170,9 @@ def compose_leniently(
     config_name: str = "config",
     config_dirs: Sequence[str | Path] = (),
 ) -> tuple[Composed | None, list[Problem]]:
-    """Compose as far as possible, without the invalid words.
-
-    Returns:
-        What could be composed, None if nothing could; and every problem met on the way.
-    """
+    """Compose as far as possible without the invalid words; return also every problem."""
+    # Hydra stops at the first error. Here the rest is composed, so that the user sees all mistakes
+    # at once, with the schema's.
     with _hydra_ext.search_path_of(config_dirs), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loader = make_loader()
@@ -195,7 +185,7 @@ def compose_leniently(
         for package, file in loader.read:
             origins.add_file(file, package)
         apply(words, cfg, problems, origins, loader)
-        # A misspelt `defaults` is named as such by the schema.
+        # Otherwise `defaults` is misspelt, which the schema reports better.
         if not any(key in GROUPS or closest(str(key), ["defaults"]) for key in cfg):
             problems.append(_diagnose.no_groups(config_name, loader))
             return None, problems + origins.refused
@@ -207,13 +197,9 @@ def compose_leniently(
 def recompose(
     stored: Mapping[str, Any], overrides: Sequence[str]
 ) -> tuple[Composed, list[Problem]]:
-    """Apply overrides to a resolved config: what `resume` does.
-
-    A word that names a group's option takes the group from a new composition; all else stays.
-
-    Returns:
-        The new config without the words that are wrong, and what is wrong with them.
-    """
+    """Apply overrides to a resolved config, for `resume`; return also every problem."""
+    # A word that chooses an option takes that group from a new composition. Everything else keeps
+    # its stored value, even if the packaged files have changed since.
     with _hydra_ext.search_path_of(()), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loader = make_loader()
@@ -239,8 +225,8 @@ def recompose(
 
 
 def make_loader() -> Loader:
-    """A loader over the search path of the current context (`_hydra_ext.search_path_of`)."""
-    # A job of hydra.main composes too, while hydra.main has the one global Hydra.
+    """Return a loader with the search path of the context (`_hydra_ext.search_path_of`)."""
+    # Jobs of hydra.main compose, too, while hydra.main uses Hydra's only global instance.
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(CONF), job_name="trainctl", **_hydra_ext.base()):
@@ -254,6 +240,7 @@ def parsed(overrides: Sequence[str], loader: Loader) -> tuple[list[Override], li
     parser = OverridesParser.create()
     words: list[Override] = []
     readable, problems = _words.readable(overrides, loader)
+    # One by one: the parser stops at the first word that it does not understand.
     for word in expand_home(readable):
         try:
             [each] = parser.parse_overrides([word])
@@ -277,7 +264,7 @@ def _permitted(words: Sequence[Override], origins: Origins) -> list[Override]:
 
 
 def chooses_group(word: Override, loader: Loader) -> bool:
-    """Return True if a word chooses a group's option, or is Hydra's own, and sets no value."""
+    """Return True if a word chooses a group's option or is of Hydra, and sets no value."""
     if word.is_hydra_override():
         return True
     is_group = word.key_or_group in {*GROUPS, "recipe"} or loader.has_group(word.key_or_group)
@@ -287,7 +274,7 @@ def chooses_group(word: Override, loader: Loader) -> bool:
 def _merged(
     loader: Loader, config_name: str, words: list[Override], problems: list[Problem]
 ) -> DictConfig | None:
-    """Hydra's merge of all files; a word it cannot follow leaves `words` and is a problem."""
+    """Merge all files; move each word that Hydra cannot merge from `words` to `problems`."""
     chosen = []
     for word in [word for word in words if chooses_group(word, loader)]:
         if problem := _diagnose.bad_option(word, loader):
@@ -311,7 +298,9 @@ def _merged(
 def _culprit(
     loader: Loader, config_name: str, chosen: Sequence[Override], error: BaseException
 ) -> tuple[Override, BaseException] | None:
-    """The word without which composing succeeds or fails for another reason, with its own error."""
+    """Return the word that causes an error, and the error."""
+    # Hydra's errors name no word. The cause is the one without which composing succeeds, or fails
+    # for another reason.
     for word in chosen:
         rest = [str(other.input_line) for other in chosen if other is not word]
         try:
@@ -330,18 +319,19 @@ def apply(
     origins: Origins,
     loader: Loader,
 ) -> None:
-    """Set values one by one, so that every wrong word is found."""
+    """Set values one by one, and add a problem for each that cannot be set."""
     for word in words:
         key, line = word.key_or_group, str(word.input_line)
         if chooses_group(word, loader):
-            # A group's choice is named before the files it brought in: they wrote the values.
+            # The choice of a group comes before its files in the list of writers: they wrote the
+            # values.
             origins.written.insert(0, Origin(key, COMMAND_LINE, line))
             continue
         if word.is_delete() and (problem := _diagnose.needed(word, cfg)):
             problems.append(problem)
             continue
         try:
-            _way_is_free(key, cfg)
+            _check_parents(key, cfg)
             ConfigLoaderImpl._apply_overrides_to_config([word], cfg)  # noqa: SLF001 - see the module's docstring
         except COMPOSITION_ERRORS as error:
             problems.append(_diagnose.bad_value(word, error, cfg))
@@ -349,12 +339,9 @@ def apply(
             origins.add_word(line, key, word.value())
 
 
-def _way_is_free(key: str, cfg: DictConfig) -> None:
-    """Hydra would replace a value on the way to a key with a mapping before it notices.
-
-    Raises:
-        ConfigKeyError: A part of the key is a value.
-    """
+def _check_parents(key: str, cfg: DictConfig) -> None:
+    """Raise ConfigKeyError if a parent of a key is a value."""
+    # Hydra would replace the value by a mapping before it reports the error.
     node: Any = cfg
     for part in key.split(".")[:-1]:
         if isinstance(node, DictConfig) and part in node:

@@ -1,4 +1,4 @@
-"""Values derived from a config, each computed only here."""
+"""Compute derived values of a config, each only here."""
 
 from __future__ import annotations
 
@@ -17,28 +17,24 @@ if TYPE_CHECKING:
 
 
 def batch_plan(config: RunConfig) -> BatchPlan:
-    """Compute the batch plan: global batch = micro-batch size × micro-batches × ranks.
+    """Return the batch plan: global batch = micro-batch size × micro-batches × ranks.
 
     Raises:
-        ValueError: Its numbers are inconsistent; `rules` reports this before a run starts.
+        ValueError: The numbers are inconsistent; `rules` reports this before a run starts.
     """
     layout = config.parallelism.layout(config.launch.ranks)
     return config.accumulation.plan(seq_len=config.task.seq_len, ranks=layout.data_ranks)
 
 
 def peak_lr(config: RunConfig) -> float | None:
-    """Return the rate that the schedule scales; None where the optimizer sets its own."""
+    """Return the learning rate that the schedule scales; None if the optimizer sets its own."""
     if config.scheduler.uses_optimizer_lr:
         return config.optimizer.lr
     return config.optimizer.peak_lr
 
 
 def schedule(config: RunConfig, horizon: Horizon) -> Schedule:
-    """Return the run's learning rate: the scheduler's, or the optimizer's where it is left to that.
-
-    Raises:
-        ConfigError: The schedule does not fit the run or the optimizer.
-    """
+    """Return the schedule of the run; raise ConfigError if it does not fit run or optimizer."""
     try:
         built = config.scheduler.build(peak_lr(config), horizon)
     except ScheduleError as error:
@@ -46,17 +42,12 @@ def schedule(config: RunConfig, horizon: Horizon) -> Schedule:
     except ValueError as error:
         raise ConfigError([Problem("scheduler", str(error))]) from error
     if built.lr(0, {}) is None and config.optimizer.own_lr(0) is not None:
-        return _OwnRate(config.optimizer)
+        return _OwnLr(config.optimizer)
     return built
 
 
 def max_samples(config: RunConfig, num_samples: int) -> int | None:
-    """Samples after which the epochs are over; None when no number of epochs is given.
-
-    Args:
-        config: The run.
-        num_samples: Size of the training set.
-    """
+    """Return the samples of all epochs; None if no number of epochs is given."""
     if config.max_epochs is None:
         return None
     # A tenth of 30 samples is 3, not the 4 that 0.1 * 30 = 3.0000000000000004 would round up to.
@@ -64,24 +55,14 @@ def max_samples(config: RunConfig, num_samples: int) -> int | None:
 
 
 def max_steps(config: RunConfig, num_samples: int) -> int:
-    """Optimizer steps of the whole run: the lesser of what `max_steps` and `max_epochs` allow.
-
-    Args:
-        config: The run.
-        num_samples: Size of the training set.
-    """
+    """Return the optimizer steps of the run: the first limit of `max_steps` and `max_epochs`."""
     samples = max_samples(config, num_samples)
     by_epochs = None if samples is None else -(-samples // batch_plan(config).samples_per_step)
     return min(steps for steps in (config.max_steps, by_epochs) if steps is not None)
 
 
 def horizon(config: RunConfig, num_samples: int) -> Horizon:
-    """The run's length, as schedules take it.
-
-    Args:
-        config: The run.
-        num_samples: Size of the training set.
-    """
+    """Return the run's length, for schedules."""
     plan = batch_plan(config)
     return Horizon(
         max_steps=max_steps(config, num_samples),
@@ -96,10 +77,10 @@ def horizon_before_data(config: RunConfig, num_samples: int | None) -> Horizon:
 
     Args:
         config: The run.
-        num_samples: Size of the training set; None leaves `steps_per_epoch` NaN.
+        num_samples: Size of the training set; if None, `steps_per_epoch` is NaN.
 
     Raises:
-        ConfigError: The length depends on the size of the training set, which is not given.
+        ConfigError: The length depends on the size of the training set, which is None.
     """
     if num_samples is not None:
         return horizon(config, num_samples)
@@ -118,7 +99,7 @@ def horizon_before_data(config: RunConfig, num_samples: int | None) -> Horizon:
 
 
 def length(config: RunConfig) -> str:
-    """Return in words what is known of the run's length before the data is read."""
+    """Return the run's length in words, as far as it is known without the data."""
     steps = None if config.max_steps is None else f"{config.max_steps:,} steps"
     epochs = None if config.max_epochs is None else _epochs(config.max_epochs)
     known = " or ".join(filter(None, [steps, epochs]))
@@ -129,8 +110,8 @@ def _epochs(count: float) -> str:
     return f"{count:g} epoch{'' if count == 1 else 's'}"
 
 
-class _OwnRate(Schedule):
-    """The optimizer's own rate, so that the run reports it and may scale it by group."""
+class _OwnLr(Schedule):
+    """The optimizer's own learning rate as a schedule, which is logged and scaled by group."""
 
     def __init__(self, optimizer: OptimizerOption) -> None:
         self._optimizer = optimizer

@@ -1,4 +1,4 @@
-"""Settings without effect, and their origins."""
+"""Find settings without effect, and their origins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.config.problems import leaves
 from launcher.config.schema import RunConfig
 from launcher.errors import Problem
 
-# What commands read before and after the ranks.
+# Settings that commands read before and after the ranks.
 _OF_COMMANDS = {
     "name": "it names the folder of the run",
     "run_root": "it names the folder of all runs",
@@ -20,7 +20,7 @@ _OF_COMMANDS = {
 
 
 def not_applicable(config: RunConfig) -> dict[str, str]:
-    """Return the settings that have no effect in this run: by key, why."""
+    """Return the settings that have no effect in this run, each with the reason."""
     return {
         f"{group}.{field}": reason
         for group, option in config.options()
@@ -28,16 +28,10 @@ def not_applicable(config: RunConfig) -> dict[str, str]:
     }
 
 
-def typed_in_vain(config: RunConfig, origin: Callable[[str], str]) -> Iterator[Problem]:
-    """Yield the settings that were typed on the command line and have no effect.
-
-    Those of a file are no mistake: a word may have switched off what they belong to. Nor is null,
-    which switches something off itself.
-
-    Args:
-        config: The run.
-        origin: Who set a key.
-    """
+def typed_without_effect(config: RunConfig, origin: Callable[[str], str]) -> Iterator[Problem]:
+    """Yield the settings of the command line that have no effect."""
+    # Those of a file are no mistake: a word may have switched off what they belong to. Nor is null,
+    # which switches something off itself.
     values = dict(leaves(config.model_dump()))
     for key, reason in not_applicable(config).items():
         typed = origin(key).startswith(COMMAND_LINE)
@@ -48,20 +42,14 @@ def typed_in_vain(config: RunConfig, origin: Callable[[str], str]) -> Iterator[P
 def without_effect(
     config: RunConfig, unread: Iterable[str], provenance: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the settings of the user's that a run did not read: by key, who set it.
-
-    Args:
-        config: The run.
-        unread: Keys that no process of the run read.
-        provenance: Who set each key.
-    """
+    """Return the user's settings that no process of a run read, each with its origin."""
     declared = {*_OF_COMMANDS, *not_applicable(config)}
     origins = {key: _origin(key, provenance) for key in unread if key not in declared}
     return {key: origin for key, origin in origins.items() if origin and not is_packaged(origin)}
 
 
 def _origin(key: str, provenance: Mapping[str, str]) -> str:
-    """Return the origin of a key, or of the list that contains it; "" if unknown."""
+    # Provenance has one entry for a list, and `unread` one for each element.
     while key not in provenance and "." in key:
         key = key.rpartition(".")[0]
     return provenance.get(key, "")

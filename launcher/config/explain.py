@@ -1,4 +1,4 @@
-"""Explanation of a key's value, and the differences between two configs."""
+"""Explain a key's value; compare two configs."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ from launcher.errors import ConfigError, Problem
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Explanation of one key.
+    """Explanation of a setting, or of a mapping of settings.
 
     Attributes:
-        key: The dotted key: a setting, or a mapping of settings.
-        value: Its value, as JSON knows it.
         field: Type, range and meaning; None below a field that takes any mapping.
-        writers: Everything that wrote it, in order; the last one won.
-        derived: What follows from the value, or what it follows from; "" where nothing does.
-        resume: What happens when it changes on resume.
+        writers: Everything that wrote the value, in order; the last one wins.
+        derived: Text about derived values, or "".
+        resume: Text about changing it on resume.
     """
 
     key: str
@@ -44,11 +42,7 @@ class Explanation:
 
 
 def explain(loaded: LoadedConfig, key: str) -> Explanation:
-    """Return the explanation of one key of a config.
-
-    Raises:
-        ConfigError: There is no such key.
-    """
+    """Return the explanation of a key; raise ConfigError if it does not exist."""
     values = loaded.config.model_dump(mode="json")
     found: Any = values
     for part in key.split("."):
@@ -85,12 +79,12 @@ def _on_resume(key: str) -> str:
 
 
 ABSENT = object()
-"""The value of a key on the side that does not have it."""
+"""Value of a key in a config that does not have it; not None, which is a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One key that is not the same on both sides; `ABSENT` where a side does not have it."""
+    """A key that differs between two configs; `ABSENT` where one does not have it."""
 
     key: str
     left: Any
@@ -98,7 +92,7 @@ class Difference:
 
 
 def diff(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
-    """Every leaf that differs, sorted by key."""
+    """Return every leaf that differs, sorted by key."""
     before, after = dict(leaves(left)), dict(leaves(right))
     pairs = (
         Difference(key, before.get(key, ABSENT), after.get(key, ABSENT))
@@ -110,16 +104,13 @@ def diff(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
 def side(
     text: str, config_name: str = "config", config_dirs: Sequence[str | Path] = ()
 ) -> RunConfig:
-    """The config that a word of `config diff` names.
+    """Return the config that an argument of `config diff` names.
 
     Args:
-        text: A run directory, a config.json, the name of a recipe, or overrides between spaces
+        text: A run directory, a config.json, the name of a recipe, or overrides in one argument
             (quoted as in a shell); "" is the config without overrides.
         config_name: The primary config.
         config_dirs: The user's folders of YAML.
-
-    Raises:
-        ConfigError: There is no such thing, or it is no valid config.
     """
     path = Path(text)
     file = path / "config.json" if path.is_dir() else path

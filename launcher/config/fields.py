@@ -1,4 +1,4 @@
-"""The schema at a dotted key: the field and its documentation."""
+"""Find the field of a dotted key in the schema."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SHOWN = 5
 def settings_at(
     root: type[BaseModel], mapping: Any, parts: Sequence[str | int]
 ) -> type[BaseModel] | None:
-    """Return the class that validates the values under a key; None if there is none.
+    """Return the class that validates the values below a key, if any.
 
     Args:
-        root: The class of the whole config.
-        mapping: The config's values: a group's `kind` decides its class.
+        root: Class of the whole config.
+        mapping: Values of the config; a group's `kind` decides its class.
         parts: The key, part by part.
     """
     current: Any = root
@@ -40,7 +40,7 @@ def settings_at(
 
 
 def field_at(root: type[BaseModel], mapping: Any, key: str) -> FieldInfo | None:
-    """The field that a dotted key names; None for what is inside a free mapping or a list."""
+    """Return the field of a dotted key; None inside of a free mapping or a list."""
     *parents, last = key.split(".")
     settings = settings_at(root, mapping, parents)
     return settings.model_fields.get(last) if settings else None
@@ -77,7 +77,7 @@ def _is_settings(annotation: Any) -> bool:
 
 
 def _settings_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The settings classes inside an annotation such as `tuple[Rule, ...] | None`."""
+    """Yield the settings classes in an annotation such as `tuple[Rule, ...] | None`."""
     if _is_settings(annotation):
         yield annotation
     for argument in typing.get_args(annotation):

@@ -32,19 +32,14 @@ from launcher.suggest import closest_keys
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A valid config, and where its values come from.
-
-    Attributes:
-        config: The config.
-        composed: What it was validated from.
-    """
+    """A valid config, and the composed values with their origins."""
 
     config: RunConfig
     composed: Composed
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Origin of every leaf: the file and line, or the word, that set it."""
+        """Origin of every leaf: file and line, or word."""
         return self.composed.provenance()
 
 
@@ -61,7 +56,7 @@ def load_config(
         config_dirs: The user's folders of YAML, searched before the packaged one.
 
     Raises:
-        ConfigError: Everything that is wrong, with its key, what to do, and who set it.
+        ConfigError: Every problem, with its key, its origin and a fix.
     """
     composed, problems = compose_leniently(overrides, config_name, config_dirs)
     if composed is None:
@@ -70,15 +65,7 @@ def load_config(
 
 
 def validate(composed: Composed, problems: Sequence[Problem] = ()) -> LoadedConfig:
-    """Validate what was composed.
-
-    Args:
-        composed: The config.
-        problems: What was wrong with it already.
-
-    Raises:
-        ConfigError: Those problems and all others.
-    """
+    """Validate a composed config; raise ConfigError with its problems and those given."""
     found = list(problems)
     composed = composed.without_packaged_limit()
     try:
@@ -88,27 +75,20 @@ def validate(composed: Composed, problems: Sequence[Problem] = ()) -> LoadedConf
         found = merged(problems, error.problems)
     else:
         found += rules.broken(config)
-        found += effects.typed_in_vain(config, composed.origin)
+        found += effects.typed_without_effect(config, composed.origin)
         if not found:
             return LoadedConfig(config, composed)
     raise ConfigError(composed.attributed(found))
 
 
 def sweep_jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[list[str]]:
-    """The overrides of every job of a multirun: the grid that Hydra's basic sweeper makes.
+    """Return the overrides of every job of Hydra's basic sweeper.
 
-    Args:
-        overrides: Words in Hydra's grammar, some with several values.
-        config_dirs: The user's folders; `optimizer=glob(*)` looks options up.
-
-    Returns:
-        Empty when another sweeper is chosen: its jobs are not known in advance.
-
-    Raises:
-        ConfigError: A word is not in the grammar, or has values that cannot be listed.
+    Empty for any other sweeper, whose jobs are not known in advance.
     """
     with _hydra_ext.search_path_of(config_dirs):
         loader = make_loader()
+    # With the loader, `optimizer=glob(*)` finds the options.
     parser = OverridesParser.create(loader)
     words: list[Override] = []
     readable, problems = _words.readable(overrides, loader)
@@ -129,12 +109,7 @@ def sweep_jobs(overrides: Sequence[str], config_dirs: Sequence[str | Path] = ())
 
 
 def advice_for_flag(flag: str, value: str) -> str:
-    """Return what to write for a setting that was given as a flag, as other tools take it.
-
-    Args:
-        flag: With its hyphens.
-        value: What follows it; "" where nothing does.
-    """
+    """Return the override for a setting that was typed as a flag (`--lr`); "" if unknown."""
     key = flag.lstrip("-").replace("-", "_")
     if advice := instead_of_key(key, value):
         return advice
@@ -147,13 +122,8 @@ def advice_for_flag(flag: str, value: str) -> str:
 def refuse_code(
     overrides: Sequence[str], config_name: str, config_dirs: Sequence[str | Path]
 ) -> None:
-    """Refuse code in the config of a sweep whose jobs are not known in advance.
-
-    Hydra builds the `hydra.callbacks` of a config before the config of any job is validated.
-
-    Raises:
-        ConfigError: A file or a word names code to run.
-    """
+    """Raise ConfigError if the config of a sweep of unknown jobs names code to run."""
+    # Hydra builds the `hydra.callbacks` of a config before it composes the first job.
     with _hydra_ext.search_path_of(config_dirs):
         words, _ = parsed(overrides, make_loader())
     fixed = [str(word.input_line) for word in words]
@@ -167,11 +137,9 @@ def load_jobs(
     config_name: str = "config",
     config_dirs: Sequence[str | Path] = (),
 ) -> list[LoadedConfig]:
-    """Every job of a multirun, checked before the first one starts.
-
-    Raises:
-        ConfigError: What is wrong with any of them; a problem that several share is named once.
-    """
+    """Load every job of a multirun; raise ConfigError with the problems of all jobs."""
+    # Before the first one starts: a mistake in the last job must not be found after a night. A
+    # problem that several jobs share is reported once.
     passed = []
     problems: dict[Problem, None] = {}
     for job in sweep_jobs(overrides, config_dirs):

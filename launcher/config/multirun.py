@@ -1,10 +1,4 @@
-"""`run -m` and Hydra's own flags (`--cfg`, `--info`, `--hydra-help`), through hydra.main.
-
-The task that hydra.main calls is the launcher: it validates one job's config and starts
-its ranks as children, so that Hydra's basic, joblib and submitit launchers and any sweeper work
-unchanged. Hydra's own outputs (working folders, `.hydra`, log files) are switched off: a run
-directory is written by trainctl alone.
-"""
+"""Run `run -m` and Hydra's own flags (`--cfg`, `--info`, `--hydra-help`) through hydra.main."""
 
 from __future__ import annotations
 
@@ -33,29 +27,27 @@ from launcher.config.paths import CONF, expand_home
 from launcher.errors import Interrupted, Preempted, Problem, TrainctlError
 
 Launch = Callable[[LoadedConfig, Sequence[str]], float | None]
-"""Runs one job to its end, given config and overrides; returns what a sweeper optimises."""
+"""Run one job to its end, given config and overrides; return the score that a sweeper optimises."""
 
 
 def run_multirun(
     launch: Launch, argv: Sequence[str], *, admit: Callable[[Sequence[LoadedConfig]], bool]
 ) -> int:
-    """Run Hydra's command line with these words, after every job's config was checked.
+    """Run Hydra's command line, after checking every job's config, and return the exit status.
 
     Args:
-        launch: What a job is. Called in this process, or wherever `hydra/launcher=…` sends it.
-        argv: Overrides and Hydra's flags; `--config-dir` may be repeated and may replace packaged
-            files.
-        admit: Sees the config of every job before the first one starts; False starts none. Sees
-            nothing if the chosen sweeper determines the jobs while it runs.
-
-    Returns:
-        0; a job that failed raises its error when the other jobs have ended.
+        launch: Runs a job, in this process or wherever `hydra/launcher=…` starts it.
+        argv: Overrides and Hydra's flags; `--config-dir` may be repeated.
+        admit: Called with the configs of all jobs before the first one starts (with none, if the
+            sweeper determines them while it runs); False starts none.
 
     Raises:
-        ConfigError: What is wrong with the configs of all jobs.
-        TrainctlError: What the first job that failed raised. Ctrl-C and preemption end the sweep at
-            once.
+        ConfigError: The problems of all jobs' configs.
+        TrainctlError: The error of the first failed job, after the other jobs have ended; Ctrl-C
+            and preemption end the sweep at once.
     """
+    # hydra.main calls the launcher as its task, which starts ranks as child processes: so Hydra's
+    # basic, joblib and submitit launchers and every sweeper work unchanged.
     own, rest = _flags(argv)
     flags = get_args_parser().parse_intermixed_args(rest)
     options = [word for word in rest if word not in flags.overrides]
@@ -77,11 +69,12 @@ def run_multirun(
         try:
             return launch(_checked(cfg, overrides, own.config_name, own.config_dir), overrides)
         except (Interrupted, Preempted) as stop:
-            # After an Exception Hydra starts the next job; SystemExit it lets through.
+            # After an Exception Hydra starts the next job; SystemExit ends the sweep.
             stops.append(stop)
             raise SystemExit(stop.exit_status) from stop
 
-    # Words of trainctl come first, so that the user's win; Hydra 1.3 takes all words in one place.
+    # Words of trainctl come first, so that the user's win. After the flags, because Hydra 1.3 takes
+    # all words in one place.
     program = ["trainctl", "--config-name", own.config_name, *options, *words, *flags.overrides]
     try:
         with _hydra_ext.search_path_of(own.config_dir), _process(program):
@@ -96,7 +89,7 @@ def run_multirun(
 
 
 def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our flags, which mean more than Hydra's of the same names, and the other words."""
+    """Return our flags, which extend Hydra's of the same names, and the other words."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", action="append", default=[])
     parser.add_argument("--config-name", "-cn", default="config")
@@ -104,7 +97,8 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _sweep_dir(first: LoadedConfig) -> str:
-    """Return Hydra's setting of the sweep's record: a folder of its own next to the runs."""
+    """Return Hydra's setting of the sweep's folder, next to the runs."""
+    # A random part: two sweeps that start in the same second must not share a folder.
     sweep = f"sweep-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     path = Path(first.config.run_root).absolute() / first.config.name / sweep
     quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
@@ -114,7 +108,7 @@ def _sweep_dir(first: LoadedConfig) -> str:
 def _checked(
     cfg: DictConfig, overrides: Sequence[str], config_name: str, config_dirs: Sequence[str]
 ) -> LoadedConfig:
-    """One job's config as Hydra composed it, validated, with the origins of its values."""
+    """Return the config of a job as Hydra composed it, validated, with origins."""
     problems: list[Problem] = []
     mapping = resolved(cfg, problems)
     origins = compose(overrides, config_name, config_dirs).origins
@@ -123,10 +117,10 @@ def _checked(
 
 @contextmanager
 def _process(program: list[str]) -> Iterator[None]:
-    """Set what hydra.main reads: sys.argv, whole tracebacks, and the class of its loader."""
+    """Set what hydra.main reads: sys.argv, full tracebacks, and its loader."""
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = program, "1"
-    # Which loader Hydra uses is not a setting of its own.
+    # Hydra has no setting for its loader.
     loader, _hydra.ConfigLoaderImpl = _hydra.ConfigLoaderImpl, CheckedLoader
     try:
         yield

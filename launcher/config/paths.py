@@ -1,8 +1,4 @@
-"""Folders of YAML: in the package (a wheel) or next to it (a checkout), and of extensions.
-
-An installed package adds a folder by an entry point of the group `trainctl.conf` that names the
-package which holds it; an `__init__.py` is not needed.
-"""
+"""Folders of YAML: packaged ones, and those of extensions."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -15,6 +11,7 @@ ENTRY_POINTS = "trainctl.conf"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
+# A wheel has the folders inside of the package, a checkout next to it.
 def _folder(name: str) -> Path:
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
@@ -25,7 +22,7 @@ RECIPES = _folder("recipes")
 
 
 def shown(path: Path) -> str:
-    """A path for messages: packaged files from `conf/` on, others from the current folder on."""
+    """Return a path for messages, relative to the package or to the current folder."""
     for folder in (CONF, RECIPES):
         if path.is_relative_to(folder):
             return str(path.relative_to(folder.parent))
@@ -34,11 +31,9 @@ def shown(path: Path) -> str:
 
 
 def expand_home(words: Iterable[str]) -> list[str]:
-    """Expand `~` at the beginning of values, which shells do not expand after `key=`.
-
-    The path is quoted: Hydra's grammar has no `~` in values, and a home folder may hold blanks.
-    Words that hold quotes are left to the user.
-    """
+    """Expand `~` at the beginning of values, which shells do not expand after `key=`."""
+    # Quoted, because Hydra's grammar has no `~` in values and a home folder may have spaces. Words
+    # with quotes are left as they are: the user meant the text.
 
     def expanded(match: re.Match[str]) -> str:
         try:
@@ -54,16 +49,15 @@ def expand_home(words: Iterable[str]) -> list[str]:
 
 
 def is_packaged(origin: str) -> bool:
-    """Return whether an origin (`file:line: text`) names a file that comes with trainctl."""
+    """Return True if an origin (`file:line: text`) is a packaged file."""
     file = origin.partition(":")[0]
     return file.startswith((f"{CONF.name}/", f"{RECIPES.name}/")) and (CONF.parent / file).is_file()
 
 
 def extension_folders() -> Iterator[tuple[str, Path]]:
-    """Yield the YAML folders of installed packages with their entry points' names, sorted by them.
-
-    A package that is not there yields none: its presets are then unknown.
-    """
+    """Yield name and YAML folder of each entry point `trainctl.conf`, sorted by name."""
+    # The entry point names the package of the folder. One that is broken yields nothing: it must
+    # not stop a run that does not use its presets.
     for entry_point in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
         spec = None
         with suppress(ImportError, ValueError):

@@ -1,4 +1,4 @@
-"""Problems from Pydantic's errors: the key, the cause, the fix."""
+"""Convert Pydantic's errors to problems: key, cause, fix."""
 
 from __future__ import annotations
 
@@ -24,15 +24,8 @@ NO_VALUE = "has no value yet"
 
 
 def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> list[Problem]:
-    """One problem per key, in the order of the schema.
-
-    A misspelt key is unknown under one name and missing under the other; it is reported once.
-
-    Args:
-        error: What validation raised.
-        root: The class that was validated.
-        mapping: The values that were validated.
-    """
+    """Return one problem per key, in the order of the schema."""
+    # A misspelt key is unknown under one name and missing under the other: it is reported once.
     found: dict[Location, list[str]] = {}
     meant: set[Location] = set()
     missing: set[Location] = set()
@@ -42,7 +35,7 @@ def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> 
         meant |= {(*location[:-1], word) for word in intended}
         if details["type"] == "missing":
             missing.add(location)
-    # Without its defaults list, a file has none of what the list would have brought in.
+    # A file whose `defaults` is misspelt lacks everything that the list includes.
     bare = {location[:-1] for location in meant if location[-1] == "defaults"}
     reported = {location for location in missing if location[:-1] in bare} | meant
     return [
@@ -53,12 +46,9 @@ def problems_in(error: ValidationError, root: type[BaseModel], mapping: Any) -> 
 
 
 def merged(composing: Sequence[Problem], schema: Sequence[Problem]) -> list[Problem]:
-    """The problems of composing and those of the schema, each key once, the more specific message.
-
-    Args:
-        composing: These left a null in place of a value that cannot be resolved.
-        schema: These have seen the null; but a key without a value may also be a misspelt key.
-    """
+    """Return the problems of composing and of the schema, one for each key."""
+    # Composing leaves a null in place of a value that it cannot resolve, of which the schema
+    # complains as well. For a misspelt key the schema's message is the better one.
     unknown = {p.key for p in schema if p.message.startswith(UNKNOWN)}
     kept = [p for p in composing if not (p.key in unknown and p.message.startswith(NO_VALUE))]
     reported = {p.key for p in kept}
@@ -68,7 +58,7 @@ def merged(composing: Sequence[Problem], schema: Sequence[Problem]) -> list[Prob
 def _explained(
     details: ErrorDetails, root: type[BaseModel], mapping: Any
 ) -> tuple[Location, str, Sequence[str]]:
-    """Return the location, the message and, for an unknown key, the names probably meant."""
+    """Return location, message and, for an unknown key, the names that were probably meant."""
     location = _real(details["loc"], mapping)
     kind = details["type"]
     if kind == "extra_forbidden":
@@ -82,12 +72,13 @@ def _explained(
     if kind == "json_invalid":
         return (), f"holds text that cannot be stored: {details['msg']}", ()
     field = field_at(root, mapping, ".".join(map(str, location)))
+    # Pydantic does not say that null is allowed, which is what `-1` and `0` often mean.
     nullable = field is not None and type(None) in get_args(field.annotation)
     return location, _wrong(details, location, nullable=nullable), ()
 
 
 def _real(location: Location, mapping: Any) -> Location:
-    """The location without the names that pydantic gives to the branches of a union."""
+    """Return the location without the names of a union's branches, which pydantic adds."""
     parts: list[str | int] = []
     value = mapping
     for position, part in enumerate(location):
@@ -153,7 +144,7 @@ def _wrong(details: ErrorDetails, location: Location, *, nullable: bool) -> str:
 
 
 def _meant(value: Any, wrong: str, location: Location, *, nullable: bool) -> str:
-    """Return what to write for a value that other tools take; "" where nothing is known."""
+    """Return the correction of a value that other tools accept, or ""."""
     if wrong == "int_type" and isinstance(value, float) and value.is_integer():
         return f"{value:.0f}" if abs(value) < _TOO_LARGE else ""
     if wrong.startswith("greater_than") and nullable and value in (0, -1):
@@ -172,7 +163,7 @@ def _meant(value: Any, wrong: str, location: Location, *, nullable: bool) -> str
 
 
 def _number(text: str) -> str:
-    """Return a number that has a unit or a decimal comma as YAML has it; "" if it is none."""
+    """Return a number with a unit or a decimal comma in YAML's notation, or ""."""
     match = re.fullmatch(r"(-?\d*[.,]?\d+(?:e-?\d+)?)\s*([kmbg%]?)", text.strip("=\"' "))
     if match is None:
         return ""
@@ -187,7 +178,7 @@ def _shown(value: Any) -> str:
 
 
 def _joined(messages: Sequence[str]) -> str:
-    """One message from the branches of a union: `must be a valid integer or a valid number`."""
+    """Return one message for all branches of a union (`must be an integer or a number`)."""
     unique = list(dict.fromkeys(messages))
     if len(unique) == 1:
         return unique[0]
@@ -195,13 +186,13 @@ def _joined(messages: Sequence[str]) -> str:
     if len({tail for _, _, tail in heads}) == 1 and all(
         h.startswith("must be ") for h, _, _ in heads
     ):
-        wanted = " or ".join(head.removeprefix("must be ") for head, _, _ in heads)
-        return f"must be {wanted}, but is {heads[0][2]}"
+        choices = " or ".join(head.removeprefix("must be ") for head, _, _ in heads)
+        return f"must be {choices}, but is {heads[0][2]}"
     return "; ".join(unique)
 
 
 def leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of all that is not a mapping with something in it."""
+    """Yield dotted keys and values of all but non-empty mappings."""
     for key, value in mapping.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:

@@ -1,9 +1,4 @@
-"""Settings that may change when a run is resumed.
-
-Every key is *safe* (takes effect and is reported), *allow* (requires `--allow KEY`) or
-*impossible*. The table names keys; the longest that is the key, or that the key is part of,
-decides.
-"""
+"""Rules of which settings may change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -19,28 +14,31 @@ from launcher.suggest import closest_keys, did_you_mean
 
 Kind = Literal["safe", "allow", "impossible"]
 
+# `safe`: takes effect and is reported; `allow`: requires `--allow KEY`. The longest key that is the
+# setting, or a parent of it, decides. An allow is needed where the result is no longer that of one
+# config: nobody should find that out from a plot.
 TABLE: dict[str, tuple[Kind, str]] = {
     "name": ("impossible", "it names the folder that the run is in"),
     "run_root": ("impossible", "it names the folder that the run is in"),
     "seed": ("allow", "the rest of the data comes in another order"),
-    "max_steps": ("safe", "the run ends elsewhere; a schedule that spans it stretches with it"),
-    "max_epochs": ("safe", "the run ends elsewhere; a schedule that spans it stretches with it"),
-    "max_grad_norm": ("safe", "gradients are limited otherwise from here on"),
-    "max_grad_norm_per_parameter": ("safe", "gradients are limited otherwise from here on"),
-    "max_grad_value": ("safe", "gradients are limited otherwise from here on"),
-    "eval_every_steps": ("safe", "only when it is looked at changes"),
+    "max_steps": ("safe", "the run has another length; a schedule over the run is stretched"),
+    "max_epochs": ("safe", "the run has another length; a schedule over the run is stretched"),
+    "max_grad_norm": ("safe", "gradients are clipped differently from here on"),
+    "max_grad_norm_per_parameter": ("safe", "gradients are clipped differently from here on"),
+    "max_grad_value": ("safe", "gradients are clipped differently from here on"),
+    "eval_every_steps": ("safe", "only the steps of evaluations change"),
     "eval_max_samples": ("safe", "scores before and after cover different samples"),
     "final_eval_max_samples": ("safe", "scores before and after cover different samples"),
-    "objective": ("safe", "only what a sweep is given changes"),
-    "objective_mode": ("safe", "only what a sweep is given changes"),
-    "log_every_steps": ("safe", "only what is written changes"),
-    "on_nonfinite": ("safe", "only what happens to a bad step changes"),
-    "max_consecutive_skips": ("safe", "only when the run gives up changes"),
+    "objective": ("safe", "only the score that a sweep gets changes"),
+    "objective_mode": ("safe", "only the score that a sweep gets changes"),
+    "log_every_steps": ("safe", "only the logged steps change"),
+    "on_nonfinite": ("safe", "only the handling of non-finite steps changes"),
+    "max_consecutive_skips": ("safe", "only the number of tolerated skips changes"),
     "model": ("impossible", "the checkpoint holds the tensors of this model; start a new run"),
-    "task": ("allow", "the rest of the run learns from other examples"),
+    "task": ("allow", "the rest of the run trains on other samples"),
     "task.kind": ("impossible", "another task is another experiment; start a new run"),
-    "data": ("allow", "the rest of the run learns from other documents"),
-    "optimizer": ("allow", "the optimizer's state was gathered under other settings"),
+    "data": ("allow", "the rest of the run trains on other records"),
+    "optimizer": ("allow", "the optimizer's state comes from other settings"),
     "optimizer.kind": ("impossible", "the saved state does not fit another optimizer"),
     "optimizer.lr": ("safe", "applied from the next step on"),
     "optimizer.weight_decay": ("safe", "applied from the next step on"),
@@ -48,37 +46,32 @@ TABLE: dict[str, tuple[Kind, str]] = {
         "impossible",
         "the saved state is that of the parameters that were trained",
     ),
-    "scheduler": ("allow", "the learning rate takes another course, as if it had from the start"),
-    "precision": ("allow", "numbers are rounded otherwise from here on"),
+    "scheduler": ("allow", "the learning rate follows another schedule, as if from step 0"),
+    "precision": ("allow", "numbers are rounded differently from here on"),
     "accumulation": ("allow", "the batch, and with it the meaning of a step, changes"),
     "accumulation.micro_batch_size": (
         "allow",
         "sums are taken in another order; under accumulation=steps the batch changes as well",
     ),
-    "accumulation.memory_limit_gib": ("safe", "only how the micro-batch is sought changes"),
-    "accumulation.memory_margin": ("safe", "only how the micro-batch is sought changes"),
-    "accumulation.max_micro_batch_size": ("safe", "only how the micro-batch is sought changes"),
+    "accumulation.memory_limit_gib": ("safe", "only the search for a micro-batch changes"),
+    "accumulation.memory_margin": ("safe", "only the search for a micro-batch changes"),
+    "accumulation.max_micro_batch_size": ("safe", "only the search for a micro-batch changes"),
     "parallelism": ("safe", "sums are taken in another order: equal up to rounding"),
     "parallelism.gradient_compression": ("allow", "gradients are rounded differently from here on"),
-    "observer": ("safe", "only who watches the run, and may end it, changes"),
-    "checkpoint": ("safe", "only what is saved, and when, changes"),
-    "checkpoint.kind": ("impossible", "another kind does not find what was saved; start a new run"),
-    "logging": ("safe", "only what is written changes"),
-    "launch": ("safe", "another device, or number of ranks, may round otherwise"),
+    "observer": ("safe", "only the observers of the run change"),
+    "checkpoint": ("safe", "only the saves change"),
+    "checkpoint.kind": (
+        "impossible",
+        "another kind cannot read the checkpoints; start a new run",
+    ),
+    "logging": ("safe", "only the outputs change"),
+    "launch": ("safe", "another device or number of ranks may round differently"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One setting that differs from the stored run.
-
-    Attributes:
-        key: The setting.
-        old: Its stored value; None also when it was not there.
-        new: Its new value; None also when it is gone.
-        kind: Whether it may change.
-        reason: What the change means, or why it is not possible.
-    """
+    """A setting that differs from the stored run; None for a value that does not exist."""
 
     key: str
     old: Any
@@ -88,11 +81,7 @@ class Change:
 
 
 def rule_of(key: str) -> tuple[Kind, str]:
-    """Return whether a setting may change on resume, and why.
-
-    Raises:
-        KeyError: The table has neither the key nor a parent of it.
-    """
+    """Return the rule of a setting and its reason; raise KeyError if the table has none."""
     parts = key.split(".")
     for depth in range(len(parts), 0, -1):
         if rule := TABLE.get(".".join(parts[:depth])):
@@ -101,7 +90,7 @@ def rule_of(key: str) -> tuple[Kind, str]:
 
 
 def classify(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Return every setting that differs between two configs, sorted by key; null equals absent."""
+    """Return every setting that differs between two configs, sorted; null equals absent."""
     before, after = dict(leaves(old)), dict(leaves(new))
     changed = [
         key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
@@ -112,16 +101,12 @@ def classify(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
 def apply(
     config_json: str, overrides: Sequence[str], allow: Sequence[str]
 ) -> tuple[RunConfig, list[Change]]:
-    """The config with which a stored run is resumed.
+    """Return the config to resume a stored run with, and its changes.
 
     Args:
         config_json: The run's config.json.
-        overrides: Words in Hydra's grammar; one that names a group's option swaps the group in
-            as it is composed.
-        allow: Keys that may change although that changes what is computed, each with all below it.
-
-    Returns:
-        The config, and everything in it that differs from the stored one.
+        overrides: Words in Hydra's grammar; one that chooses an option replaces the group.
+        allow: Keys that may change although this changes the result, each with its children.
 
     Raises:
         ConfigError: Words that are wrong, changes that are not allowed or possible, broken rules.
@@ -132,6 +117,7 @@ def apply(
         if problems := _unknown_allowed(allow, old):
             raise ConfigError(problems)
         return stored, []
+    # Imported here: a resume without changes needs no Hydra.
     from launcher.config.compose import recompose
 
     composed, problems = recompose(old, overrides)
@@ -142,7 +128,7 @@ def apply(
         problems = merged(problems, error.problems)
     else:
         problems += rules.broken(config)
-        problems += effects.typed_in_vain(config, composed.origin)
+        problems += effects.typed_without_effect(config, composed.origin)
     new = config.model_dump(mode="json")
     changes = classify(old, new) + _batch_changes(stored, config)
     problems += _unknown_allowed(allow, {**old, **new})
@@ -153,13 +139,13 @@ def apply(
 
 
 def _batch_changes(stored: RunConfig, config: RunConfig) -> list[Change]:
-    """Return the change of the global batch that another number of ranks brings."""
+    """Return the change of the global batch by another number of ranks."""
     if config.accumulation != stored.accumulation or config.task != stored.task:
-        return []  # a change of its own
+        return []  # already reported as a change of that setting
     try:
         before, after = derive.batch_plan(stored), derive.batch_plan(config)
     except ValueError:
-        return []  # a rule of its own
+        return []  # already reported by a rule
     sizes = before.samples_per_step, after.samples_per_step
     if sizes[0] == sizes[1]:
         return []
@@ -170,7 +156,7 @@ def _batch_changes(stored: RunConfig, config: RunConfig) -> list[Change]:
 def _from_store(
     problems: Sequence[Problem], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[Problem]:
-    """Return the problems; a value that the stored run has was set by no file of today."""
+    # A value of the stored run comes from its config.json, even if a file has the same value now.
     before, after = dict(leaves(old)), dict(leaves(new))
     kept = {key for key in before.keys() & after.keys() if before[key] == after[key]}
     return [replace(p, origin="the run's config.json") if p.key in kept else p for p in problems]

@@ -1,4 +1,4 @@
-"""Problems of a config: those of its options, and the rules that belong to no option."""
+"""Collect problems of a config: of its options, and of rules that belong to no option."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from launcher.contracts import BatchPlan, Horizon, Schedule
 from launcher.errors import ConfigError, Problem
 from launcher.suggest import closest, did_you_mean
 
-# A schedule may count in epochs, and how many steps an epoch has is known only with the data. What
-# is wrong however short or long it is, is wrong now.
+# A schedule may count in epochs, whose steps are known only with the data. A problem is reported
+# now if it exists for a very short and for a very long epoch.
 _EPOCHS_IN_STEPS = (1e-3, 1e9)
 
 
-def batch_is_whole(config: RunConfig) -> Iterator[Problem]:
-    """The global batch must be divisible by micro-batch size and ranks."""
+def batch_is_divisible(config: RunConfig) -> Iterator[Problem]:
+    """Check that the global batch is divisible by micro-batch size and ranks."""
     if isinstance(plan := _plan(config), ValueError):
         yield Problem("accumulation", str(plan))
 
 
 def run_ends(config: RunConfig) -> Iterator[Problem]:
-    """A run needs a length."""
+    """Check that the run has a length."""
     if config.max_steps is None and config.max_epochs is None:
         yield Problem(
             "max_steps", "is null, and so is max_epochs: the run would never end; give one of them"
@@ -31,7 +31,7 @@ def run_ends(config: RunConfig) -> Iterator[Problem]:
 
 
 def schedule_fits(config: RunConfig) -> Iterator[Problem]:
-    """The schedule must fit run and optimizer, as far as the size of the data does not matter."""
+    """Check the schedule with run and optimizer, for any size of the data."""
     plan = _plan(config)
     if not isinstance(plan, BatchPlan):
         return
@@ -41,20 +41,21 @@ def schedule_fits(config: RunConfig) -> Iterator[Problem]:
         if max_steps is None:
             if derive.peak_lr(config) is not None:
                 return
-            max_steps = 10**9  # only whether there is a learning rate can be wrong now
+            max_steps = 10**9  # any number: only a missing learning rate is found here
         horizon = Horizon(max_steps, plan.samples_per_step, plan.tokens_per_step, steps_per_epoch)
         try:
             schedule = derive.schedule(config, horizon)
         except ConfigError as error:
             complaints.extend(error.problems)
         else:
-            complaints.extend(_boundless(schedule, max_steps))
+            complaints.extend(_not_finite(schedule, max_steps))
     if len(complaints) == len(_EPOCHS_IN_STEPS):
         yield complaints[0]
 
 
-def _boundless(schedule: Schedule, max_steps: int) -> Iterator[Problem]:
-    """The learning rate of every step must be finite, even if each setting is in its range."""
+def _not_finite(schedule: Schedule, max_steps: int) -> Iterator[Problem]:
+    """Yield a problem if a learning rate is not finite, at a few steps."""
+    # Each setting may be in its range, and a combination of them still overflow.
     for step in sorted({0, 1, max_steps // 2, max_steps - 1}):
         try:
             rate = schedule.lr(step, {})
@@ -66,13 +67,13 @@ def _boundless(schedule: Schedule, max_steps: int) -> Iterator[Problem]:
 
 
 def supported_on_device(config: RunConfig) -> Iterator[Problem]:
-    """Every option must support a device that is asked for by name."""
+    """Check that every option supports the device, unless it is `auto`."""
     if config.launch.device != "auto":
         yield from unsupported(config, config.launch.device)
 
 
 def unsupported(config: RunConfig, device_type: str) -> Iterator[Problem]:
-    """Yield what cannot work on a kind of device."""
+    """Yield the settings that a kind of device does not support."""
     device = config.launch.device
     found = "" if device == device_type else f", which is {device_type} here"
     for group, option in config.options():
@@ -81,7 +82,7 @@ def unsupported(config: RunConfig, device_type: str) -> Iterator[Problem]:
 
 
 def scores_are_made(config: RunConfig) -> Iterator[Problem]:
-    """An option that acts on a score needs evaluations during the run."""
+    """Check that there are evaluations during the run for options that use scores."""
     if config.eval_every_steps is not None:
         return
     for group, option in config.options():
@@ -94,12 +95,7 @@ def scores_are_made(config: RunConfig) -> Iterator[Problem]:
 
 
 def unknown_scores(config: RunConfig, names: Collection[str]) -> Iterator[Problem]:
-    """Yield what names a score that no evaluation has: the objective, and options that act on one.
-
-    Args:
-        config: The run.
-        names: Scores of an evaluation.
-    """
+    """Yield the settings that name a score which is not in `names`."""
     there_are = f"; it has: {', '.join(sorted(names))}"
     # A task without scores can be trained, though not be part of a sweep.
     named = [("objective", config.objective)] if names else []
@@ -112,13 +108,13 @@ def unknown_scores(config: RunConfig, names: Collection[str]) -> Iterator[Proble
 
 
 def scores_exist(config: RunConfig) -> Iterator[Problem]:
-    """A score that is named must be one of the task's, as far as the data does not matter."""
+    """Check the names of scores, unless they depend on the data."""
     if (names := config.task.score_names) is not None:
         yield from unknown_scores(config, names)
 
 
 RULES = (
-    batch_is_whole,
+    batch_is_divisible,
     run_ends,
     schedule_fits,
     supported_on_device,
@@ -128,19 +124,19 @@ RULES = (
 
 
 def broken(config: RunConfig) -> list[Problem]:
-    """Return every problem of a config: of the whole, then of its options, group by group."""
+    """Return every problem of a config, of the rules and then of its options."""
     found = [problem for rule in RULES for problem in rule(config)]
     found += [each for _, option in config.options() for each in option.problems(config)]
     return list(dict.fromkeys(found))
 
 
 def doubtful(config: RunConfig) -> list[Problem]:
-    """Return what may be meant, and is worth a warning."""
+    """Return warnings for settings that may be mistakes."""
     return [each for _, option in config.options() for each in option.cautions(config)]
 
 
 def _plan(config: RunConfig) -> BatchPlan | ValueError | None:
-    """The batch plan, what is wrong with it, or None where the mesh of ranks is wrong already."""
+    """Return the batch plan or its problem; None if the mesh is wrong."""
     try:
         config.parallelism.layout(config.launch.ranks)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`RunConfig`: the complete config as one frozen, typed value; ranks read nothing else."""
+"""`RunConfig`: the complete config as one frozen, typed value."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ from launcher.registry import OPTION_TYPES, kinds, option_class
 
 def _reader(group: str) -> Callable[[Any], Option]:
     def read(value: Any) -> Option:
-        """Return the option of the kind that the value names; error locations are preserved."""
+        # Not a pydantic union over all kinds: that would import every kind, third parties' too, and
+        # report an error for each of them.
         if isinstance(value, OPTION_TYPES[group]):
             return value
         if not isinstance(value, dict):
@@ -55,6 +56,7 @@ def _reader(group: str) -> Callable[[Any], Option]:
             option = option_class(group, kind)
         except ConfigError as error:
             [problem] = error.problems
+            # A ValueError would be prefixed with pydantic's text; `problems` reads the context.
             raise PydanticCustomError(
                 "option", "{message}", {"key": problem.key, "message": problem.message}
             ) from error
@@ -64,22 +66,21 @@ def _reader(group: str) -> Callable[[Any], Option]:
     return read
 
 
-# The JSON schema of a group is the union over its kinds, which `json_schema` puts here.
+# Placeholder for the JSON schema of a group, which `json_schema` replaces by a union over its
+# kinds.
 _GROUP = WithJsonSchema({"type": "object"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Presets:
-    """Values that packaged presets set, by key.
+    """Values that packaged presets set, by key."""
 
-    All are equal: two configs with the same values are the same, whoever set them.
-    """
-
+    # compare=False: two configs with the same values are equal, whoever set them.
     values: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 class RunConfig(Settings):
-    """The complete config of a run. Every value is set here; the code has no defaults."""
+    """Complete config of a run, without defaults in code."""
 
     name: str = Field(max_length=128, pattern=r"^\w[\w.+=,@-]*$")
     """Name of the run, and of its folder in `run_root`: letters, digits and `_ . + = , @ -`."""
@@ -157,11 +158,8 @@ class RunConfig(Settings):
     _presets: _Presets = PrivateAttr(default_factory=_Presets)
 
     def with_presets(self, values: Mapping[str, Any]) -> Self:
-        """Return this config with the values that packaged presets set.
-
-        Copies (`model_copy`) keep them; config.json does not contain them, since its values were
-        accepted at the start of the run.
-        """
+        """Return this config with a record of the values that packaged presets set."""
+        # Not in config.json: there the values were accepted at the start of the run.
         config = self.model_copy()
         config._presets = _Presets(values)  # noqa: SLF001 - its own
         return config
@@ -182,11 +180,7 @@ class RunConfig(Settings):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Return the config in a file.
-
-        Raises:
-            ConfigError: The file cannot be read, is not UTF-8, or is no config of this version.
-        """
+        """Return the config in a file."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -195,11 +189,7 @@ class RunConfig(Settings):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the config that `to_json` wrote.
-
-        Raises:
-            ConfigError: The text is not one, or not one of this version of trainctl.
-        """
+        """Return the config that `to_json` wrote."""
         try:
             mapping = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -208,31 +198,26 @@ class RunConfig(Settings):
 
     @classmethod
     def from_mapping(cls, mapping: Any) -> Self:
-        """The config in a composed mapping.
-
-        Raises:
-            ConfigError: Every value that is missing, unknown or out of range.
-        """
+        """Return the config in a composed mapping; raise ConfigError with every invalid value."""
+        # Via JSON, in which strict validation takes a list for a tuple: the launcher and the ranks
+        # validate the same representation.
         try:
             return cls.model_validate_json(json.dumps(mapping, default=str))
         except ValidationError as error:
             raise ConfigError(problems_in(error, cls, mapping)) from error
 
     def to_json(self) -> str:
-        """Return this config as JSON with sorted keys: equal configs give equal files."""
+        """Return this config as JSON; equal configs give equal texts."""
         values = self.model_dump(mode="json")
         return json.dumps(values, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that change with any value of the config."""
+        """Return 16 hex digits that depend on every value of the config."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema 2020-12 of a config: a group is a union over its kinds, by their `kind`.
-
-    Editors complete and check config.json with it.
-    """
+    """Return the JSON Schema 2020-12 of a config, with which editors complete and check it."""
     from pydantic.json_schema import models_json_schema
 
     options = {
@@ -249,7 +234,7 @@ def json_schema() -> dict[str, Any]:
             cls = options[group, kind]
             reference = by_class[cls, "validation"]["$ref"]
             definition = definitions[reference.rpartition("/")[2]]
-            # `kind` is the module's name, whether or not the class says so in its own annotation.
+            # `kind` is the module's name; the class may annotate it as `str` only.
             definition["properties"]["kind"] |= {"const": kind}
             mapping[kind] = reference
         schema["properties"][group] = {
