@@ -8,9 +8,9 @@
     finished.metrics()["loss"]
     model = finished.load_model()
 
-A run executes in its own processes, as from the command line, so that it can be started from a
-notebook and from any thread; nothing is printed. Errors are those of
-`launcher.errors`. Importing this module imports neither torch nor Hydra.
+A run executes in its own processes, as from the command line, and prints nothing: it can be started
+from a notebook and from any thread. Errors are those of `launcher.errors`. Importing this module
+imports neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -60,14 +60,7 @@ class Result:
 
 
 class Run:
-    """A run directory.
-
-    Args:
-        path: `runs/<name>/<id>`.
-
-    Raises:
-        LaunchError: There is no run in it.
-    """
+    """A run directory, `runs/<name>/<id>`; LaunchError if it has no run."""
 
     def __init__(self, path: str | Path) -> None:
         self._dir = RunDir(Path(path).expanduser().resolve())
@@ -85,22 +78,18 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """The resolved config.
-
-        Raises:
-            ConfigError: config.json is not one of this version.
-        """
+        """Resolved config; ConfigError if config.json is not of this version."""
         from launcher.config.schema import RunConfig
 
         return RunConfig.read(self._dir.config)
 
     @property
     def result(self) -> Result:
-        """The result of the run.
+        """Result of the run.
 
         Raises:
             TrainctlError: The error that ended the run.
-            LaunchError: It has not ended, or its launcher was killed.
+            LaunchError: The run has not ended, or its launcher was killed.
         """
         try:
             values: dict[str, Any] = json.loads(self._dir.result.read_text(encoding="utf-8"))
@@ -116,10 +105,9 @@ class Run:
         raise error
 
     def metrics(self) -> Any:
-        """Return metrics.jsonl by column: a pandas DataFrame if pandas is installed.
+        """Return metrics.jsonl by column, as a pandas DataFrame if pandas is installed.
 
-        Returns:
-            Else a dict of arrays, float64, shape (rows,); NaN where a row has no such number.
+        Otherwise a dict of arrays, float64, shape (rows,). NaN where a row has no such number.
         """
         import numpy as np
 
@@ -136,7 +124,7 @@ class Run:
         return pd.DataFrame(columns)
 
     def checkpoints(self) -> list[PublishedCheckpoint]:
-        """Return the published checkpoints in the order of their steps."""
+        """Return the published checkpoints, ordered by step."""
         return published(self._dir)
 
     def load_model(self, step: int | None = None) -> nn.Module:
@@ -151,12 +139,12 @@ class Run:
         from launcher.training.runner import load_model
 
         found = {checkpoint.step: checkpoint for checkpoint in self.checkpoints()}
-        wanted = max(found, default=None) if step is None else step
-        if wanted is None or wanted not in found:
+        chosen = max(found, default=None) if step is None else step
+        if chosen is None or chosen not in found:
             steps = ", ".join(map(str, found)) or "none"
-            what = "any step" if wanted is None else f"step {wanted}"
+            what = "any step" if chosen is None else f"step {chosen}"
             raise CheckpointError(f"{self.path} has no checkpoint of {what}; there are: {steps}")
-        return load_model(self.config, found[wanted].path)
+        return load_model(self.config, found[chosen].path)
 
     def lr_table(self, num_samples: int | None = None) -> npt.NDArray[np.float64]:
         """Return the learning rate of every optimizer step, as the config gives it.
@@ -186,6 +174,7 @@ class Run:
             lines = self._dir.metrics.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
+        # The last line of a running run may be incomplete.
         return [json.loads(line) for line in lines if line.endswith("}")]
 
 
@@ -207,7 +196,7 @@ def load_config(
         `trainctl.config`.
 
     Raises:
-        ConfigError: Everything that is wrong, with its key, what to do, and who set it.
+        ConfigError: Every problem, with its key, its origin and a fix.
     """
     from launcher.config import load, rules
 
@@ -219,7 +208,7 @@ def load_config(
 
 
 def run(config: RunConfig) -> Run:
-    """Run a config to its end in processes of its own.
+    """Run a config to the end, in its own processes.
 
     Args:
         config: What `load_config` returned, or a changed copy.
@@ -228,11 +217,12 @@ def run(config: RunConfig) -> Run:
         The run; its console output is in `logs/rank-0.log`.
 
     Raises:
-        TrainctlError: The ranks failed, or something is wrong before they start.
+        TrainctlError: The ranks failed, or the config, a file or a device is wrong.
     """
     from launcher.config import rules
     from launcher.launch import begin, preflight
 
+    # Checked again: `model_copy` validates nothing.
     if problems := rules.broken(config):
         raise ConfigError(problems)
     preflight(config)
@@ -247,10 +237,10 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
     Args:
         path: The run directory.
         overrides: Settings to change, in Hydra's grammar.
-        allow: Keys that may change although that changes what is computed.
+        allow: Keys that may change although this changes the result.
 
     Returns:
-        The run, at its end.
+        The run, after its end.
 
     Raises:
         TrainctlError: A change is not possible or not allowed, or the ranks failed.
@@ -262,7 +252,8 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
     return known
 
 
-# Origins of the values of composed configs, by fingerprint: a RunConfig is a plain value.
+# Origins of the values of composed configs, by fingerprint and not in RunConfig: configs with the
+# same values must be equal, whatever set them.
 _SOURCES: dict[str, tuple[Mapping[str, str], Sequence[str]]] = {}
 
 

@@ -1,7 +1,7 @@
-"""Kinds of each group: every module of `launcher.<group>` is a kind, without further registration.
+"""Find the kinds of each group: every module of `launcher.<group>` is one.
 
 Packages add kinds by entry points of the group `trainctl.options`, named `<group>.<kind>`, that
-point at the option class. A packaged kind cannot be replaced.
+name the option class. A packaged kind cannot be replaced.
 """
 
 from __future__ import annotations
@@ -27,16 +27,13 @@ OPTION_TYPES: dict[str, type[Option]] = {
 
 
 def kinds(group: str) -> tuple[str, ...]:
-    """The kinds of a group, sorted; none of their modules is imported."""
+    """Return the kinds of a group, sorted, without importing them."""
     return tuple(sorted({*_packaged(group), *_added(group)}))
 
 
 def option_class(group: str, kind: str) -> type[Option]:
-    """The class that validates and builds a kind.
-
-    Raises:
-        ConfigError: There is no such kind, or the package that adds it is broken.
-    """
+    """Return the option class of a kind; ConfigError if it is unknown or its package is broken."""
+    # Packaged kinds first: an installed package must not change what `optimizer=adamw` means.
     if kind in _packaged(group):
         return _only_option(group, f"launcher.{group}.{kind}")
     if kind in _added(group):
@@ -64,7 +61,9 @@ def _added(group: str) -> dict[str, EntryPoint]:
 
 @cache
 def _entry_points(_path: tuple[str, ...]) -> dict[str, dict[str, EntryPoint]]:
-    """Return entry points by group and kind; the search is slow, and cached per sys.path."""
+    """Return entry points by group and kind."""
+    # Cached, because the search reads the metadata of every installed package; by sys.path, which
+    # tests and notebooks change.
     found: dict[str, dict[str, EntryPoint]] = {}
     for entry_point in entry_points(group=ENTRY_POINTS):
         group, _, kind = entry_point.name.partition(".")
@@ -80,6 +79,7 @@ def _only_option(group: str, module_name: str) -> type[Option]:
         for name, member in vars(module).items()
         if inspect.isclass(member)
         and issubclass(member, OPTION_TYPES[group])
+        # A module may import option classes that it derives from.
         and member.__module__ == module_name
         and not name.startswith("_")
     ]
@@ -92,7 +92,7 @@ def _only_option(group: str, module_name: str) -> type[Option]:
 
 
 def _loaded(group: str, entry_point: EntryPoint) -> type[Option]:
-    """Load the class that an entry point names; report errors of the installed package."""
+    """Load the class that an entry point names."""
     package = entry_point.dist.name if entry_point.dist else entry_point.value
     where = f"the package {package} adds {group}={entry_point.name.partition('.')[2]}"
     try:

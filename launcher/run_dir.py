@@ -38,46 +38,38 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """One run's directory.
-
-    Attributes:
-        path: Absolute path of `runs/<name>/<id>`.
-    """
+    """Directory of a run, by the absolute path of `runs/<name>/<id>`."""
 
     path: Path
 
     def is_run(self) -> bool:
-        """Return whether this is the directory of a run; an export has a config.json, too."""
+        """Return True if this is the directory of a run."""
+        # config.json alone does not tell: the folder of an exported model has one.
         return self.config.is_file() and (self.record.is_file() or self.command.is_file())
 
     @property
     def id(self) -> str:
-        """The run's identity, kept when its directory is moved, copied or linked to."""
+        """Identity of the run, also after its directory was moved, copied or linked to."""
         known = self.read_record().get("id")
         return known if isinstance(known, str) and known else self.path.name
 
     @property
     def record(self) -> Path:
-        """The run's identity and the checksum of its config."""
+        """Identity of the run and checksum of its config."""
         return self.path / "run.json"
 
     def read_record(self) -> dict[str, Any]:
-        """Return what run.json holds; empty where it is missing or damaged."""
+        """Return the values of run.json; none if it is missing or damaged."""
         return _read_object(self.record)
 
     def read_provenance(self) -> dict[str, str]:
-        """Return where each value came from; empty where the file is missing or damaged."""
+        """Return the origin of each value; none if the file is missing or damaged."""
         return {key: str(value) for key, value in _read_object(self.provenance).items()}
 
     def write_config(self, text: str, **record: object) -> None:
-        """Replace config.json, and record its checksum.
-
-        Args:
-            text: The resolved config.
-            record: Further entries of run.json.
-        """
+        """Replace config.json, and record its checksum and further entries in run.json."""
         before = self.read_record()
-        # Between the two writes the old config is as good as the new one.
+        # Both checksums: after a crash between the two writes the old config is there, and valid.
         known = before.get("config_sha256")
         checksums = [checksum(text), *(known[:1] if isinstance(known, list) else [])]
         values = {**before, "id": self.id, "config_sha256": checksums, **record}
@@ -139,7 +131,7 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     def has_rows(self) -> bool:
-        """Return whether the run has logged a step."""
+        """Return True if the run has logged a step."""
         try:
             return self.metrics.stat().st_size > 0
         except OSError:
@@ -147,7 +139,7 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """Holds one folder per published checkpoint."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -169,31 +161,24 @@ class RunDir:
         return RunDir(self.path / "trials" / f"micro-batch-{micro_batch_size}")
 
     def checkpoint(self, step: int) -> Path:
-        """Return the path of a step's published checkpoint; it may not exist."""
+        """Return the path of a step's checkpoint, which may not exist."""
         return self.checkpoints / f"step-{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """Return the step in a checkpoint folder's name; None for any other name."""
+    """Return the step of a checkpoint folder's name; None for any other name."""
     match = _STEP.fullmatch(checkpoint.name)
     return int(match.group(1)) if match else None
 
 
 def create(root: Path, name: str) -> RunDir:
-    """Create a new run directory that no other launch can share.
-
-    Args:
-        root: Folder of all runs; made if missing.
-        name: The run's name: one folder level below the root.
-
-    Raises:
-        LaunchError: The folder cannot be made or written.
-    """
+    """Create a new run directory below `root/name` that no other launch can share."""
     parent = (root / name).absolute()
     try:
         parent.mkdir(parents=True, exist_ok=True)
         while True:
-            # mkdir is the atomic test-and-set; the random part makes a second try rare.
+            # mkdir fails if the folder exists, so that one of two launches wins. The time alone is
+            # not enough: jobs of a sweep start in the same second.
             path = parent / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
             try:
                 path.mkdir()
@@ -217,12 +202,14 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def checksum(text: str) -> str:
-    """Return the SHA-256 of a text, as run.json keeps it of config.json."""
+    """Return the SHA-256 of a text, as in run.json."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file atomically: after a crash it has the old text or the new."""
+    # fsync before the rename: otherwise the new name may have an empty file after a power cut. The
+    # process id, because two processes must not write to one temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""Suggestions for misspelt words, by the number of typing errors: `l` still finds `lr`."""
+"""Suggest corrections of misspelt words, by edit distance."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ _PREFIX = 3
 
 
 def edit_distance(a: str, b: str, limit: int) -> int:
-    """Return the edit distance of two words; swapped neighbours count as one edit.
-
-    Args:
-        a: One word.
-        b: The other.
-        limit: Upper limit: `limit + 1` is returned for a greater distance.
+    """Return the edit distance of two words, at most `limit + 1`.
 
     Source: optimal string alignment distance (Damerau 1964, without overlapping exchanges).
     """
+    # Not difflib's ratio, which rates swapped letters like two errors.
     if abs(len(a) - len(b)) > limit:
         return limit + 1
     before: list[int] = []
@@ -35,12 +31,10 @@ def edit_distance(a: str, b: str, limit: int) -> int:
 
 
 def closest(word: str, options: Iterable[str], limit: int | None = None) -> list[str]:
-    """Return the most similar options; else those that begin or end with it; else none.
-
-    Case, and `-` instead of `_`, do not count as edits.
+    """Return the most similar options; otherwise those that begin or end with the word.
 
     Args:
-        word: The word as typed.
+        word: The word as typed; case, and `-` for `_`, do not matter.
         options: The valid words.
         limit: Largest edit distance; a third of the word's letters if None.
     """
@@ -49,7 +43,7 @@ def closest(word: str, options: Iterable[str], limit: int | None = None) -> list
     found: dict[str, int] = {}
     for option in options:
         distance = edit_distance(_folded(word), _folded(option), limit)
-        # One wrong letter of one is no resemblance; one left out of two (`l` for `lr`) is.
+        # A word of one wrong letter is not similar; one of two with a letter left out (`l`) is.
         if distance <= limit and distance < len(option):
             found[option] = distance
     if not found and len(word) >= _PREFIX:
@@ -64,15 +58,13 @@ def _folded(word: str) -> str:
 
 
 def closest_keys(key: str, known: Iterable[str]) -> list[str]:
-    """Return the dotted keys that are most similar to `key`.
-
-    A key matches with slips in any of its parts or with a dot left out; failing that, without one
-    of its parts (`optimizer.adamw.lr` finds `optimizer.lr`), or by its end alone (`lr` does too).
-    """
+    """Return the dotted keys that are most similar to `key`."""
+    # By typing errors in its parts, or a missing dot; then without one of its parts
+    # (`optimizer.adamw.lr` finds `optimizer.lr`); then by its end (`lr`).
     known = list(known)
     parts = key.split(".")
-    alike = [k for k in known if _alike(parts, k.split(".")) or edit_distance(key, k, 1) == 1]
-    if found := closest(key, alike, len(key)):
+    similar = [k for k in known if _similar(parts, k.split(".")) or edit_distance(key, k, 1) == 1]
+    if found := closest(key, similar, len(key)):
         return found
     shorter = {".".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts) - 1)}
     if found := sorted(shorter & set(known)):
@@ -83,19 +75,19 @@ def closest_keys(key: str, known: Iterable[str]) -> list[str]:
     by_end: dict[str, list[str]] = {}
     for k in known:
         end = k.split(".")[-len(parts) :]
-        if _alike(parts, end):
+        if _similar(parts, end):
             by_end.setdefault(".".join(end), []).append(k)
     return sorted(k for end in closest(key, by_end, len(key)) for k in by_end[end])
 
 
-def _alike(parts: Sequence[str], others: Sequence[str]) -> bool:
+def _similar(parts: Sequence[str], others: Sequence[str]) -> bool:
     return len(parts) == len(others) and all(
         part == other or closest(part, [other]) for part, other in zip(parts, others, strict=True)
     )
 
 
 def did_you_mean(found: Sequence[str]) -> str:
-    """`; did you mean 'x' or 'y'?`, to end a message with; empty when nothing was found."""
+    """Return `; did you mean 'x' or 'y'?` for the end of a message; "" if nothing was found."""
     if not found:
         return ""
     shown = [repr(word) for word in found[:_SHOWN]]
