@@ -1,9 +1,8 @@
 """The command line: `trainctl VERB words`.
 
-A verb is one module of this package with `main(argv) -> int`, imported when it is called, so
-that `trainctl --help` pays for none of them; its line in `VERBS` is all that help and completion
-know about it. Verbs read words, call the packages below and print. Here, and nowhere else, an
-exception becomes text and an exit status (`launcher.errors` lists them).
+A verb is a module of this package with `main(argv) -> int`, imported when it is called, and a line
+in `VERBS` for help and completion. Verbs parse words, call the packages below and print. Only here
+an exception becomes text and an exit status (`launcher.errors` lists them).
 """
 
 from __future__ import annotations
@@ -47,26 +46,25 @@ _BROKEN_PIPE = 128 + 13  # what a shell reports for a program that SIGPIPE kille
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb.
+    """Run one verb, and return the exit status.
 
     Args:
         argv: The words after `trainctl`; those of this process if None.
-
-    Returns:
-        The exit status. An exception that is a bug of trainctl passes through: Python prints its
-        traceback and exits with 1.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     traceback = "--traceback" in words
+    # Before the verb's own parser, so that every verb has the flag, at any position.
     words = [word for word in words if word != "--traceback"]
     _open_standard_streams()
     with suppress(AttributeError):
-        # A word of the command line need not be valid UTF-8, and not every terminal knows ×.
+        # A word of the command line need not be valid UTF-8, and not every terminal can show ×.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # tests replace it
     try:
         status = _run(words)
+        # Here, where BrokenPipeError is handled, and not at the interpreter's exit.
         sys.stdout.flush()
-    except SystemExit as end:  # argparse has printed the help of a verb
+    # argparse ends --help so, after printing it.
+    except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except BrokenPipeError:
         _forget_stdout()
@@ -79,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         from launcher.errors import TrainctlError
 
+        # A defect of trainctl: Python prints the traceback and exits with 1.
         if not isinstance(error, TrainctlError):
             error.add_note("This is a mistake in trainctl, not in your config; please report it.")
             raise
@@ -129,6 +128,7 @@ def _help() -> str:
 
 
 def _unknown(verb: str, words: Sequence[str]) -> str:
+    # A forgotten verb: `trainctl optimizer=sgd`.
     if "=" in verb:
         import shlex
 
@@ -142,18 +142,20 @@ def _unknown(verb: str, words: Sequence[str]) -> str:
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null in place of a closed stream: the next file to open would get its number."""
+    """Open /dev/null in place of closed standard streams (`2>&-`)."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is this one.
+            # Otherwise the next file that is opened, such as a checkpoint, gets this number, and
+            # messages are written into it. `open` returns the lowest free number, which is this.
             os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(number, True)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _forget_stdout() -> None:
-    """Redirect stdout, so that the interpreter can flush the rest after the pipe was closed."""
+    """Redirect stdout to /dev/null after its reader has closed the pipe."""
+    # The interpreter flushes stdout at exit, and would print a traceback of BrokenPipeError.
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Parser of a verb's words: flags of trainctl, and Hydra's override words between them."""
+"""Parse the words of a verb: flags of trainctl, and Hydra's overrides between them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,12 @@ if TYPE_CHECKING:
 
 
 class Arguments(argparse.ArgumentParser):
-    """Parser that takes flags anywhere among the words; `--config_dir` is `--config-dir` too."""
+    """Parser that takes flags at any position, with `_` or `-` in their names."""
 
     def __init__(
         self, verb: str, words: str, about: str, *examples: str, json: bool = False
     ) -> None:
-        """Describe one verb.
-
-        Args:
-            verb: What is typed after `trainctl`.
-            words: The words it takes, as usage shows them; "" for none.
-            about: What it does, in a sentence or two.
-            examples: Command lines that work, shown by --help.
-            json: Whether it takes `--json`.
-        """
+        """Describe a verb for --help: its words, its purpose, and examples (which tests run)."""
         super().__init__(
             prog=f"trainctl {verb}",
             usage=" ".join(filter(None, [f"trainctl {verb}", words, "[options]"])),
@@ -50,11 +42,8 @@ class Arguments(argparse.ArgumentParser):
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
     def split(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """The values of the flags, and the other words in order.
-
-        Raises:
-            UsageError: A flag is unknown, or has no value or a wrong one.
-        """
+        """Return the values of the flags, and the other words in order."""
+        # All words after `--` are overrides.
         before, after = list(argv), []
         if "--" in before:
             at = before.index("--")
@@ -66,11 +55,7 @@ class Arguments(argparse.ArgumentParser):
         return flags, [*words, *after]
 
     def words(self, argv: Sequence[str], *, at_least: int = 0, at_most: int = 0) -> Any:
-        """Like `split`, where the number of words is limited.
-
-        Raises:
-            UsageError: As `split`, or there are too few or too many words.
-        """
+        """Split the words like `split`, and check their number."""
         flags, words = self.split(argv)
         if len(words) < at_least:
             self.error(f"a word is missing: {self.usage}")
@@ -86,6 +71,7 @@ class Arguments(argparse.ArgumentParser):
         return f"{hyphened}{equals}{value}" if hyphened in self._option_string_actions else word
 
     def _unknown(self, word: str, following: str) -> NoReturn:
+        # `--lr 1e-3` and `--learning-rate=1e-3` of other tools are settings here.
         flag, equals, value = word.partition("=")
         known = [option for option in self._option_string_actions if option.startswith("--")]
         if "--config-name" in known and not closest(flag, known):
@@ -100,31 +86,21 @@ class Arguments(argparse.ArgumentParser):
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """Arguments of a composition.
-
-    Attributes:
-        overrides: Words in Hydra's override grammar.
-        config_name: The primary config.
-        config_dirs: The user's folders, searched before the packaged files.
-    """
+    """Arguments of a composition: Hydra's overrides, primary config, the user's folders of YAML."""
 
     overrides: list[str]
     config_name: str
     config_dirs: list[Path]
 
     def load(self) -> LoadedConfig:
-        """Compose and validate.
-
-        Raises:
-            ConfigError: Every problem in the config.
-        """
+        """Compose and validate; raise ConfigError with every problem."""
         from launcher.config.load import load_config
 
         return load_config(self.overrides, self.config_name, self.config_dirs)
 
 
 def add_composition_flags(arguments: Arguments) -> None:
-    """Let a verb take `--config-dir` and `--config-name`."""
+    """Add `--config-dir` and `--config-name` to a verb."""
     arguments.add_argument(
         "--config-dir",
         "-cd",
@@ -144,5 +120,5 @@ def add_composition_flags(arguments: Arguments) -> None:
 
 
 def composition(flags: argparse.Namespace, overrides: Sequence[str]) -> Composition:
-    """Return the composition that the flags of `add_composition_flags` and the other words name."""
+    """Return the composition of the flags of `add_composition_flags` and the other words."""
     return Composition(list(overrides), flags.config_name, flags.config_dir)

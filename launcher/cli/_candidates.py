@@ -1,4 +1,4 @@
-"""Candidates of tab completion: reads folders and option classes, composes nothing."""
+"""Candidates of tab completion."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from pathlib import Path
 from launcher.cli import VERBS, main
 from launcher.cli._presets import default_of, kind, presets, primary
 
+# From folders and option classes: composing a config with Hydra takes a second, which is too long
+# for a Tab.
 _COMPOSING = {"run", "resume", "check", "verify", "lr"}
 _COMPOSING |= {f"config {verb}" for verb in ("show", "explain", "diff", "params", "memory")}
 _PREFIXES = "+~"
 
 
 def candidates(line: str) -> list[str]:
-    """Whole words that continue the last word of a line; one that is complete ends with a space.
-
-    Args:
-        line: What was typed, up to the cursor, from the name of the program on.
-    """
+    """Return words that continue the last word of a line; a complete one ends with a space."""
+    # Not shlex: a quote that is still open is normal in a line that is being typed.
     *words, last = re.split(r"\s+", line.lstrip())
     found = {word for word in _possible(words[1:], last) if word.startswith(last)}
     if words[1:3] == ["config", "explain"] and not any(map(_is_key, words[3:])):
@@ -35,7 +34,7 @@ def _is_key(word: str) -> bool:
 
 
 def _possible(words: Sequence[str], last: str) -> Iterable[str]:
-    """Return all words that the verb takes, also those that do not fit the last word."""
+    """Return all words that the verb takes, whatever the last word begins with."""
     from launcher.cli.config import VERBS as CONFIG_VERBS
 
     if not words:
@@ -67,7 +66,8 @@ def _own_words(verb: str, rest: Sequence[str], last: str) -> Iterator[str]:
 
 
 def _flags(verb: str) -> list[str]:
-    """Read the flags from the verb's --help, so that they are defined only once."""
+    """Return the flags in the verb's --help."""
+    # From the help, so that they are defined only once.
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(io.StringIO()):
         main([*verb.split(), "--help"])
@@ -75,7 +75,7 @@ def _flags(verb: str) -> list[str]:
 
 
 def _runs() -> Iterator[str]:
-    """Run directories where a run of this folder puts them."""
+    """Yield the run directories in `runs`, the default of run_root."""
     for config in Path("runs").glob("*/*/config.json"):
         yield str(config.parent)
 
@@ -91,7 +91,7 @@ def _kinds(last: str) -> Iterator[str]:
 
 
 def _overrides(rest: Sequence[str], last: str) -> Iterator[str]:
-    """Groups and their presets, keys and their values."""
+    """Yield groups and their presets, keys and their values."""
     bare = last.lstrip(_PREFIXES)
     prefix = last[: len(last) - len(bare)]
     key, equals, value = bare.partition("=")
@@ -106,7 +106,7 @@ def _values(key: str, value: str, rest: Sequence[str]) -> Iterator[str]:
 
 
 def _choices(key: str, rest: Sequence[str]) -> list[str]:
-    """The values of a key that has few."""
+    """Return the values of a key that has few."""
     from launcher.cli._types import choices
     from launcher.config.fields import field_at
     from launcher.config.schema import RunConfig
@@ -134,7 +134,7 @@ def _keys(key: str, rest: Sequence[str]) -> Iterator[str]:
 
 
 def _kind_in(group: str, rest: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The kind that the words, the recipe they name, or config.yaml choose for a group."""
+    """Return the kind that the words, their recipe, or config.yaml choose for a group."""
     config_dirs = _config_dirs(rest)
     name = _last_value(group, rest)
     if not name and (recipe := _last_value("recipe", rest)):

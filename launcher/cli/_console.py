@@ -1,4 +1,4 @@
-"""Text output: plain unless on a terminal without `NO_COLOR`."""
+"""Print text: styled only on a terminal without `NO_COLOR`."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ def _styled(text: str, code: str) -> str:
 
 
 def bold(text: str) -> str:
-    """Return a heading."""
+    """Return a text as heading."""
     return _styled(text, "1")
 
 
 def dim(text: str) -> str:
-    """Return secondary text."""
+    """Return a text as secondary."""
     return _styled(text, "2")
 
 
 def announce(text: str) -> None:
     """Print the current activity on a terminal, before seconds without output."""
+    # To stderr, because stdout may be piped; Python sets it to None if it is closed.
     if sys.stderr is not None and sys.stderr.isatty():
         print(f"trainctl: {text}", file=sys.stderr, flush=True)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of plain text with aligned columns.
-
-    On a terminal the last column wraps to its width; elsewhere each row stays one line, for grep.
-    """
+    """Return rows of plain text with aligned columns."""
+    # On a terminal the last column wraps to its width; elsewhere each row is one line, for grep.
     if not rows:
         return ""
     widths = [max(map(len, column)) for column in zip(*(row[:-1] for row in rows), strict=True)]
@@ -57,13 +56,13 @@ def _columns() -> int:
 def _wrapped(text: str, width: int) -> list[str]:
     import textwrap
 
-    # A long word, such as a path or a command, stays whole: it is there to be copied.
+    # A path or a command is not wrapped, so that it can be copied.
     lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
     return lines or [""]
 
 
 def print_json(value: object) -> None:
-    """One JSON document; numbers that JSON does not support are an error, not `NaN`."""
+    """Print one JSON document; raise ValueError for NaN and infinity."""
     import json
 
     print(json.dumps(value, indent=2, allow_nan=False))

@@ -1,4 +1,4 @@
-"""A curve as text (Unicode dots, or stars where those cannot be shown), and as an SVG file."""
+"""Draw a curve as text (Braille dots, or stars without Unicode), and as an SVG file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _FONT = 15
 def plot(
     values: Sequence[float], num_steps: int, *, width: int, height: int, unicode: bool
 ) -> list[str]:
-    """The lines of a plot from 0 to the highest value, with both axes.
+    """Return the lines of a plot from 0 to the highest value, with both axes.
 
     Args:
         values: At equal distances from step 0 on; at least one.
         num_steps: Number of steps that they represent.
         width: Characters in a line, axis and labels included.
         height: Lines, axis and labels included.
-        unicode: Whether box drawing and Braille can be shown.
+        unicode: Use box drawing and Braille.
     """
     marks = ticks(max(values))
     labels = [f"{mark:.4g}" for mark in marks]

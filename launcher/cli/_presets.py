@@ -1,7 +1,4 @@
-"""The YAML files that words of a command line can name: presets of groups, and recipes.
-
-Hydra lists them too, but takes longer to import than a Tab may take; a test holds the two together.
-"""
+"""Find the YAML files of presets and recipes, without Hydra."""
 
 from __future__ import annotations
 
@@ -14,17 +11,11 @@ from typing import Any
 from launcher.config.paths import CONF, RECIPES, extension_folders
 
 
+# Hydra lists them too, but takes longer to import than a Tab may take. A test compares the two.
 def presets(group: str, config_dirs: Iterable[Path] = ()) -> dict[str, Path]:
-    """Return what `group=NAME` can choose, sorted by name; recipes are the group `recipe`.
-
-    Args:
-        group: The config group.
-        config_dirs: The user's folders; those of the environment follow them.
-
-    Returns:
-        Files by name. Of equal names it is the one that Hydra takes: the user's, the packaged one,
-        that of an installed package, in this order. A leading underscore hides a file.
-    """
+    """Return the files of a group (or `recipe`) by name, sorted; `config_dirs` come first."""
+    # Of equal names the first wins, as in Hydra's search path: the user's, the packaged one, that
+    # of an installed package. A leading underscore hides a file.
     extensions = (folder for _, folder in extension_folders())
     folders = [*config_dirs, *_from_environment(), CONF, *extensions]
     places = [folder / group for folder in folders]
@@ -40,7 +31,7 @@ def presets(group: str, config_dirs: Iterable[Path] = ()) -> dict[str, Path]:
 
 
 def primary(config_dirs: Iterable[Path] = ()) -> Path:
-    """The config.yaml that Hydra takes."""
+    """Return the config.yaml that Hydra takes."""
     folders = [*config_dirs, *_from_environment()]
     found = (folder / "config.yaml" for folder in folders)
     return next((path for path in found if path.is_file()), CONF / "config.yaml")
@@ -69,7 +60,7 @@ def summary(path: Path) -> str:
 
 
 def kind(path: Path, seen: frozenset[Path] = frozenset()) -> str | None:
-    """The kind of a preset, its own or that of the preset it extends; None if no file sets it."""
+    """Return the kind of a preset, or of the preset that it extends, if any."""
     values = _read(path)
     if isinstance(values.get("kind"), str):
         return str(values["kind"])

@@ -1,4 +1,4 @@
-"""A field's type and range as a reader of YAML understands them: `float > 0 | null`."""
+"""Format a field's type and range for readers of YAML: `float > 0 | null`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LISTS = (tuple, list, set, frozenset)
 
 
 def type_text(field: FieldInfo) -> str:
-    """The type and range of a field."""
+    """Return the type and range of a field."""
     return _text(field.annotation, field.metadata)
 
 
@@ -25,7 +25,7 @@ def meaning(settings: type[BaseModel], name: str) -> str:
 
 
 def choices(annotation: Any) -> Iterator[str]:
-    """The values, as YAML writes them, of a type that has few."""
+    """Yield the values in YAML of a type that has few."""
     match get_origin(annotation):
         case origin if origin is Literal:
             yield from map(_value, get_args(annotation))
@@ -71,7 +71,7 @@ def _value(value: Any) -> str:
 
 
 def _range(metadata: Sequence[Any]) -> str:
-    """` > 0`, ` in [0, 1)`; only limits of numbers are shown; errors name the others."""
+    """Return ` > 0` or ` in [0, 1)`; other constraints are named in errors."""
     low, high = None, None
     for entry in _flat(metadata):
         match entry:
@@ -90,6 +90,7 @@ def _range(metadata: Sequence[Any]) -> str:
 
 
 def _number(limit: Any) -> str:
+    # 2^63 is easier to read than its 19 digits.
     large = isinstance(limit, int) and limit >= 2**20 and limit.bit_count() == 1
     return f"2^{limit.bit_length() - 1}" if large else f"{limit:g}"
 

@@ -1,4 +1,4 @@
-"""YAML that reads back as the values it was made from, by YAML 1.1's rules and by OmegaConf's."""
+"""Write YAML that PyYAML and OmegaConf read back as the same values."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing_extensions import override
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that OmegaConf would take for a number (`1e-3`) or that is not printable."""
+    """Quotes text that OmegaConf reads as a number (`1e-3`), or that is not printable."""
 
     @override
     def ignore_aliases(self, data: Any) -> bool:
+        # Equal lists would be written as `&id001` and `*id001`.
         return True
 
     @override
@@ -22,18 +23,20 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow=flow, indentless=False)
 
     def text(self, value: str) -> yaml.ScalarNode:
-        """A string, in double quotes where others would lose a line break or control character."""
+        """Represent a string, in double quotes if it is not printable."""
+        # Other styles would lose line breaks and control characters.
         plain = value.isprintable()
         return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
 
     def sequence(self, values: Sequence[Any]) -> yaml.SequenceNode:
-        """A list, on one line if it holds nothing but scalars."""
+        """Represent a list, on one line if it has only scalars."""
         flat = not any(isinstance(value, dict | list) for value in values)
         return self.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flat)
 
 
 _Dumper.add_representer(str, _Dumper.text)
 _Dumper.add_representer(list, _Dumper.sequence)
+# OmegaConf reads `1e-3` as a number, PyYAML as a string: such a string must be quoted.
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -44,6 +47,6 @@ _Dumper.add_implicit_resolver(
 
 
 def to_yaml(values: Any) -> str:
-    """JSON values as block YAML, in the order they have."""
+    """Return JSON values as block YAML, in their order."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Apply every rule, and let every option look at the world; start nothing, download nothing."""
+    """Apply every rule, and check files and devices; start and download nothing."""
     arguments = Arguments(
         "check",
         "[group=option] [key=value]",
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
         for config in configs:
             preflight(config)
     except TrainctlError as error:
+        # A program that asks for JSON gets it for an invalid config, too, with the same status.
         if not flags.json:
             raise
         print_json({"ok": False, "problems": _problems(error)})
@@ -64,6 +65,7 @@ def _jobs(flags: Namespace, overrides: Sequence[str], arguments: Arguments) -> l
     if not flags.multirun:
         return [composition(flags, overrides)]
     words = sweep_jobs(overrides, flags.config_dir)
+    # None for a sweeper that decides on jobs while it runs. Code is refused even then.
     if not words:
         refuse_code(overrides, flags.config_name, flags.config_dir)
         arguments.error(

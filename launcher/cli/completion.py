@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from launcher.cli._arguments import Arguments
 
-# Candidates are whole words, and bring their own trailing space where nothing can follow. Bash
-# replaces only what follows the last of COMP_WORDBREAKS (`=` and `:` are among them), so that
-# the part before must go.
+# Candidates are full words, with a space where nothing can follow. Bash replaces only the text
+# after the last of COMP_WORDBREAKS (`=` and `:` are among them), so that the part before is
+# removed.
 _BASH = r"""
 _trainctl() {
     local line=${COMP_LINE:0:COMP_POINT} candidate
@@ -37,7 +37,7 @@ compdef _trainctl trainctl
 
 
 def main(argv: list[str]) -> int:
-    """Print the shell's hook; the hook calls `query LINE`."""
+    """Print the shell's hook, which calls `query LINE`."""
     arguments = Arguments(
         "completion",
         "bash|zsh",
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     if argv[:1] == ["query"]:
         from launcher.cli._candidates import candidates
 
-        # Not even an empty line where there is nothing: the shell then completes paths.
+        # No empty line without candidates: then the shell completes paths.
         for candidate in candidates(argv[1] if len(argv) > 1 else ""):
             print(candidate)
         return 0

@@ -1,6 +1,6 @@
-"""`trainctl config VERB`: looks at resolved configs; starts nothing.
+"""`trainctl config VERB`: show, explain and compare resolved configs.
 
-Verbs that only read configs are here; those that build the model are modules of their own.
+Verbs that build the model are in modules of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERBS = {
 
 
 def main(argv: list[str]) -> int:
-    """Pass the words on to one of the verbs."""
+    """Run one of the verbs of `config`."""
     verbs = table([(f"  {verb}", says) for verb, says in VERBS.items()])
     arguments = Arguments(
         "config",
@@ -88,6 +88,7 @@ def _explain(argv: list[str]) -> int:
     if key is None:
         arguments.error("a word is missing: the KEY to explain, such as optimizer.lr")
     words.remove(key)
+    # Tab completion ends keys with `=` and groups with `.`.
     key = key.rstrip("=.")
     from launcher.config.explain import explain
 
@@ -100,7 +101,7 @@ def _explain(argv: list[str]) -> int:
 
 
 def _is_key(word: str) -> bool:
-    """Return whether a word is no override; `optimizer.lr=` without a value is none."""
+    """Return True if a word is no override; `optimizer.lr=` without a value is none."""
     return "=" not in word.removesuffix("=")
 
 
@@ -143,11 +144,7 @@ def _explanation_text(found: Explanation) -> str:
 
 
 def _diff(argv: list[str]) -> int:
-    """Compare two configs.
-
-    Returns:
-        0 when they are equal, 1 when they differ.
-    """
+    """Compare two configs; return 0 if they are equal, 1 if they differ."""
     arguments = Arguments(
         "config diff",
         "A B",
@@ -175,7 +172,7 @@ def _diff(argv: list[str]) -> int:
 
 
 def _difference_facts(difference: Difference) -> dict[str, Any]:
-    """A side that does not have the key is left out."""
+    """Return the key and the values of the configs that have it."""
     from launcher.config.explain import ABSENT
 
     sides = {"left": difference.left, "right": difference.right}

@@ -1,4 +1,4 @@
-"""`trainctl env`: what this machine brings to a run."""
+"""`trainctl env`: versions, devices, cores and memory of this machine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def environment() -> dict[str, Any]:
-    """The facts as JSON values; None is one that cannot be known. Imports torch for the devices."""
+    """Return the facts as JSON values; None for unknown ones. Imports torch."""
     return {
         "trainctl": __version__,
         "python": platform.python_version(),
@@ -54,6 +54,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "packages": {name: _version(name) for name in _PACKAGES},
+        # Not os.cpu_count(), which includes cores that this process may not use.
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -70,6 +71,7 @@ def _version(package: str) -> str | None:
 
 
 def _devices() -> dict[str, Any]:
+    # A report of a broken installation is what the verb is needed for most.
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library of CUDA does not load

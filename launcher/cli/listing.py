@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """List the groups, what one of them can be, or the fields of a kind."""
+    """List the groups, the options of one, or the fields of a kind."""
     arguments = Arguments(
         "list",
         "[GROUP | GROUP.KIND | GROUP=PRESET]",
@@ -115,7 +115,7 @@ def _options_text(facts: Mapping[str, Any]) -> str:
 
 
 def _fields_of(group: str, name: str, flags: Namespace, arguments: Arguments) -> dict[str, Any]:
-    """The fields of a kind, or of a preset's kind, with the values of the preset."""
+    """Return the fields of a kind, or of a preset's kind, with the values of the preset."""
     from launcher import registry
 
     found = presets(group, flags.config_dir)
@@ -180,7 +180,8 @@ def _fields_text(facts: Mapping[str, Any]) -> str:
 
 
 def _values(group: str, preset: str, flags: Namespace) -> Any:
-    """Return the preset's values; none where the rest of the config does not compose."""
+    """Return the preset's values; none if the config does not compose."""
+    # Composed and not read from the file: presets extend others.
     from launcher.config.compose import compose_leniently
 
     composed, _ = compose_leniently([f"{group}={preset}"], flags.config_name, flags.config_dir)
@@ -192,6 +193,7 @@ def _extra(group: str, name: str | None) -> str | None:
 
     try:
         return registry.option_class(group, name or "").extra
+    # A broken third-party package must not hide all other options.
     except ConfigError:
         return None
 

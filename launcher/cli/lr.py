@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
     from launcher.contracts import Horizon, Schedule
 
+# Evaluating a schedule takes about a microsecond: a plot of 10^12 steps would never end.
 _DRAWN_STEPS = 1_000_000
 _FAR = 10**15
 _PLOT_SUFFIXES = (".png", ".pdf")
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> int:
         horizon = derive.horizon_before_data(config, flags.num_samples)
         schedule = _built(config, horizon)
     except ConfigError as error:
+        # Problems of the schedule that only the length of the run shows, with the origin of the
+        # key.
         raise ConfigError(loaded.composed.attributed(error.problems)) from error
     title = f"scheduler={config.scheduler.kind}, {horizon.max_steps:,} steps"
     own = schedule.lr(0, {}) is None
@@ -135,7 +138,7 @@ def _built(config: RunConfig, horizon: Horizon) -> Schedule:
 
 
 def _sampled(schedule: Schedule, max_steps: int) -> dict[int, float]:
-    """Rates by step: all of them, or about a million at equal distances."""
+    """Return learning rates by step: of all steps, or of about a million at equal distances."""
     steps = range(0, max_steps, -(-max_steps // _DRAWN_STEPS))
     rates = {step: schedule.lr(step, {}) for step in steps}
     return {step: rate for step, rate in rates.items() if rate is not None}

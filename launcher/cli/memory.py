@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Add up what a run keeps in memory except activations; no weight is allocated."""
+    """Sum the memory of a run's state; activations are not included."""
     arguments = Arguments(
         "config memory",
         "[group=option] [key=value]",
@@ -33,19 +33,12 @@ def main(argv: list[str]) -> int:
 
 
 def measured(config: RunConfig) -> dict[str, Any]:
-    """Bytes by purpose.
-
-    Returns:
-        `parameters` and `trained` in elements; `weights`, `gradients`, `optimizer` (by key of its
-        state) and `total` in bytes; `param_dtype`.
-
-    Raises:
-        ConfigError: The optimizer cannot be built.
-    """
+    """Return the number of parameters, and the bytes by purpose."""
     from launcher.cli.params import meta_module
     from launcher.contracts import OptimizerTarget
     from launcher.optimizer import assign, state_bytes
 
+    # On the meta device: the answer for a model that does not fit into this machine.
     module = meta_module(config)
     elements = sum(param.numel() for param in module.parameters())
     target = OptimizerTarget(module, "meta")

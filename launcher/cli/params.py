@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """List the parameters of the model as the optimizer groups them; no weight is allocated."""
+    """List the parameters of the model by optimizer group, without allocating weights."""
     arguments = Arguments(
         "config params",
         "[group=option] [key=value]",
@@ -45,17 +45,13 @@ def meta_module(config: RunConfig) -> nn.Module:
 
 
 def described(module: nn.Module, option: OptimizerOption) -> list[dict[str, Any]]:
-    """One row per parameter, in the module's order: `name`, `shape`, `group`, `options`, `why`.
-
-    Raises:
-        ConfigError: A pattern matches nothing, or the optimizer cannot be built.
-    """
+    """Return a row per parameter, in the module's order: name, shape, group, options, why."""
     from launcher.contracts import OptimizerTarget
     from launcher.optimizer import assign, parameters
 
     target = OptimizerTarget(module, "meta")
     why = {assigned.param: assigned.why for assigned in assign(target, option)}
-    # The built optimizer, not the rules alone: it may split groups further.
+    # From the built optimizer and not from the rules: it may split groups further.
     groups = {
         param: group for group in option.build(target).param_groups for param in group["params"]
     }
@@ -76,6 +72,7 @@ def described(module: nn.Module, option: OptimizerOption) -> list[dict[str, Any]
 
 
 def _options(group: Mapping[str, Any], option: OptimizerOption) -> dict[str, Any]:
+    # Only settings: torch's groups also have switches such as `foreach` and `capturable`.
     keys = ["lr", "lr_scale", "weight_decay", *sorted(option.group_options)]
     return {key: group[key] for key in dict.fromkeys(keys) if key in group}
 
@@ -90,7 +87,7 @@ def _frozen_by(names: Sequence[str], option: OptimizerOption) -> str:
 
 
 def _as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The parameters, then the groups with their options and sizes."""
+    """Return the parameters, then the groups with their options and sizes."""
     lines = [("parameter", "shape", "group", "why")]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:

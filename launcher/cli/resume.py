@@ -1,4 +1,4 @@
-"""`trainctl resume`: continue a run from its newest good checkpoint."""
+"""`trainctl resume`: continue a run from its newest valid checkpoint."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
     from launcher.launch import resume, signals_end_launch
 
     path = _directory(words[0])
+    # Importing torch in the ranks takes seconds, in which nothing else is printed.
     announce(f"resuming {_short(path)}: its ranks start in a few seconds")
     with signals_end_launch():
         resume(path, words[1:], flags.allow)
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _directory(word: str) -> Path:
+    # Users type the run's name, its checkpoint or config.json: each gets the path to write.
     path = Path(word).expanduser().absolute()
     if RunDir(path).is_run():
         return path
@@ -57,7 +59,7 @@ def _directory(word: str) -> Path:
 
 
 def _newest_below(folder: Path) -> Path | None:
-    """The run directory in a folder that was last changed."""
+    """Return the run directory in a folder that was changed last."""
     found = [*folder.glob("*/config.json"), *folder.glob("*/*/config.json")]
     runs = [file.parent for file in found if RunDir(file.parent).is_run()]
     return max(runs, key=lambda run: run.stat().st_mtime_ns, default=None)

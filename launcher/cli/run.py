@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Train, or show what would be trained."""
+    """Train, or show the run without starting it."""
     arguments = _arguments()
     flags, overrides = arguments.split(argv)
     if flags.multirun and (flags.cfg or flags.info or flags.hydra_help):
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
             return _run(flags, argv, overrides, None)
     from launcher.launch._early import EarlyRank
 
-    # It imports torch while we compose; whatever happens here, it does not outlive us.
+    # It imports torch while this process composes the config. The context kills it on every error.
     with signals_end_launch(), EarlyRank() as early:
         return _run(flags, argv, overrides, early)
 
@@ -60,8 +60,10 @@ def _run(
     if flags.multirun or flags.cfg or flags.info or flags.hydra_help:
         from launcher.config.multirun import run_multirun
 
+        # Hydra would print a config that does not validate.
         if flags.cfg or flags.info:
             load_config(overrides, flags.config_name, flags.config_dir)
+        # Hydra's parser does not know it.
         own = {"--dry-run", "--dry_run"}
         return run_multirun(_launch, [word for word in argv if word not in own], admit=admit)
     job = load_config(overrides, flags.config_name, flags.config_dir)
@@ -104,7 +106,7 @@ def _arguments() -> Arguments:
 def _launch(
     one: LoadedConfig, overrides: Sequence[str], early: EarlyRank | None = None
 ) -> float | None:
-    """Run one job to its end and return what a sweeper minimises."""
+    """Run one job to the end and return the number that a sweeper minimises."""
     from launcher.launch import begin
 
     _, result = begin(one.config, one.provenance, overrides, early)
@@ -112,7 +114,7 @@ def _launch(
 
 
 def minimised(config: RunConfig, scores: Mapping[str, float]) -> float | None:
-    """Return the number that a sweeper minimises; None where no such score is finite."""
+    """Return the number that a sweeper minimises; None if the score is missing or not finite."""
     score = scores.get(config.objective)
     if score is None or not math.isfinite(score):
         return None
