@@ -96,7 +96,7 @@ class NoAllReduce(Defect):
                 return self.wrapped.no_sync()
 
             @override
-            def _check_all_summed(self) -> None:
+            def check_gradients(self) -> None:
                 """The engine would notice it."""
 
         return Spoiled(parts, _ddp(option))
