@@ -16,6 +16,7 @@ from importlib import import_module
 VERBS = {
     "run": "compose a config and train; -m runs one job per combination of values",
     "resume": "continue a run, bit for bit, from its newest good checkpoint",
+    "join": "start one node's ranks of a run on several machines",
     "check": "apply every rule to a config without starting anything",
     "verify": "prove that a config trains the same on other engines, ranks and accumulations",
     "config": "show, explain or compare resolved configs",

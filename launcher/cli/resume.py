@@ -33,17 +33,24 @@ def main(argv: list[str]) -> int:
         newest = _newest_below(Path("runs"))
         hint = f"; the newest is {newest}" if newest else ""
         parser.error(f"a word is missing: the run's directory{hint}")
-    from launcher.launch import resume, signals_end_launch
+    from launcher.launch import follow, outer_world, resume, signals_end_launch
 
-    path = _directory(words[0])
+    path = run_directory(words[0])
     # Importing torch in the ranks takes seconds, in which nothing else is printed.
     announce(f"resuming {_short(path)}: its ranks start in a few seconds")
     with signals_end_launch():
-        resume(path, words[1:], flags.allow)
+        if (world := outer_world()) is None:
+            resume(path, words[1:], flags.allow)
+            return 0
+        if not world.is_first:
+            return follow(world)
+        with world.released():
+            resume(path, [*words[1:], f"launch.processes={world.size}"], flags.allow, node=world)
     return 0
 
 
-def _directory(word: str) -> Path:
+def run_directory(word: str) -> Path:
+    """Return the run directory that a word names, or raise LaunchError with a suggestion."""
     # Users type the run's name, its checkpoint or config.json: each gets the path to write.
     path = Path(word).expanduser().absolute()
     if RunDir(path).is_run():

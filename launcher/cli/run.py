@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from launcher.config.load import LoadedConfig
     from launcher.config.schema import RunConfig
     from launcher.launch._early import EarlyRank
+    from launcher.launch._outer import OuterWorld
 
 
 def main(argv: list[str]) -> int:
@@ -28,8 +29,11 @@ def main(argv: list[str]) -> int:
         arguments.error(
             "-m starts jobs, and --cfg, --info and --hydra-help start none; leave -m out"
         )
-    from launcher.launch import signals_end_launch
+    from launcher.launch import outer_world, signals_end_launch
 
+    if (world := outer_world()) is not None:
+        with signals_end_launch():
+            return _run_in(world, flags, argv, overrides)
     if flags.multirun or flags.cfg or flags.info or flags.hydra_help or flags.dry_run:
         with signals_end_launch():
             return _run(flags, argv, overrides, None)
@@ -40,8 +44,29 @@ def main(argv: list[str]) -> int:
         return _run(flags, argv, overrides, early)
 
 
+def _run_in(world: OuterWorld, flags: Namespace, argv: list[str], overrides: Sequence[str]) -> int:
+    """Run as one rank of the world that torchrun, deepspeed, srun or mpirun has started."""
+    from launcher.errors import LaunchError
+    from launcher.launch import follow
+
+    if flags.multirun:
+        raise LaunchError(
+            f"{world.program} has started {world.size} ranks for one run, and -m starts several: "
+            "start trainctl run -m once, with launch.processes=N"
+        )
+    if not world.is_first:
+        return follow(world)
+    with world.released():
+        words = [*overrides, f"launch.processes={world.size}"]
+        return _run(flags, argv, words, None, world)
+
+
 def _run(
-    flags: Namespace, argv: list[str], overrides: Sequence[str], early: EarlyRank | None
+    flags: Namespace,
+    argv: list[str],
+    overrides: Sequence[str],
+    early: EarlyRank | None,
+    node: OuterWorld | None = None,
 ) -> int:
     from launcher.config.load import load_config
 
@@ -71,7 +96,7 @@ def _run(
         from launcher.config import derive
 
         announce(f"starting {job.config.name}: {derive.length(job.config)}, in a few seconds")
-        _launch(job, overrides, early)
+        _launch(job, overrides, early, node)
     return 0
 
 
@@ -104,13 +129,16 @@ def _arguments() -> Arguments:
 
 
 def _launch(
-    one: LoadedConfig, overrides: Sequence[str], early: EarlyRank | None = None
+    one: LoadedConfig,
+    overrides: Sequence[str],
+    early: EarlyRank | None = None,
+    node: OuterWorld | None = None,
 ) -> float | None:
     """Run one job to the end and return the number that a sweeper minimises."""
     from launcher.launch import begin
 
-    _, result = begin(one.config, one.provenance, overrides, early)
-    return minimised(one.config, result.scores)
+    _, result = begin(one.config, one.provenance, overrides, early, node=node)
+    return None if result is None else minimised(one.config, result.scores)
 
 
 def minimised(config: RunConfig, scores: Mapping[str, float]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -382,15 +383,47 @@ class LaunchOption(Option):
 
     @abstractmethod
     def command(self, run_dir: RunDir) -> Sequence[str]:
-        """Return the command that the launcher starts once for each of `rank_environments`."""
+        """Return the command of one rank."""
+
+    def program(self, run_dir: RunDir) -> Sequence[str] | None:
+        """Return the command of a program that starts the ranks; None where the launcher does."""
+        del run_dir
+        return None
 
     @abstractmethod
     def environment(self) -> Mapping[str, str]:
         """Return environment variables of every rank, in addition to the launcher's."""
 
-    def rank_environments(self) -> Sequence[Mapping[str, str]]:
-        """Return the environment variables (RANK, …) of each process that the launcher starts.
+    @property
+    def node_count(self) -> int:
+        """Number of machines, on each of which one launcher starts ranks."""
+        return 1
 
-        By default there is one process without a rank: a program that starts the ranks itself.
+    def address(self) -> str:
+        """Return the address of this machine that the other nodes reach.
+
+        Raises:
+            LaunchError: The configured network does not exist here.
         """
-        return ({},)
+        return socket.gethostname()
+
+    def hand_over(self, run_dir: RunDir) -> str | None:
+        """Let launchers on the nodes run the ranks of a run directory.
+
+        Returns:
+            What to print: how they are started, or the job that starts them. None where this
+            process starts the ranks.
+
+        Raises:
+            LaunchError: They cannot be started.
+        """
+        del run_dir
+        return None
+
+    @abstractmethod
+    def rank_environments(self, node: int = 0) -> Sequence[Mapping[str, str]]:
+        """Return the environment variables (RANK, …) of each rank that the launcher starts.
+
+        Args:
+            node: The machine, from 0.
+        """

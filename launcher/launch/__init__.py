@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from launcher.contracts import World
     from launcher.launch._early import EarlyRank
     from launcher.launch._heartbeat import Heartbeat
+    from launcher.launch._node import Node
     from launcher.launch._outcome import Result
+    from launcher.launch._outer import OuterWorld
     from launcher.launch._signals import StopFlag
     from launcher.run_dir import RunDir
     from launcher.training.runner import Outcome
@@ -44,8 +46,9 @@ def begin(
     overrides: Sequence[str],
     early: EarlyRank | None = None,
     *,
+    node: Node | None = None,
     quiet: bool = False,
-) -> tuple[RunDir, Result]:
+) -> tuple[RunDir, Result | None]:
     """Create a run directory, write the config into it, and run to the end.
 
     Args:
@@ -53,25 +56,35 @@ def begin(
         provenance: For every key, what set it.
         overrides: The overrides of the command line.
         early: A process that may become rank 0.
+        node: The ranks that this process starts; None for those that `launch` says.
         quiet: Print nothing; the output of rank 0 goes to its log.
+
+    Returns:
+        The directory, and the result; None where launchers on other nodes start the ranks.
 
     Raises:
         TrainctlError: The directory cannot be created, or the error that the ranks reported.
     """
     from launcher.launch import _begin
 
-    return _begin.begin(config, provenance, overrides, early, quiet=quiet)
+    return _begin.begin(config, provenance, overrides, early, node=node, quiet=quiet)
 
 
 def resume(
-    path: Path, overrides: Sequence[str], allow: Sequence[str], *, quiet: bool = False
-) -> Result:
+    path: Path,
+    overrides: Sequence[str],
+    allow: Sequence[str],
+    *,
+    node: Node | None = None,
+    quiet: bool = False,
+) -> Result | None:
     """Resume a run and run it to the end.
 
     Args:
         path: The run directory.
         overrides: Settings to change, in Hydra's grammar.
         allow: Keys that may change what is computed.
+        node: The ranks that this process starts; None for those that `launch` says.
         quiet: Print nothing.
 
     Raises:
@@ -80,7 +93,50 @@ def resume(
     """
     from launcher.launch import _resume
 
-    return _resume.resume(path, overrides, allow, quiet=quiet)
+    return _resume.resume(path, overrides, allow, node=node, quiet=quiet)
+
+
+def join(path: Path, number: int | None) -> Result | None:
+    """Run one node's ranks of a prepared run to the end.
+
+    Args:
+        path: The run directory.
+        number: The node, from 0; None where srun, torchrun or deepspeed says it.
+
+    Returns:
+        The result on node 0; None elsewhere.
+
+    Raises:
+        TrainctlError: The nodes did not find each other, or the error that a rank reported.
+    """
+    from launcher.launch import _join
+
+    return _join.join(path, number)
+
+
+def outer_world() -> OuterWorld | None:
+    """Return the world of ranks that this process was started in by torchrun, srun, ….
+
+    Raises:
+        LaunchError: Its variables are incomplete.
+    """
+    from launcher.launch import _outer
+
+    return _outer.outer_world()
+
+
+def follow(world: OuterWorld) -> int:
+    """Run this process's rank of the run that rank 0 of an outer world starts.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        TrainctlError: The error that a rank reported.
+    """
+    from launcher.launch import _join
+
+    return _join.follow(world)
 
 
 def run_program(config: RunConfig, run_dir: RunDir, module: str) -> None:
@@ -97,11 +153,12 @@ def run_program(config: RunConfig, run_dir: RunDir, module: str) -> None:
     import sys
 
     from launcher.launch._lock import locked
+    from launcher.launch._node import WholeRun
     from launcher.launch._start import start
 
     program = [sys.executable, "-P", "-m", module, str(run_dir.path)]
     with locked(run_dir) as lock:
-        start(config, run_dir, lock, quiet=True, program=program)
+        start(config, run_dir, lock, node=WholeRun(config.launch, program), quiet=True)
 
 
 def rank_main(path: str, run: Callable[[RunDir, StopFlag], Outcome]) -> int:

@@ -25,6 +25,7 @@ from launcher.launch._early import EarlyRank
 from launcher.launch._fit import find_micro_batch_size
 from launcher.launch._lock import locked
 from launcher.launch._machine import facts, launch_recorded
+from launcher.launch._node import Node
 from launcher.launch._outcome import Result
 from launcher.launch._start import start
 from launcher.run_dir import RunDir, write_atomically
@@ -55,14 +56,15 @@ def begin(
     overrides: Sequence[str],
     early: EarlyRank | None = None,
     *,
+    node: Node | None = None,
     quiet: bool = False,
-) -> tuple[RunDir, Result]:
+) -> tuple[RunDir, Result | None]:
     # The lock before anything is written: no other process may take the directory for its own.
     run_dir = run_dirs.create(Path(config.run_root), config.name)
     with locked(run_dir) as lock:
         _write_down(config, provenance, overrides, run_dir)
         try:
-            return run_dir, run_ranks(config, run_dir, lock, early, quiet=quiet)
+            return run_dir, run_ranks(config, run_dir, lock, early, node=node, quiet=quiet)
         except TrainctlError as error:
             _discard_failed(run_dir, config, error)
             raise
@@ -88,16 +90,25 @@ def run_ranks(
     lock: Sequence[int],
     early: EarlyRank | None = None,
     *,
+    node: Node | None = None,
     quiet: bool = False,
-) -> Result:
-    """Run the ranks to the end, and print the result; used by `begin` and `resume`."""
+) -> Result | None:
+    """Run the ranks to the end, and print the result; used by `begin`, `resume` and `join`.
+
+    Returns:
+        None where launchers on other nodes will start the ranks.
+    """
+    if node is None and (started := config.launch.hand_over(run_dir)) is not None:
+        if not quiet:
+            print(started)  # noqa: T201 - how to start the nodes
+        return None
     path = run_dir.path
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     command = shlex.join(["trainctl", "resume", str(shown)])
     try:
         with launch_recorded(run_dir):
             decided = find_micro_batch_size(config, run_dir, lock, quiet=quiet)
-            result = start(decided, run_dir, lock, early, quiet=quiet)
+            result = start(decided, run_dir, lock, early, node=node, quiet=quiet)
     except TrainctlError as error:
         stopped = isinstance(error, Preempted | Interrupted)
         saved = config.checkpoint.has_saved(run_dir)

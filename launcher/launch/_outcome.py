@@ -7,6 +7,7 @@ import math
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,15 @@ from typing import Any
 from launcher import errors
 from launcher.errors import Interrupted, LaunchError, Preempted, RankFailed, TrainctlError
 from launcher.launch._processes import RankProcess
-from launcher.launch._record import MISMATCH, to_json
+from launcher.launch._record import MISMATCH, record_failed, to_json
 from launcher.run_dir import RunDir, write_atomically
 
 _TAIL_BYTES = 65_536
+# Severities of `_Failure` from here on are consequences of another rank's failure.
+_CONSEQUENCE = 2
+# Another node's launcher sees the end of its rank, and writes it to a file system of the network.
+_CAUSE_S = 5.0
+_POLL_S = 0.1
 # Frames in which a rank calls, or waits for, other ranks.
 _COLLECTIVE = re.compile(r'File "[^"]*torch/(distributed|autograd|nn/parallel)/')
 
@@ -68,12 +74,84 @@ def clear(run_dir: RunDir) -> None:
         path.unlink(missing_ok=True)
 
 
-def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
+def outcome(run_dir: RunDir, ranks: Sequence[RankProcess], *, has_others: bool = False) -> Result:
     """Return the result of a run whose ranks have ended.
+
+    Args:
+        run_dir: The run directory.
+        ranks: The processes that this launcher started.
+        has_others: Other launchers started ranks of the run, too.
 
     Raises:
         TrainctlError: The first failure in time of a rank that did not fail because of another.
     """
+    failures, records = _failures(run_dir, ranks)
+    if failures and has_others:
+        for ended in ranks:
+            if ended.rank not in records and not ended.killed:
+                # A rank that a signal killed left no record: only its own launcher knows.
+                error = _error(run_dir, ended.rank, None, ended, len(ranks))
+                record_failed(run_dir, ended.rank, error)
+        failures, records = _await_cause(run_dir, ranks)
+    if failures:
+        first = min(failures)
+        process = next((rank for rank in ranks if rank.rank == first.rank), None)
+        raise _error(run_dir, first.rank, records.get(first.rank), process, len(ranks))
+    own = records[min(rank.rank for rank in ranks)]
+    return Result(**_fields(own), unread=own["unread"])
+
+
+def cause_elsewhere(run_dir: RunDir, ranks: Sequence[RankProcess]) -> TrainctlError | None:
+    """Return what another launcher recorded as the cause of a failure here, if anything."""
+    failures, records = _await_cause(run_dir, ranks)
+    first = min(failures)
+    if first.severity >= _CONSEQUENCE:
+        return None
+    return _error(run_dir, first.rank, records.get(first.rank), None, len(ranks))
+
+
+@dataclass(slots=True)
+class FailuresElsewhere:
+    """Finds failures of ranks that other launchers started.
+
+    Attributes:
+        run_dir: The run directory.
+        ranks: The processes that this launcher started.
+    """
+
+    run_dir: RunDir
+    ranks: Sequence[RankProcess]
+    _seen: set[int] = field(default_factory=set)
+
+    def __call__(self) -> bool:
+        """Return True when another rank has recorded a failure of its own."""
+        ours = {rank.rank for rank in self.ranks}
+        for rank in set(_recorded(self.run_dir, ())) - ours - self._seen:
+            values = _read(self.run_dir, rank)
+            if values is None:
+                continue
+            self._seen.add(rank)
+            # A rank that was asked to stop has agreed on that with ours.
+            if "error" in values and _severity(values) == 0:
+                return True
+        return False
+
+
+def _await_cause(
+    run_dir: RunDir, ranks: Sequence[RankProcess]
+) -> tuple[list[_Failure], dict[int, dict[str, Any]]]:
+    """Read all failures; while all are consequences, give another launcher time for the cause."""
+    deadline = time.monotonic() + _CAUSE_S
+    while True:
+        failures, records = _failures(run_dir, ranks)
+        if min(failures).severity < _CONSEQUENCE or time.monotonic() > deadline:
+            return failures, records
+        time.sleep(_POLL_S)
+
+
+def _failures(
+    run_dir: RunDir, ranks: Sequence[RankProcess]
+) -> tuple[list[_Failure], dict[int, dict[str, Any]]]:
     started = [rank.rank for rank in ranks]
     records = {rank: read for rank in _recorded(run_dir, started) if (read := _read(run_dir, rank))}
     failures = [
@@ -86,11 +164,7 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess]) -> Result:
         for rank, values in records.items()
         if rank not in started and "error" in values
     ]
-    if failures:
-        first = min(failures)
-        process = next((rank for rank in ranks if rank.rank == first.rank), None)
-        raise _error(run_dir, first.rank, records.get(first.rank), process, len(ranks))
-    return Result(**_fields(records[0]), unread=records[0]["unread"])
+    return failures, records
 
 
 def write_result(run_dir: RunDir, result: Result | TrainctlError, seconds: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,14 +14,16 @@ from typing import BinaryIO
 from launcher.config.effects import without_effect
 from launcher.config.schema import RunConfig
 from launcher.contracts import recorded
-from launcher.errors import LaunchError, TrainctlError
+from launcher.errors import Hang, LaunchError, TrainctlError
 from launcher.launch import _outcome
 from launcher.launch._early import EarlyRank
-from launcher.launch._environment import HEARTBEAT_FD, LAUNCHER_PID, STORE_FD, without_rank
+from launcher.launch._environment import HEARTBEAT_FD, LAUNCHER_PID, without_rank
 from launcher.launch._heartbeat import Heartbeats
 from launcher.launch._lock import name_ranks
+from launcher.launch._node import Node, Opened, WholeRun
 from launcher.launch._outcome import Result
 from launcher.launch._processes import RankProcess, signals_held, start_process
+from launcher.launch._record import record_failed
 from launcher.launch._supervisor import Supervisor
 from launcher.launch._watch import Watch
 from launcher.run_dir import RunDir
@@ -34,18 +35,16 @@ def start(
     lock: Sequence[int],
     early: EarlyRank | None = None,
     *,
+    node: Node | None = None,
     quiet: bool = False,
-    program: Sequence[str] | None = None,
 ) -> Result:
-    """Run the ranks of a run directory to the end; raise the first failure of a rank.
-
-    `program` is the command of each rank, None for that of the launch option.
-    """
+    """Run the ranks of a run directory to the end; raise the first failure of a rank."""
     started = time.monotonic()
+    node = node or WholeRun(config.launch)
     try:
         _outcome.clear(run_dir)
         with recorded(config) as reads:
-            result = _run(config, run_dir, lock, early, quiet=quiet, program=program)
+            result = run_node(config, run_dir, node, lock, early, quiet=quiet)
     except TrainctlError as error:
         _outcome.write_result(run_dir, error, time.monotonic() - started)
         raise
@@ -60,68 +59,81 @@ def start(
     return result
 
 
-def _run(
+def run_node(
     config: RunConfig,
     run_dir: RunDir,
-    lock: Sequence[int],
-    early: EarlyRank | None,
+    node: Node,
+    lock: Sequence[int] = (),
+    early: EarlyRank | None = None,
     *,
-    quiet: bool,
-    program: Sequence[str] | None,
+    quiet: bool = False,
 ) -> Result:
+    """Run the ranks of one node to the end; raise the first failure of a rank of any node."""
     with ExitStack() as stack:
         heartbeats = Heartbeats(config.launch.ranks)
         stack.callback(heartbeats.close)
-        supervisor = Supervisor(run_dir, Watch(heartbeats, config.launch.timeout_s))
+        watch = Watch(heartbeats, config.launch.timeout_s, has_others=node.has_others)
+        supervisor = Supervisor(run_dir, watch)
+        if node.has_others:
+            supervisor.failed_elsewhere = _outcome.FailuresElsewhere(run_dir, supervisor.ranks)
+        opened = stack.enter_context(node.opened(run_dir))
+        if not opened.are_ranks:
+            supervisor.watch = None
         with supervisor.forwarding():
             with signals_held():
                 _start_ranks(
                     config,
                     run_dir,
-                    lock,
+                    opened,
+                    descriptors=[*lock, *opened.descriptors, heartbeats.descriptor],
                     ranks=supervisor.ranks,
                     heartbeats=heartbeats,
                     early=early,
                     quiet=quiet,
-                    program=program,
                 )
-            name_ranks(lock, [rank.pid for rank in supervisor.ranks])
-            supervisor.wait()
-        return _outcome.outcome(run_dir, supervisor.ranks)
+            opened.started()
+            if lock:
+                name_ranks(lock, [rank.pid for rank in supervisor.ranks])
+            hang = _wait(supervisor, node)
+        if hang is not None:
+            raise _outcome.cause_elsewhere(run_dir, supervisor.ranks) or hang
+        return _outcome.outcome(run_dir, supervisor.ranks, has_others=node.has_others)
+
+
+def _wait(supervisor: Supervisor, node: Node) -> Hang | None:
+    """Wait for the ranks; return a hang that another node's launcher may explain."""
+    try:
+        supervisor.wait()
+    except Hang as error:
+        if not node.has_others:
+            raise
+        for rank in error.missing:
+            record_failed(supervisor.run_dir, rank, error)
+        return error
+    return None
 
 
 def _start_ranks(
     config: RunConfig,
     run_dir: RunDir,
-    lock: Sequence[int],
+    opened: Opened,
     *,
+    descriptors: Sequence[int],
     ranks: list[RankProcess],
     heartbeats: Heartbeats,
     early: EarlyRank | None,
     quiet: bool,
-    program: Sequence[str] | None,
 ) -> None:
     """Start the processes, and append each to `ranks`."""
     # Appended one by one: if the next one fails to start, the supervisor kills those before it.
-    command = list(program or config.launch.command(run_dir))
+    command = list(opened.command or config.launch.command(run_dir))
     environment = {**without_rank(), **config.launch.environment()}
     common = {LAUNCHER_PID: str(os.getpid()), HEARTBEAT_FD: str(heartbeats.descriptor)}
-    descriptors = [*lock, heartbeats.descriptor]
-    environments = config.launch.rank_environments()
     folder = _folder(run_dir)
     with ExitStack() as stack:
-        first: dict[str, str] = {}
-        if len(environments) > 1:
-            # A port that is only chosen here can be taken by another program before rank 0 binds
-            # it: it is bound here, and rank 0 inherits the socket. Loopback, because the store
-            # has no authentication.
-            store = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1024))
-            host, port = store.getsockname()
-            common |= {"MASTER_ADDR": host, "MASTER_PORT": str(port), STORE_FD: ""}
-            first = {STORE_FD: str(store.fileno())}
-            descriptors.append(store.fileno())
-        for rank, given in enumerate(environments):
-            variables = {**common, **given, **(first if rank == 0 else {})}
+        for given in opened.environments:
+            rank = int(given.get("RANK", "0"))
+            variables = {**common, **given}
             process = None
             if rank == 0 and early is not None:
                 process = early.take(

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -21,6 +21,7 @@ from launcher.run_dir import RunDir
 # they wait for nothing useful. All ranks must have ended within five seconds of the failure.
 _GRACE_S = 1.5
 _TERMINATE_S = 1.0
+_TICK_S = 1.0
 
 
 @dataclass(slots=True)
@@ -28,8 +29,9 @@ class Supervisor:
     """Forwards signals to the ranks, ends them when one fails, and reports a hang."""
 
     run_dir: RunDir
-    watch: Watch
+    watch: Watch | None
     ranks: list[RankProcess] = field(default_factory=list)
+    failed_elsewhere: Callable[[], bool] = lambda: False
     _interrupted: bool = False
     _left: bool = False
     _waiter: Waiter = field(default_factory=Waiter)
@@ -65,7 +67,8 @@ class Supervisor:
     def _wait(self) -> None:
         deadlines: list[tuple[float, signal.Signals]] | None = None
         while running := self._running():
-            if deadlines is None and any(_failed(rank) for rank in self.ranks):
+            failed = deadlines is None and any(_failed(rank) for rank in self.ranks)
+            if failed or (deadlines is None and self.failed_elsewhere()):
                 now = time.monotonic()
                 deadlines = [
                     (now + _GRACE_S, signal.SIGTERM),
@@ -76,9 +79,9 @@ class Supervisor:
                 number = deadlines.pop(0)[1]
                 for rank in running:
                     rank.kill(number)
-            if deadlines is None and self.watch.silent(running):
+            if deadlines is None and self.watch and self.watch.silent(running):
                 raise self.watch.report(self.run_dir, self.ranks)
-            seconds = self.watch.tick_s
+            seconds = self.watch.tick_s if self.watch else _TICK_S
             if deadlines:
                 seconds = min(seconds, max(0.0, deadlines[0][0] - now))
             self._waiter.wait(running, seconds)

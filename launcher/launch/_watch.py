@@ -40,6 +40,7 @@ class Watch:
 
     heartbeats: Heartbeats
     timeout_s: float
+    has_others: bool = False
     _seen: dict[int, _Seen] = field(default_factory=dict)
     _looked: float = field(default_factory=time.monotonic)
 
@@ -86,10 +87,11 @@ class Watch:
         deadline = time.monotonic() + _DUMP_S
         while not all(place.answered() for place in places) and time.monotonic() < deadline:
             time.sleep(0.05)
-        missing = _missing(places)
+        missing = _missing(places, has_others=self.has_others)
         names = ", ".join(str(place.rank.rank) for place in missing)
         who = f"rank{'s' if len(missing) > 1 else ''} {names} {'are' if len(missing) > 1 else 'is'}"
-        lines = [f"no progress within launch.timeout_s={self.timeout_s:g} s; {who} missing"]
+        who = f"{who} missing" if missing else "the missing rank is on another node"
+        lines = [f"no progress within launch.timeout_s={self.timeout_s:g} s; {who}"]
         lines += [f"  rank {place.rank.rank}: {place}" for place in places]
         logs = run_dir.log(0).parent / "rank-*.log"
         lines.append(f"stacks: {logs}; raise launch.timeout_s if a step takes longer")
@@ -157,7 +159,7 @@ class _Place:
         return ", ".join(words)
 
 
-def _missing(places: Sequence[_Place]) -> list[_Place]:
+def _missing(places: Sequence[_Place], *, has_others: bool) -> list[_Place]:
     """Return the ranks that the others wait for, by the strongest evidence."""
     # A rank that cannot answer, otherwise one that is not in a collective like the others,
     # otherwise the one that is behind.
@@ -165,6 +167,7 @@ def _missing(places: Sequence[_Place]) -> list[_Place]:
     signs = (
         [place for place in places if place.silent],
         [place for place in places if not place.waits],
-        [place for place in places if place.beat.step == least],
+        # All wait in a collective: for a rank of another node, if there are any.
+        [] if has_others else [place for place in places if place.beat.step == least],
     )
-    return next(found for found in signs if found)
+    return next((found for found in signs if found), [])

@@ -109,6 +109,7 @@ def joined_world(config: RunConfig, *, warns: bool = False) -> Iterator[World]:
         ConfigError: An option does not support the device.
         LaunchError: The device is not there, or the ranks cannot reach each other.
     """
+    from launcher import __version__
     from launcher.config.rules import unsupported
     from launcher.contracts import unrecorded
     from launcher.launch._world import process_group, read_world, share_of_cores
@@ -132,7 +133,8 @@ def joined_world(config: RunConfig, *, warns: bool = False) -> Iterator[World]:
         # Kernels of libraries, memory statistics and generators use the current device, cuda:0 by
         # default: all ranks would allocate there.
         torch.cuda.set_device(world.device)
-    with process_group(world, config.launch.timeout_s):
+    identity = f"trainctl {__version__} with config {config.fingerprint()[:12]}"
+    with process_group(world, config.launch.timeout_s, identity):
         yield world
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -79,10 +80,11 @@ def share_of_cores(environment: Mapping[str, str]) -> int | None:
 # Added to the timeout of collectives: the launcher must notice a missing rank first, since only it
 # can report where each rank is.
 _LATER_S = 10.0
+_IDENTITY = "identity"
 
 
 @contextmanager
-def process_group(world: World, timeout_s: float) -> Iterator[None]:
+def process_group(world: World, timeout_s: float, identity: str = "") -> Iterator[None]:
     """Join the process group of the run's ranks; a single rank has none."""
     if world.size == 1:
         yield
@@ -92,9 +94,11 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
     timeout = timedelta(seconds=timeout_s + _LATER_S)
     backend = "cpu:gloo,cuda:nccl" if world.device.startswith("cuda") else "gloo"
     try:
+        store = _store(world, timeout)
+        _compare(world, store, identity)
         dist.init_process_group(
             backend,
-            store=_store(world, timeout),
+            store=store,
             rank=world.rank,
             world_size=world.size,
             timeout=timeout,
@@ -108,20 +112,42 @@ def process_group(world: World, timeout_s: float) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _store(world: World, timeout: timedelta) -> Store | None:
-    """Return the rendezvous store on the socket that the launcher has bound; None without one."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined] # it names itself no export
+def _store(world: World, timeout: timedelta) -> Store:
+    """Return the rendezvous store: the launcher's, torchrun's, or one that rank 0 opens."""
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # no __all__
 
-    descriptor = os.environ.pop(STORE_FD, None)
-    if descriptor is None:
-        return None
+    environment = os.environ
+    descriptor = environment.pop(STORE_FD, None)
+    if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
+        raise LaunchError(
+            f"rank {world.rank} of {world.size} has no MASTER_ADDR and MASTER_PORT: start the run "
+            "with trainctl, torchrun or deepspeed"
+        )
+    agent_has_it = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    opens_it = world.rank == 0 and not agent_has_it if descriptor is None else bool(descriptor)
     store: Store = TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        environment["MASTER_ADDR"],
+        int(environment["MASTER_PORT"]),
         world.size,
-        is_master=bool(descriptor),
+        is_master=opens_it,
         timeout=timeout,
         wait_for_workers=False,
+        # The launcher has bound the port and rank 0 inherits it: no other program can take it.
         master_listen_fd=int(descriptor) if descriptor else None,
     )
-    return store
+    # The store of torchrun's agent still has the keys of attempts before a restart.
+    return PrefixStore(f"ranks/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _compare(world: World, store: Store, identity: str) -> None:
+    """Compare versions and config with those of rank 0, before the first collective."""
+    host = socket.gethostname()
+    if world.rank == 0:
+        store.set(_IDENTITY, f"{identity} on {host}")
+        return
+    first = store.get(_IDENTITY).decode()
+    if first.rpartition(" on ")[0] != identity:
+        raise LaunchError(
+            f"rank {world.rank} on {host} has {identity}, but rank 0 has {first}; install the same "
+            "version and share the run directory on all nodes"
+        )
