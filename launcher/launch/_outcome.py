@@ -97,7 +97,7 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess], *, has_others: bool =
         first = min(failures)
         process = next((rank for rank in ranks if rank.rank == first.rank), None)
         raise _error(run_dir, first.rank, records.get(first.rank), process, len(ranks))
-    own = records[min(rank.rank for rank in ranks)]
+    own = records[min((rank.rank for rank in ranks), default=0)]
     return Result(**_fields(own), unread=own["unread"])
 
 

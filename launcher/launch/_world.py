@@ -95,7 +95,7 @@ def process_group(world: World, timeout_s: float, identity: str = "") -> Iterato
     backend = "cpu:gloo,cuda:nccl" if world.device.startswith("cuda") else "gloo"
     try:
         store = _store(world, timeout)
-        _compare(world, store, identity)
+        compare_identity(world, store, identity)
         dist.init_process_group(
             backend,
             store=store,
@@ -139,7 +139,7 @@ def _store(world: World, timeout: timedelta) -> Store:
     return PrefixStore(f"ranks/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _compare(world: World, store: Store, identity: str) -> None:
+def compare_identity(world: World, store: Store, identity: str) -> None:
     """Compare versions and config with those of rank 0, before the first collective."""
     host = socket.gethostname()
     if world.rank == 0:

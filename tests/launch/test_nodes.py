@@ -1,0 +1,228 @@
+"""Ranks under several launchers: on several machines, or started by torchrun, srun or mpirun."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import LaunchError
+from launcher.launch._outer import first_host, outer_world
+from tests.conftest import Console, toy_words
+from tests.end_to_end.test_resume import trace, wait_for_step, weights
+
+NODES = ("parallelism=ddp", "launch=manual", "launch.nodes=2", "launch.interface=lo")
+# As srun and deepspeed start the processes of one machine.
+PORT = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417"}
+
+
+def ends(*processes: subprocess.Popen[str]) -> list[tuple[int, str, str]]:
+    """Exit status, stdout and stderr of each."""
+    texts = [process.communicate(timeout=120) for process in processes]
+    return [(each.returncode, *text) for each, text in zip(processes, texts, strict=True)]
+
+
+def as_rank(rank: int, **more: str) -> dict[str, str]:
+    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), **PORT, **more}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, bytes]:
+    """Trace and weights of a run of two ranks under one launcher."""
+    trainctl = Console.in_folder(tmp_path_factory.mktemp("one"))
+    trainctl.toy("parallelism=ddp", "launch.processes=2")
+    return trace(trainctl, trainctl.run_dir()), weights(trainctl.run_dir())
+
+
+def test_two_nodes_run_the_same_training(
+    trainctl: Console, undisturbed: tuple[object, bytes]
+) -> None:
+    out, _ = trainctl.toy(*NODES)
+    run_dir = trainctl.run_dir()
+    commands = re.findall(r"trainctl (join \S+ --node-rank \d)", out)
+    assert [command.split()[-1] for command in commands] == ["0", "1"]
+    assert not (run_dir / "result.json").exists()
+    # The second node first: it waits for the first one.
+    second, first = (trainctl.start(*command.split()) for command in reversed(commands))
+    (status, out, err), (other, other_out, other_err) = ends(first, second)
+    assert (status, other) == (0, 0), (err, other_err)
+    assert "train on with" in out
+    assert "train on with" not in other_out
+    assert (trace(trainctl, run_dir), weights(run_dir)) == undisturbed
+    assert not (run_dir / "result/store.json").exists()
+
+
+def test_a_rank_killed_on_one_node_is_the_error_of_all(trainctl: Console) -> None:
+    trainctl.toy(*NODES, "task.step_s=0.03")
+    run_dir = trainctl.run_dir()
+    nodes = [trainctl.start("join", str(run_dir), "--node-rank", str(n)) for n in (0, 1)]
+    wait_for_step(trainctl, 2)
+    [pid] = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if _is_rank(path, 1, run_dir)
+    ]
+    os.kill(pid, signal.SIGKILL)
+    for status, _, err in ends(*nodes):
+        assert status == 137, err
+        assert "rank 1 was killed by SIGKILL" in err
+    assert json.loads((run_dir / "result.json").read_text())["exit_status"] == 137
+
+
+def _is_rank(environ: Path, rank: int, run_dir: Path) -> bool:
+    try:
+        variables = environ.read_bytes().split(b"\0")
+        command = environ.with_name("cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"RANK=%d" % rank in variables and os.fsencode(run_dir) in command
+
+
+def test_processes_of_another_launcher_are_the_ranks_of_one_run(
+    trainctl: Console, undisturbed: tuple[object, bytes]
+) -> None:
+    words = ["run", *toy_words("parallelism=ddp")]
+    first, second = (trainctl.start(*words, **as_rank(rank)) for rank in (0, 1))
+    (status, _, err), (other, _, other_err) = ends(first, second)
+    assert (status, other) == (0, 0), (err, other_err)
+    [run_dir] = (trainctl.folder / "runs/toy").iterdir()
+    assert (trace(trainctl, run_dir), weights(run_dir)) == undisturbed
+
+
+def test_an_error_of_rank_0_ends_the_others_and_is_printed_once(trainctl: Console) -> None:
+    words = ["run", *toy_words("parallelism=ddp", "optimizer.lrr=1")]
+    first, second = (trainctl.start(*words, **as_rank(rank)) for rank in (0, 1))
+    (status, _, err), (other, _, other_err) = ends(first, second)
+    assert (status, other) == (2, 2)
+    assert "did you mean 'optimizer.lr'" in err
+    assert not other_err
+
+
+def test_another_version_of_the_config_is_named(trainctl: Console, tmp_path: Path) -> None:
+    """As on nodes that do not share the folder of the runs."""
+    from tests.launch.identity import compare
+
+    texts = trainctl.call(compare, str(tmp_path))
+    assert "has trainctl 2 with config b, but rank 0 has trainctl 1 with config a" in texts[0]
+
+
+def test_a_node_without_a_first_node_gives_up(trainctl: Console) -> None:
+    trainctl.toy(*NODES, "launch.timeout_s=0.5")
+    _, err = trainctl("join", str(trainctl.run_dir()), "--node-rank", "1", status=3)
+    assert "node 0 was not found within launch.timeout_s=0.5 s" in err
+    assert "--node-rank 0" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "add --node-rank N, from 0 to 1"),
+        (("--node-rank", "2"), "must be from 0 to 1, but is 2"),
+    ],
+)
+def test_a_node_that_does_not_exist(
+    trainctl: Console, words: tuple[str, ...], message: str
+) -> None:
+    trainctl.toy(*NODES)
+    _, err = trainctl("join", str(trainctl.run_dir()), *words, status=3)
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, None),
+        # A batch script of Slurm has them too, but is no task of a step.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),
+        ({**as_rank(1), "LOCAL_SIZE": "2"}, ("torchrun", 1, 2, 1, 2, "127.0.0.1", 29417)),
+        (
+            {
+                "SLURM_PROCID": "3",
+                "SLURM_STEP_NUM_TASKS": "4",
+                "SLURM_LOCALID": "1",
+                "SLURM_STEP_NODELIST": "node[03-04]",
+                "SLURM_JOB_ID": "4711",
+                "SLURM_STEP_ID": "2",
+            },
+            ("srun", 3, 4, 1, None, "node03", 24913),
+        ),
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "1",
+                "OMPI_COMM_WORLD_SIZE": "2",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+                "MASTER_PORT": "29500",
+            },
+            ("mpirun", 1, 2, 1, 2, "127.0.0.1", 29500),
+        ),
+    ],
+)
+def test_the_world_of_another_launcher(
+    variables: Mapping[str, str], expected: tuple[object, ...] | None
+) -> None:
+    world = outer_world(variables)
+    if expected is None:
+        assert world is None
+        return
+    assert world is not None
+    found = (world.program, world.rank, world.size, world.local_rank, world.local_size)
+    assert (*found, world.host, world.port) == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "set MASTER_ADDR"),
+        ({"RANK": "zero", "WORLD_SIZE": "2"}, "RANK must be a number, but is 'zero'"),
+    ],
+)
+def test_incomplete_variables_of_another_launcher(
+    variables: Mapping[str, str], message: str
+) -> None:
+    with pytest.raises(LaunchError, match=message):
+        outer_world(variables)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node7", "node7"),
+        ("node[03-07,11],login1", "node03"),
+        ("a1,b[2-3]", "a1"),
+        ("rack1-n[5]-ib,x", "rack1-n5-ib"),
+    ],
+)
+def test_the_first_host_of_a_list_of_slurm(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_torchrun_restarts_a_killed_rank(
+    trainctl: Console, undisturbed: tuple[object, bytes]
+) -> None:
+    words = toy_words(
+        "parallelism=ddp",
+        "launch=torchrun",
+        "launch.processes=2",
+        "launch.max_restarts=1",
+        "task.step_s=0.03",
+    )
+    process = trainctl.start("run", *words)
+    run_dir = wait_for_step(trainctl, 5)
+    [pid] = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if _is_rank(path, 1, run_dir) and b"_worker" in path.with_name("cmdline").read_bytes()
+    ]
+    os.kill(pid, signal.SIGKILL)
+    [(status, out, err)] = ends(process)
+    assert status == 0, err
+    assert "train on with" in out
+    assert (trace(trainctl, run_dir), weights(run_dir)) == undisturbed
