@@ -9,7 +9,7 @@ from pathlib import Path
 
 def compare(folder: str) -> None:
     """Print the error of rank 1."""
-    from torch.distributed import FileStore
+    from torch.distributed import FileStore  # type: ignore[attr-defined] # no __all__
 
     from launcher.contracts import Layout, World
     from launcher.errors import LaunchError
