@@ -217,6 +217,9 @@ class SchedulerOption(Option):
 class PrecisionOption(DeviceOption):
     """Number formats of parameters, computation and reductions."""
 
+    master_dtype: ClassVar[DType] = "float32"
+    """Format of the weights that the optimizer updates, as torch names it."""
+
     def state_bytes(self, elements: int) -> Mapping[str, int]:
         """Return the bytes kept in addition to the optimizer's state, by purpose.
 
@@ -259,6 +262,9 @@ class AccumulationOption(Option):
 class ParallelismOption(Option):
     """Engine and mesh of ranks."""
 
+    master_dtypes: ClassVar[Collection[str]] = frozenset({*get_args(DType), "float64"})
+    """Formats of the weights that the optimizer updates, as torch names them."""
+
     @override
     def problems(self, config: ConfigView) -> Iterator[Problem]:
         try:
@@ -273,6 +279,14 @@ class ParallelismOption(Option):
                 f"{optimizer.kind} cannot update shards of parameters, as parallelism={self.kind} "
                 f"makes them: {reason}; use parallelism=ddp, or an optimizer that can, such as "
                 "adamw or adafactor",
+            )
+        precision = config.precision
+        if precision.master_dtype not in self.master_dtypes:
+            yield Problem(
+                "precision.kind",
+                f"must keep weights in {', '.join(sorted(self.master_dtypes))} under "
+                f"parallelism={self.kind}, but {precision.kind} keeps them in "
+                f"{precision.master_dtype}; write precision=bf16 or parallelism=ddp",
             )
 
     @abstractmethod

@@ -207,6 +207,7 @@ class TorchEngine:
             self.optimizer, self.parameter_names(), local_tensors(rest, live), self._stateless
         )
         load_model(self.model_tensors(), model)
+        self.publish_weights()
         self._has_stepped = True
         load_formats(self._precision, {k.removeprefix("precision."): v for k, v in formats.items()})
 
@@ -283,6 +284,9 @@ class TorchEngine:
         """Return the context of the plain module with whole weights on rank 0, None elsewhere."""
         return contextlib.nullcontext(self.module if self.world.rank == 0 else None)
 
+    def publish_weights(self) -> None:
+        """Bring weights that were set in the optimizer's parameters to the module, on all ranks."""
+
     def end_evaluation(self) -> None:
         """Release what the forward passes of an evaluation have left."""
 
@@ -330,6 +334,7 @@ class TorchEngine:
         switch = getattr(self.optimizer, "train" if on else "eval", None)
         if switch is not None:
             switch()
+            self.publish_weights()
 
     def _warn_unused_parameters(self) -> None:
         # In the first update only: a search of all names in each step is not free.

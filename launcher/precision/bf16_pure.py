@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import PrecisionOption
+from launcher.contracts import DType, PrecisionOption
 
 if TYPE_CHECKING:
     from launcher.contracts import Precision
@@ -22,6 +22,8 @@ class Bf16Pure(PrecisionOption):
     A weight in bfloat16 has eight significant bits: without `rounding` most updates would be lost.
     Gradients are accumulated in bfloat16 as well: prefer few micro-batches.
     """
+
+    master_dtype: ClassVar[DType] = "bfloat16"
 
     kind: Literal["bf16_pure"]
     rounding: Literal["kahan", "stochastic"]

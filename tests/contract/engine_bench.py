@@ -41,7 +41,8 @@ from launcher.contracts import (
     World,
 )
 from launcher.errors import Interrupted, NonFinite, Preempted
-from launcher.parallelism import _ddp_engine  # noqa: F401 - imported before ranks are forked
+from launcher.parallelism import _ddp_engine, _zero_engine  # noqa: F401 - before ranks are forked
+from launcher.parallelism._zero_partitions import import_deepspeed
 from launcher.precision._autocast import Float32
 from launcher.training import rng
 from launcher.training.batches import Windows
@@ -49,6 +50,8 @@ from launcher.training.evaluation import Evaluator
 from launcher.training.loop import train
 from launcher.training.requests import stop_signal
 from tests.contract import planted
+
+import_deepspeed("cpu")  # likewise
 
 VOCABULARY, LENGTH, WIDTH = 17, 12, 10
 SAMPLES_PER_STEP, STEPS = 24, 8

@@ -551,9 +551,29 @@ def test_every_leaf_reaches_the_engine() -> None:
     assert found == []
 
 
+ZERO = ["zero1", "zero2", "zero3", "zero_offload"]
+PARALLELISM = ["ddp", "single", *ZERO]
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_every_leaf_reaches_deepspeed(name: str) -> None:
+    """But those that a stage ignores, and says so."""
+
+    def generated(option: Any) -> Any:
+        return option.deepspeed_config(10**12)
+
+    option = option_of("parallelism", preset("parallelism", name))
+    launch = option_of("launch", preset("launch", "local") | {"processes": 2})
+    config = toy().model_copy(update={"launch": launch, "parallelism": option})
+    found = without_witness(
+        partial(option_of, "parallelism"), option.model_dump(), {"": generated}, {}
+    )
+    assert sorted(found) == sorted(option.not_applicable(config))
+
+
 def test_no_preset_is_left_out() -> None:
     seen = {"optimizer", *GROUPS_WITH_ALL_PRESETS}
-    alone = {"data": ["stdlib", "text"], "launch": ["local"], "parallelism": ["ddp", "single"]}
+    alone = {"data": ["stdlib", "text"], "launch": ["local"], "parallelism": PARALLELISM}
     assert seen | alone.keys() == {group for group, _ in toy().options()}
     assert all(presets(group) == names for group, names in alone.items())
     # Nothing can be set in these.

@@ -1,0 +1,130 @@
+"""ZeRO: ranks share optimizer state, gradients and parameters in flat partitions (DeepSpeed)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import ConfigView, Engine, EngineParts, Layout, ParallelismOption
+from launcher.errors import Problem
+
+
+class Zero(ParallelismOption):
+    """ZeRO: each rank updates a part of the weights, and keeps only what that needs (DeepSpeed).
+
+    DeepSpeed moves gradients and weights between ranks; norm, clipping and the optimizer are those
+    of a run on one process, and see whole tensors.
+
+    Source: Rajbhandari et al. 2019, arXiv:1910.02054.
+    """
+
+    # DeepSpeed keeps a float32 copy of weights in any other format.
+    master_dtypes: ClassVar[Collection[str]] = frozenset({"float32"})
+
+    kind: Literal["zero"]
+    stage: Literal[1, 2, 3]
+    """What each rank keeps a part of: 1 the optimizer's state, 2 also gradients, 3 also
+    parameters."""
+    offload_optimizer: bool
+    """Keep optimizer state and the weights that it updates in the host's memory, and update them
+    there."""
+    offload_params: bool
+    """Keep the parameters of stage 3 in the host's memory between forward passes."""
+    pin_memory: bool
+    """Page-lock that memory, so that copies to the GPU overlap with its work."""
+    overlap_comm: bool
+    """Reduce gradients while the backward pass computes others; needs a second buffer."""
+    reduce_bucket_elements: int = Field(gt=0, le=10**11)
+    """Number of gradients that are reduced in one collective."""
+    gather_bucket_elements: int = Field(gt=0, le=10**11)
+    """Number of weights that are gathered in one collective after an update (stages 1 and 2)."""
+    prefetch_elements: int = Field(ge=0, le=10**11)
+    """Number of parameters that are gathered ahead of their layer (stage 3)."""
+    persistence_elements: int = Field(ge=0, le=10**11)
+    """Parameters with fewer elements stay whole on every rank (stage 3)."""
+    live_elements: int = Field(ge=0, le=10**13)
+    """Largest number of gathered parameters at a time (stage 3)."""
+
+    @override
+    def layout(self, ranks: int) -> Layout:
+        return Layout(dp_shard=ranks)
+
+    @override
+    def problems(self, config: ConfigView) -> Iterator[Problem]:
+        yield from super().problems(config)
+        if self.offload_params and self.stage != 3:
+            yield Problem(
+                "parallelism.offload_params",
+                f"needs stage 3, but parallelism.stage is {self.stage}, in which every rank "
+                "computes with its own whole parameters; write parallelism.stage=3",
+            )
+        if self.offload_params and not self.offload_optimizer:
+            yield Problem(
+                "parallelism.offload_params",
+                "needs parallelism.offload_optimizer=true: DeepSpeed updates offloaded parameters "
+                "in the host's memory",
+            )
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = dict(super().not_applicable(config))
+        fields = type(self).model_fields.keys() - {"kind"}
+        if config.launch.ranks == 1:
+            return {**found, **dict.fromkeys(sorted(fields), "one rank shares nothing")}
+        if self.stage == 3:
+            found["gather_bucket_elements"] = "stage 3 gathers weights layer by layer"
+        else:
+            for field in ("prefetch_elements", "persistence_elements", "live_elements"):
+                found[field] = "only stage 3 gathers parameters layer by layer"
+        if not (self.offload_optimizer or self.offload_params):
+            found["pin_memory"] = "nothing is offloaded"
+        return found
+
+    def deepspeed_config(self, num_trained: int) -> dict[str, Any]:
+        """Return DeepSpeed's config; what trainctl does itself is switched off.
+
+        Args:
+            num_trained: Number of trained elements: no buffer need be larger.
+        """
+        offload = {"device": "cpu", "pin_memory": self.pin_memory}
+        zero = {
+            "stage": self.stage,
+            "overlap_comm": self.overlap_comm,
+            "reduce_bucket_size": min(self.reduce_bucket_elements, max(2, num_trained)),
+            **({"offload_optimizer": offload} if self.offload_optimizer else {}),
+            **({"offload_param": offload} if self.offload_params else {}),
+        }
+        if self.stage != 3:
+            zero["allgather_bucket_size"] = self.gather_bucket_elements
+        else:
+            zero |= {
+                "stage3_prefetch_bucket_size": self.prefetch_elements,
+                "stage3_param_persistence_threshold": self.persistence_elements,
+                "stage3_max_live_parameters": self.live_elements,
+                # One step of the optimizer for all parameters, not one for each gigabyte.
+                "sub_group_size": 10**15,
+            }
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            # Left out, it would be 1.0.
+            "gradient_clipping": 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": None,
+            "zero_optimization": zero,
+        }
+
+    @override
+    def build(self, parts: EngineParts) -> Engine:
+        if parts.world.size == 1:
+            # There is no process group, and nothing to share.
+            from launcher.parallelism._torch_engine import SingleEngine
+
+            return SingleEngine(parts)
+        from launcher.parallelism._zero_engine import ZeroEngine
+
+        return ZeroEngine(parts, self)
