@@ -87,6 +87,7 @@ def test_errors_are_the_documented_ones(trainctl: Console) -> None:
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "3", "{}", '{"error": "NonFinite"}'])
 def test_a_result_that_cannot_be_read(tmp_path: Path, text: str | None) -> None:
     (tmp_path / "config.json").write_text("\u2603", encoding="utf-16")
+    (tmp_path / "command.sh").touch()
     if text is not None:
         (tmp_path / "result.json").write_text(text)
     with pytest.raises(LaunchError, match=r"no readable result\.json"):
