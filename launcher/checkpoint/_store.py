@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir
 
 _log = logging.getLogger("trainctl.checkpoint")
+_AFTER_ERROR_S = 30.0
 
 
 class DirectoryStore:
@@ -92,9 +94,12 @@ class DirectoryStore:
             self._end(self._writing)
 
     def wait(self) -> None:
+        self._wait(self._timeout_s)
+
+    def _wait(self, seconds: float) -> None:
         if self._writing is None:
             return
-        if not self._writing.wait(self._timeout_s):
+        if not self._writing.wait(seconds):
             raise CheckpointError(
                 f"{self._directory.folder}: {self._writing.name} is still being written after "
                 f"{time.monotonic() - self._writing.start:.0f} s; the disk is stuck or too slow "
@@ -137,7 +142,9 @@ class DirectoryStore:
         )
 
     def close(self) -> None:
-        self.wait()
+        # After an error the run must report it, and not a launcher that waited too long.
+        seconds = self._timeout_s if sys.exception() is None else _AFTER_ERROR_S
+        self._wait(min(seconds, self._timeout_s))
         self._staging = Staging()
 
     def _open(self) -> None:

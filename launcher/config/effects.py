@@ -42,10 +42,21 @@ def typed_without_effect(config: RunConfig, origin: Callable[[str], str]) -> Ite
 def without_effect(
     config: RunConfig, unread: Iterable[str], provenance: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the user's settings that no process of a run read, each with its origin."""
-    declared = {*_OF_COMMANDS, *not_applicable(config)}
-    origins = {key: _origin(key, provenance) for key in unread if key not in declared}
-    return {key: origin for key, origin in origins.items() if origin and not is_packaged(origin)}
+    """Return the user's settings without effect in a run: the origin, and the reason if known."""
+    # In a file such a key may be on purpose, since a word can switch off what it belongs to: it is
+    # not refused, as it is where it is typed, but reported.
+    reasons = not_applicable(config)
+    values = dict(leaves(config.model_dump()))
+    switched_off = {key for key in reasons if values.get(key) is None}
+    # A config from Python has no origins, so that nothing tells the user's keys from a preset's.
+    in_files = [key for key in reasons if ":" in _origin(key, provenance)]
+    keys = {*unread} - reasons.keys() | {*in_files} - switched_off
+    origins = {key: _origin(key, provenance) for key in sorted(keys - _OF_COMMANDS.keys())}
+    return {
+        key: f"{origin}: {reasons[key]}" if key in reasons else origin
+        for key, origin in origins.items()
+        if origin and not is_packaged(origin)
+    }
 
 
 def _origin(key: str, provenance: Mapping[str, str]) -> str:

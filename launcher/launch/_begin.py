@@ -125,7 +125,7 @@ def run_ranks(
 def print_result(result: Result, run_dir: RunDir, shown: Path, command: str | None) -> None:
     # The last line is the resume command: users and scripts find it with `tail -1`.
     for key, origin in result.without_effect.items():
-        warning = f"trainctl: warning: {key} had no effect: nothing in this run read it ({origin})"
+        warning = f"trainctl: warning: {key} had no effect in this run ({origin})"
         print(warning, file=sys.stderr)  # noqa: T201
     if result.stopped is not None:
         print(f"stopped after step {result.step:,}: {result.stopped}")  # noqa: T201

@@ -11,8 +11,10 @@ import pytest
 import torch
 from typing_extensions import override
 
+from launcher.checkpoint import _store
 from launcher.checkpoint._storage import Storage
 from launcher.errors import CheckpointError
+from launcher.training.failures import closing
 from tests.checkpoint.conftest import plain
 
 if TYPE_CHECKING:
@@ -91,6 +93,25 @@ def test_waiting_is_bounded(bench: Bench, verb: str) -> None:
     with pytest.raises(CheckpointError, match=r"still being written after .*checkpoint\.timeout_s"):
         verbs[verb]()
     assert time.monotonic() - start < 5
+    gate.open.set()
+    wait_until_done(store)
+    store.close()
+    assert bench.same(bench.load(), bench.snapshot(1))
+
+
+def test_after_an_error_a_close_waits_less(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_store, "_AFTER_ERROR_S", 0.1)
+    gate = Gate()
+    store = bench.store(gate, asynchronous=True, timeout_s=600)
+    store.save(bench.snapshot(1))
+
+    def failing_run() -> None:
+        with closing(store.close):
+            raise ValueError("of the run")
+
+    with pytest.raises(ValueError, match="of the run"):
+        failing_run()
+    assert bench.names()[0].startswith(".tmp-step-00000001-")
     gate.open.set()
     wait_until_done(store)
     store.close()

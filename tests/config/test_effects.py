@@ -74,8 +74,13 @@ def test_a_word_that_switches_off_is_not_refused() -> None:
 def test_a_file_may_set_what_a_word_switches_off(tmp_path: Path) -> None:
     experiment = "defaults: [config, _self_]\ntask:\n  sample_temperature: 0.3\n"
     (tmp_path / "mine.yaml").write_text(experiment)
-    config = load_config(["task.sample_tokens=0"], "mine", [tmp_path]).config
-    assert "task.sample_temperature" in not_applicable(config)
+    loaded = load_config(["task.sample_tokens=0"], "mine", [tmp_path])
+    assert "task.sample_temperature" in not_applicable(loaded.config)
+    found = without_effect(loaded.config, ["optimizer.eps"], loaded.provenance)
+    assert list(found) == ["task.sample_temperature"]
+    assert found["task.sample_temperature"].endswith(
+        "mine.yaml:3: sample_temperature: 0.3: sample_tokens is 0"
+    )
 
 
 def test_a_word_of_a_resume_is_refused_too() -> None:
