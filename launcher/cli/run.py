@@ -136,7 +136,10 @@ def _launch(
 ) -> float | None:
     """Run one job to the end and return the number that a sweeper minimises."""
     from launcher.launch import begin
+    from launcher.verify import certificate
 
+    if (sameness := certificate.status(one.config)) is not None:
+        print(f"sameness   {sameness}", flush=True)
     _, result = begin(one.config, one.provenance, overrides, early, node=node)
     return None if result is None else minimised(one.config, result.scores)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,9 @@ from launcher.cli._console import announce, bold, table
 if TYPE_CHECKING:
     from launcher.verify.result import Verification
     from launcher.verify.session import CellResult
+
+
+_PRECISIONS = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def main(argv: list[str]) -> int:
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> int:
     from launcher.verify import verify
 
     with signals_end_launch():
+        if flags.dtype is not None:
+            overrides = [*overrides, f"precision={_PRECISIONS[flags.dtype]}"]
         job = composition(flags, overrides).load()
         preflight(job.config)
         announce("starting the reference, in a few seconds")
@@ -41,11 +44,13 @@ def main(argv: list[str]) -> int:
             ranks=ranks,
             accumulations=accumulations,
             steps=flags.steps,
+            shrink=flags.shrink,
             config_dirs=flags.config_dir,
             report=_progress,
         )
-    _write(found, flags)
+    path = _write(found, flags)
     print(_as_text(found))
+    print(f"written to {path}")
     sys.stdout.flush()
     found.check()
     return 0
@@ -71,7 +76,13 @@ def _arguments() -> Arguments:
     text = "micro-batches into which each rank cuts its share of the global batch (default: 1,4)"
     add("--accumulation", metavar="N,M", default="1,4", help=text)
     add("--steps", metavar="N", type=int, default=8, help="optimizer steps (default: 8)")
+    text = "number format; the same as precision=fp64 for float64, and so on"
+    add("--dtype", choices=list(_PRECISIONS), help=text)
+    add("--shrink", action="store_true", help="take a small model and few data: seconds per cell")
     add("--json", metavar="FILE", type=Path, help="write the result as JSON")
+    add("--html", metavar="FILE", type=Path, help="write the matrix as one HTML file")
+    text = "folder of SAMENESS.json (default: where `run` looks: RUN_ROOT/sameness/NAME)"
+    add("-o", "--output", metavar="DIR", type=Path, help=text)
     return arguments
 
 
@@ -88,20 +99,16 @@ def _progress(cell: CellResult) -> None:
     announce(f"{name(cell)}: {cell.status}")
 
 
-def _write(found: Verification, flags: Namespace) -> None:
+def _write(found: Verification, flags: Namespace) -> Path:
+    from launcher.verify import certificate
+
     if flags.json is not None:
-        _save(flags.json, lambda: json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
+        certificate.save(flags.json, certificate.as_json(found))
+    if flags.html is not None:
+        from launcher.verify.html import page
 
-
-def _save(path: Path, text: Callable[[], str]) -> None:
-    from launcher.errors import LaunchError
-    from launcher.run_dir import write_atomically
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text())
-    except OSError as error:
-        raise LaunchError(f"cannot write {path}: {error.strerror}") from error
+        certificate.save(flags.html, page(found))
+    return certificate.write(found, flags.output)
 
 
 def _as_text(found: Verification) -> str:

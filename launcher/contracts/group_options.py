@@ -17,6 +17,8 @@ from launcher.contracts.task import HeadName
 from launcher.errors import DataError, Problem
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
     from launcher.contracts.checkpoints import CheckpointStore
@@ -154,6 +156,19 @@ class ModelOption(Option):
     def source_dtype(self) -> DType | None:
         """Return the number format of the pretrained weights; None for new ones."""
         return None
+
+    def shrunk(self, folder: Path, seq_len: int) -> ModelOption:
+        """Return the option of a small network of the same architecture, with new weights.
+
+        `trainctl verify --shrink` trains it, so that a comparison takes seconds. By default the
+        network itself.
+
+        Args:
+            folder: An existing folder for files of the small network, kept while it is used.
+            seq_len: Longest sequence that it will see, in tokens.
+        """
+        del folder, seq_len
+        return self
 
     def auxiliary_losses(self, module: nn.Module, outputs: Any) -> Mapping[str, Tensor]:
         """Return losses of the network to add to the task's loss, by name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing_extensions import override
 from launcher.contracts import DType, Head, ModelLimits, ModelOption, Tokenizer
 from launcher.errors import DataError, Problem, TrainctlError
 from launcher.model._folder import check_tokenizer, read_config, read_limits, read_size, short
+from launcher.model._shrunk import shrunk_config
 from launcher.model._tokenizer_name import BYT5, build_tokenizer
 from launcher.model._weights import check_weights, weights_dtype
+from launcher.run_dir import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,6 +87,15 @@ class HuggingFace(ModelOption):
     @override
     def limits(self) -> ModelLimits:
         return read_limits(self._folder)
+
+    @override
+    def shrunk(self, folder: Path, seq_len: int) -> HuggingFace:
+        del seq_len  # the embeddings of positions are small
+        small = shrunk_config(read_config(self._folder))
+        write_atomically(folder / "config.json", json.dumps(small, indent=1) + "\n")
+        tokenizer = self._tokenizer_name
+        update = {"path": str(folder), "init": "random", "tokenizer": tokenizer}
+        return self.model_copy(update=update)
 
     @override
     def build(self, head: Head, device: str) -> nn.Module:

@@ -98,6 +98,21 @@ class Llama(ModelOption):
         return ModelLimits(self.vocab_size, self.max_positions)
 
     @override
+    def shrunk(self, folder: Path, seq_len: int) -> Llama:
+        del folder
+        kv_heads = min(self.num_kv_heads, 2)
+        heads = kv_heads * min(self.num_heads // self.num_kv_heads, 2)
+        small = {
+            "num_layers": min(self.num_layers, 2),
+            "num_kv_heads": kv_heads,
+            "num_heads": heads,
+            "hidden_size": min(self.hidden_size, 8 * heads),
+            "intermediate_size": min(self.intermediate_size, 48),
+            "max_positions": min(self.max_positions, seq_len),
+        }
+        return self.model_copy(update=small)
+
+    @override
     def build(self, head: Head, device: str) -> nn.Module:
         from transformers import LlamaConfig
 

@@ -45,6 +45,15 @@ class Float32(Precision):
         return rounded_parameters(module, self._device_type, dtype_of(self._full_eval))
 
 
+class Float64(Float32):
+    """Float64 throughout."""
+
+    @property
+    @override
+    def param_dtype(self) -> torch.dtype:
+        return torch.float64
+
+
 class Autocast(Float32):
     """Float32 parameters; torch's autocast computes matrix products in `dtype`."""
 

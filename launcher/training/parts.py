@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from launcher.config import derive
 from launcher.config.rules import unknown_scores
@@ -55,12 +57,65 @@ class Parts:
     engine: Engine
 
 
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The task and its encoded examples; runs of the same data, task and tokenizer can share it."""
+
+    task: Task
+    train: Samples
+    validation: Samples
+    held_out: Records
+
+
+def read_data(config: RunConfig, max_records: int | None = None) -> Data:
+    """Read and encode the data of a config.
+
+    Args:
+        config: The resolved config.
+        max_records: Most records of each part; None for all.
+
+    Raises:
+        TrainctlError: The data cannot be read.
+    """
+    tokenizer = config.model.build_tokenizer()
+    task = config.task.build(tokenizer)
+    splits = config.data.build()
+    check_columns(splits, task, task_kind=config.task.kind, data_kind=config.data.kind)
+    train, held_out = splits.train, splits.validation
+    if max_records is not None:
+        train, held_out = FirstRecords(train, max_records), FirstRecords(held_out, max_records)
+    return Data(task, task.samples(train), task.samples(held_out), held_out)
+
+
+class FirstRecords(Records):
+    """The first records of a source."""
+
+    def __init__(self, records: Records, count: int) -> None:
+        self._records = records
+        self._count = min(count, len(records))
+        self.columns = records.columns
+        self.fingerprint = f"{records.fingerprint}, first {self._count}"
+
+    @override
+    def __len__(self) -> int:
+        return self._count
+
+    @override
+    def record(self, index: int) -> Mapping[str, Any]:
+        return self._records.record(index)
+
+    @override
+    def describe(self, index: int) -> str:
+        return self._records.describe(index)
+
+
 def build(
     config: RunConfig,
     world: World,
     requests: Callable[[], Request],
     *,
     references: Path | None = None,
+    data: Data | None = None,
 ) -> Parts:
     """Build data, task, model and engine.
 
@@ -69,14 +124,11 @@ def build(
         world: Rank, device and mesh of this process.
         requests: Returns this rank's requests to all ranks, once per step.
         references: File of the task's baselines; None for no baselines, as in a trial.
+        data: What `read_data` returned for a config with the same data, task and tokenizer.
     """
     # The cheapest first: a mistake in the data is reported before a large model is built.
-    tokenizer = config.model.build_tokenizer()
-    task = config.task.build(tokenizer)
-    splits = config.data.build()
-    check_columns(splits, task, task_kind=config.task.kind, data_kind=config.data.kind)
-    train_samples = task.samples(splits.train)
-    validation = task.samples(splits.validation)
+    data = data or read_data(config)
+    task, train_samples, validation = data.task, data.train, data.validation
     plan = derive.batch_plan(config)
     if len(train_samples) < plan.samples_per_step:
         raise DataError(
@@ -92,7 +144,7 @@ def build(
     schedule = derive.schedule(config, horizon)
     baselines: Mapping[str, float] = {}
     if references is not None:
-        baselines = references_of(task, splits.validation, references, rank=world.rank)
+        baselines = references_of(task, data.held_out, references, rank=world.rank)
     module = build_module(config.model, task.head, config.seed)
     engine = _build_engine(config, world, requests, module=module, task=task, plan=plan)
     return Parts(

@@ -29,6 +29,7 @@ def verify(
     ranks: Sequence[int] = (2,),
     accumulations: Sequence[int] = (1, 4),
     steps: int = STEPS,
+    shrink: bool = False,
     config_dirs: Sequence[str | Path] = (),
     report: Callable[[CellResult], None] | None = None,
 ) -> Verification:
@@ -40,6 +41,7 @@ def verify(
         ranks: Numbers of processes; all of them run on this machine.
         accumulations: Numbers of micro-batches into which a data rank cuts its share of a window.
         steps: Optimizer steps of each cell.
+        shrink: Take a small model of the same architecture, short samples and few records.
         config_dirs: The user's folders of YAML, where presets are looked for too.
         report: Called with each result as soon as there is one.
 
@@ -51,6 +53,7 @@ def verify(
 
     from launcher.config import derive
     from launcher.verify import cells
+    from launcher.verify import shrink as smaller
     from launcher.verify.certificate import folder_of
     from launcher.verify.result import Verification
     from launcher.verify.session import Session
@@ -58,15 +61,26 @@ def verify(
     started = time.monotonic()
     options = cells.engines(config, engines, config_dirs)
     folder = folder_of(config) / f"work-{secrets.token_hex(4)}"
-    session = Session(config, steps, folder, report or (lambda _: None))
+    ran, samples = config, derive.batch_plan(config).samples_per_step
+    if shrink:
+        ran = smaller.shrunk(config, steps, folder / "model")
+        samples = smaller.samples_per_step(config, ranks, accumulations)
+    session = Session(
+        ran,
+        samples,
+        steps,
+        folder,
+        smaller.MAX_RECORDS if shrink else None,
+        report or (lambda _: None),
+    )
     reference = cells.reference_option(config_dirs)
     comparison = session.run(options, reference, ranks, accumulations)
     return Verification(
         config=config,
-        ran=config,
+        ran=ran,
+        shrunk=shrink,
         engines=options,
-        steps=steps,
-        samples_per_step=derive.batch_plan(config).samples_per_step,
+        samples_per_step=samples,
         comparison=comparison,
         seconds=time.monotonic() - started,
     )

@@ -33,11 +33,14 @@ def _run(run_dir: RunDir, stop: Callable[[], Signals | None]) -> Outcome:
     with joined_world(config) as world:
         from launcher.contracts import TrainState
         from launcher.launch import heartbeat
+        from launcher.training.parts import read_data
         from launcher.training.requests import RankRequests
         from launcher.training.runner import Outcome
         from launcher.verify.trajectory import Weights, run_cell
 
         beat = heartbeat(world.rank)
+        # All cells have the same data, task and model.
+        data = read_data(config, job["max_records"])
         cells: Sequence[Mapping[str, Any]] = job["cells"]
         for each in cells:
             record = record_file(run_dir, each["id"], world.rank)
@@ -50,6 +53,7 @@ def _run(run_dir: RunDir, stop: Callable[[], Signals | None]) -> Outcome:
                 replace(world, layout=cell.parallelism.layout(world.size)),
                 steps=job["steps"],
                 weights=Weights(Path(job["reference"]), stored=each["stored"]),
+                data=data,
                 requests=RankRequests(stop, None),
                 beat=beat,
             )

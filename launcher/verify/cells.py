@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from launcher.config import derive, rules
+from launcher.config import rules
 from launcher.config.presets import preset_names, preset_option
 from launcher.config.schema import RunConfig
 from launcher.contracts import AccumulationOption, LaunchOption, ParallelismOption
@@ -102,18 +102,32 @@ def reference_cuts(samples_per_step: int, accumulations: Sequence[int]) -> tuple
 
 
 def cell_of(
-    config: RunConfig, engine: str, option: ParallelismOption, ranks: int, accumulation: int
+    config: RunConfig,
+    option: ParallelismOption,
+    *,
+    engine: str,
+    ranks: int,
+    accumulation: int,
+    samples_per_step: int,
 ) -> Cell:
     """Return a cell with its config, or with the reason why it is refused.
 
-    The global batch is that of `config`, so that a larger accumulation cuts the same window finer.
+    The global batch is the same in all cells, so that a larger accumulation cuts the window finer.
+
+    Args:
+        config: The config to verify.
+        option: The engine.
+        engine: Its name.
+        ranks: Number of processes.
+        accumulation: Micro-batches of each data rank in a full window.
+        samples_per_step: The global batch.
     """
     cell = Cell(engine, ranks, accumulation)
     try:
         data_ranks = option.layout(ranks).data_ranks
     except ValueError as error:
         return _refused(cell, str(error))
-    total = derive.batch_plan(config).samples_per_step
+    total = samples_per_step
     micro_batch_size, rest = divmod(total, data_ranks * accumulation)
     if rest or not micro_batch_size:
         return _refused(

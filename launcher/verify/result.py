@@ -25,9 +25,9 @@ class Verification:
 
     Attributes:
         config: The config that was asked for.
-        ran: The config that the cells ran, before engine and batch were set: smaller with `shrink`.
+        ran: The config that the cells ran, before engine and batch were set.
+        shrunk: Whether it is a smaller one.
         engines: The engines by name.
-        steps: Optimizer steps of each cell.
         samples_per_step: Global batch of every cell.
         comparison: The cells.
         seconds: Duration of all.
@@ -35,8 +35,8 @@ class Verification:
 
     config: RunConfig
     ran: RunConfig
+    shrunk: bool
     engines: Mapping[str, ParallelismOption]
-    steps: int
     samples_per_step: int
     comparison: Comparison
     seconds: float
@@ -91,7 +91,7 @@ class Verification:
             "seconds": round(self.seconds, 1),
             "fingerprint": self.config.fingerprint(),
             "config": self.config.model_dump(mode="json"),
-            "shrunk": self.ran != self.config,
+            "shrunk": self.shrunk,
             "ran": self.ran.model_dump(mode="json"),
             "versions": versions(),
             "steps": len(reference.run.losses),

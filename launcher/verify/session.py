@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.config import derive
 from launcher.config.schema import RunConfig
 from launcher.contracts import ParallelismOption
 from launcher.errors import ConfigError, Interrupted, LaunchError, Preempted, TrainctlError
@@ -75,15 +74,19 @@ class Session:
     """Runs cells in one folder.
 
     Attributes:
-        config: The config to verify; its global batch is that of every cell.
+        config: The config to verify.
+        samples_per_step: Global batch of every cell.
         steps: Optimizer steps of each cell.
         folder: Work folder; removed unless a cell crashed.
+        max_records: Most records of each part of the data; None for all.
         report: Called with each result.
     """
 
     config: RunConfig
+    samples_per_step: int
     steps: int
     folder: Path
+    max_records: int | None = None
     report: Callable[[CellResult], None] = lambda _: None
     _worlds: int = 0
     _crashed: bool = field(default=False)
@@ -113,15 +116,14 @@ class Session:
         ranks: Sequence[int],
         accumulations: Sequence[int],
     ) -> Comparison:
-        total = derive.batch_plan(self.config).samples_per_step
-        cuts = [cut for cut in reference_cuts(total, accumulations) if cut is not None]
-        alone = [cell_of(self.config, REFERENCE, single, 1, cut) for cut in cuts]
+        cuts = reference_cuts(self.samples_per_step, accumulations)
+        alone = [self._cell(REFERENCE, single, 1, cut) for cut in cuts if cut is not None]
         for cell in alone:
             if cell.refusal is not None:
                 raise ConfigError(_problems(cell.refusal))
         reference, results = self._references(alone)
         cells = [
-            cell_of(self.config, name, option, size, accumulation)
+            self._cell(name, option, size, accumulation)
             for size in ranks
             for name, option in engines.items()
             for accumulation in accumulations
@@ -144,6 +146,16 @@ class Session:
         order = {(c.engine, c.ranks, c.accumulation): place for place, c in enumerate(cells)}
         results.sort(key=lambda r: order.get((r.engine, r.ranks, r.accumulation), -1))
         return Comparison(results, reference, found)
+
+    def _cell(self, engine: str, option: ParallelismOption, ranks: int, accumulation: int) -> Cell:
+        return cell_of(
+            self.config,
+            option,
+            engine=engine,
+            ranks=ranks,
+            accumulation=accumulation,
+            samples_per_step=self.samples_per_step,
+        )
 
     def _references(self, alone: Sequence[Cell]) -> tuple[Reference, list[CellResult]]:
         runs = dict(self._world(alone, 1, stored=1))
@@ -250,6 +262,7 @@ class Session:
         assert first is not None, "refused cells are not run"  # noqa: S101
         job: dict[str, Any] = {
             "steps": self.steps,
+            "max_records": self.max_records,
             "reference": str(weights),
             "cells": [
                 {

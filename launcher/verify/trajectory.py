@@ -31,7 +31,7 @@ from launcher.training.batches import Windows
 from launcher.training.evaluation import Evaluator
 from launcher.training.failures import closing
 from launcher.training.loop import train
-from launcher.training.parts import Parts, build
+from launcher.training.parts import Data, Parts, build
 from launcher.training.requests import stop_error, stop_signal
 from launcher.verify.measure import distance
 
@@ -110,6 +110,7 @@ def run_cell(
     *,
     steps: int,
     weights: Weights,
+    data: Data | None = None,
     requests: Callable[[], Request],
     beat: Callable[[str, int], None],
 ) -> Trajectory:
@@ -123,6 +124,7 @@ def run_cell(
         world: This rank's place in the cell's mesh.
         steps: Most optimizer steps.
         weights: Where the reference's weights are.
+        data: The data of the config if it was read before.
         requests: This rank's requests.
         beat: Reports progress, given the phase and the steps done.
 
@@ -132,7 +134,7 @@ def run_cell(
     started = time.monotonic()
     beat("build", 0)
     rng.seed_everything(config.seed)
-    parts = build(config, world, requests)
+    parts = build(config, world, requests, data=data)
     own = Trajectory(data_rank=world.data_rank, number_format=_number_format(config, world))
     own.dropout = without_dropout(parts.module)
     with closing(parts.engine.close):

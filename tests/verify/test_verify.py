@@ -40,12 +40,22 @@ def test_ddp_is_equal_and_what_cannot_be_is_refused(trainctl: Console) -> None:
     assert {cell["status"] for cell in cells(found, engine="single", ranks=2)} == {"refused"}
     assert all(cell["engine"] in out for cell in found["cells"])
     assert not list((trainctl.folder / "runs").rglob("work-*"))
+    out, _ = trainctl.toy("parallelism=ddp", "launch.processes=2")
+    assert "sameness   certified: ddp on 2 ranks trains as one process does (5 steps, 20" in out
 
 
 def test_an_engine_that_differs_is_named_with_step_and_status(trainctl: Console) -> None:
     found, out, err = verified(
-        trainctl, "--engines=toy_averaged,ddp", "--accumulation=1", status=DIFFERENT
+        trainctl,
+        *("--engines=toy_averaged,ddp", "--accumulation=1", "--shrink", "--dtype=float64"),
+        *("--html=found.html", "-o", "certificate"),
+        status=DIFFERENT,
     )
+    assert found["number_format"] == "float64"
+    page = (trainctl.folder / "found.html").read_text()
+    assert "toy_averaged, 2 ranks, accumulation 1" in page
+    assert "<a " not in page
+    assert json.loads((trainctl.folder / "certificate" / "SAMENESS.json").read_text()) == found
     assert not found["ok"]
     [wrong] = cells(found, engine="toy_averaged")
     assert (wrong["status"], wrong["difference"]["step"]) == ("different", 1)
