@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from launcher.config.schema import RunConfig
+    from launcher.verify.result import Verification
 
 _log = logging.getLogger("trainctl.config")
 
-__all__ = ["PublishedCheckpoint", "Result", "Run", "load_config", "resume", "run"]
+__all__ = ["PublishedCheckpoint", "Result", "Run", "load_config", "resume", "run", "verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +255,24 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
 
 # Origins of the values of composed configs, by fingerprint and not in RunConfig: configs with the
 # same values must be equal, whatever set them.
+def verify(config: RunConfig, **how: Any) -> Verification:
+    """Compare the training of a config on other engines with that of one process.
+
+    Args:
+        config: What `load_config` returned, or a changed copy.
+        how: `engines`, `ranks`, `accumulations`, `steps`, `shrink`: see `launcher.verify.verify`.
+
+    Returns:
+        The cells; `ok` is True if every cell that ran is equal, `check()` raises otherwise.
+
+    Raises:
+        TrainctlError: The config cannot be trained in one process.
+    """
+    from launcher import verify as verification
+
+    return verification.verify(config, **how)
+
+
 _SOURCES: dict[str, tuple[Mapping[str, str], Sequence[str]]] = {}
 
 

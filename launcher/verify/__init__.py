@@ -61,18 +61,12 @@ def verify(
     started = time.monotonic()
     options = cells.engines(config, engines, config_dirs)
     folder = folder_of(config) / f"work-{secrets.token_hex(4)}"
-    ran, samples = config, derive.batch_plan(config).samples_per_step
+    ran, samples, max_records = config, derive.batch_plan(config).samples_per_step, None
     if shrink:
         ran = smaller.shrunk(config, steps, folder / "model")
         samples = smaller.samples_per_step(config, ranks, accumulations)
-    session = Session(
-        ran,
-        samples,
-        steps,
-        folder,
-        smaller.MAX_RECORDS if shrink else None,
-        report or (lambda _: None),
-    )
+        max_records = smaller.MAX_RECORDS
+    session = Session(ran, samples, steps, folder, max_records, report or (lambda _: None))
     reference = cells.reference_option(config_dirs)
     comparison = session.run(options, reference, ranks, accumulations)
     return Verification(
