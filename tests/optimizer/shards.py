@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -159,12 +160,18 @@ def gradient(name: str, at: Tensor, step: int, shard: Shard | None = None) -> Te
 
     It grows in the middle of the run, so that updates are clipped.
     """
-    generator = torch.Generator().manual_seed(1000 * step + list(SHAPES).index(name))
-    drawn = torch.randn((3, *SHAPES[name]), generator=generator, dtype=torch.float64).to(at.dtype)
+    target, curvature, noise = _drawn(name, step, at.dtype, shard)
+    return (at.detach() - target) * curvature + noise
+
+
+@cache
+def _drawn(name: str, step: int, dtype: torch.dtype, shard: Shard | None) -> list[Tensor]:
+    """Target, curvature and noise; the elements of a shard are those of the whole tensor."""
     if shard is not None:
-        drawn = torch.stack([local_of(shard, each) for each in drawn])
-    noise = drawn[0] * (30.0 if step == 3 else 0.3)
-    return (at.detach() - 0.1 * drawn[1]) * (1.5 + drawn[2].sin()) + noise
+        return [local_of(shard, each) for each in _drawn(name, step, dtype, None)]
+    generator = torch.Generator().manual_seed(1000 * step + list(SHAPES).index(name))
+    drawn = torch.randn((3, *SHAPES[name]), generator=generator, dtype=torch.float64).to(dtype)
+    return [0.1 * drawn[1], 1.5 + drawn[2].sin(), drawn[0] * (30.0 if step == 3 else 0.3)]
 
 
 def set_gradients(

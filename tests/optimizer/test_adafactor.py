@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -135,28 +136,45 @@ def test_golden_in_bfloat16(
     assert_golden(f"hf_adafactor_{case}/bfloat16", "adafactor", **{**DEFAULTS, **changes})
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("rate", RATES)
-def test_every_combination_of_options(
-    problem: type[Any], pieces: str, rate: str, dtype: torch.dtype
-) -> None:
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}[dtype]
+COMBINATIONS: list[dict[str, Any]] = [
+    {
+        "beta1": beta1,
+        "weight_decay": weight_decay,
+        "clip_threshold": clip,
+        "decay_rate": decay_rate,
+        "eps": eps,
+    }
     for beta1, weight_decay, clip, (decay_rate, eps) in product(
         (None, 0.9), (0.0, 0.1), (1.0, 0.3), ((-0.8, (1e-30, 1e-3)), (-0.6, (1e-8, 0.4)))
-    ):
-        changes = {
-            "beta1": beta1,
-            "weight_decay": weight_decay,
-            "clip_threshold": clip,
-            "decay_rate": decay_rate,
-            "eps": eps,
-        }
+    )
+]
+
+
+def solved(problem: Any, build: Callable[..., torch.optim.Optimizer], **options: Any) -> Any:
+    """The parameters after ten steps, of which the eighth has the spike; the golden runs go on."""
+    optimizer = build(problem.module.parameters(), **options)
+    for step in range(18, 28):
+        problem.set_gradients(step)
+        optimizer.step()
+    return problem.values()
+
+
+@cache
+def solved_by_reference(problem: type[Any], rate: str, dtype: str, number: int) -> Any:
+    return solved(problem(dtype), Reference, **(DEFAULTS | RATES[rate] | COMBINATIONS[number]))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("rate", RATES)
+def test_every_combination_of_options(
+    problem: type[Any], pieces: str, rate: str, dtype: str
+) -> None:
+    tolerance = {"float64": 1e-12, "float32": 1e-6}[dtype]
+    for number, changes in enumerate(COMBINATIONS):
         options = DEFAULTS | RATES[rate] | changes
-        ours, theirs = (problem(str(dtype).removeprefix("torch.")) for _ in range(2))
-        ours.run(AdafactorOptimizer(ours.module.parameters(), **options), steps=28)
-        theirs.run(Reference(theirs.module.parameters(), **options), steps=28)
-        for name, expected in theirs.values().items():
-            off = abs(ours.values()[name] - expected).max()
+        ours = solved(problem(dtype), AdafactorOptimizer, **options)
+        for name, expected in solved_by_reference(problem, rate, dtype, number).items():
+            off = abs(ours[name] - expected).max()
             assert off <= tolerance, f"{name} is off by {off:.2e} with {changes}, {pieces}"
 
 

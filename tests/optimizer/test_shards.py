@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -90,23 +90,43 @@ class Run:
                 self.deviation = max(self.deviation, deviation.item())
 
 
-def deviations(option: OptimizerOption) -> dict[tuple[str, torch.dtype], tuple[float, float]]:
+# What a layout cuts is the same in every number format.
+LAYOUTS_OF = {torch.float64: [*LAYOUTS], torch.float32: ["flat", "mixed"]}
+
+
+def deviations(
+    option: OptimizerOption, layouts_of: Mapping[torch.dtype, Sequence[str]]
+) -> dict[tuple[str, torch.dtype], tuple[float, float]]:
     """By layout and dtype: the deviation from whole parameters, and collectives per step."""
     found = {}
-    for layout in LAYOUTS:
-        for dtype in LIMITS:
+    for dtype, layouts in layouts_of.items():
+        for layout in layouts:
             run = Run(option, layout, dtype)
             run.run_steps()
             found[layout, dtype] = (run.deviation, run.sharding.collectives / STEPS)
     return found
 
 
+@pytest.mark.parametrize(
+    "layouts_of",
+    [
+        pytest.param(LAYOUTS_OF, id="quick"),
+        pytest.param(
+            {torch.float32: [*LAYOUTS]}, id="float32 in every layout", marks=pytest.mark.slow
+        ),
+    ],
+)
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_shards_train_as_full_parameters(build_option: Build, case: str, ranks: int) -> None:
+def test_shards_train_as_full_parameters(
+    build_option: Build,
+    case: str,
+    ranks: int,
+    layouts_of: Mapping[torch.dtype, Sequence[str]],
+) -> None:
     preset, changes, collectives = CASES[case]
     option = build_option(preset, **changes)
-    for rank in run_on_ranks(deviations, option, ranks=ranks):
+    for rank in run_on_ranks(deviations, option, layouts_of, ranks=ranks):
         assert {key: each for key, each in rank.items() if not each[0] <= LIMITS[key[1]]} == {}
         assert {count for _, count in rank.values()} == {collectives}
 
