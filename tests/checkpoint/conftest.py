@@ -160,3 +160,10 @@ def bench(tmp_path: Path) -> Bench:
     path = tmp_path / "run-1"
     path.mkdir()
     return Bench(RunDir(path))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    path = tmp_path / "run-1"
+    path.mkdir()
+    return path

@@ -156,3 +156,21 @@ def store(
         timeout_s=timeout_s,
         storage=storage,
     )
+
+
+def names(run: Path) -> list[str]:
+    """Return the names in the folder of checkpoints."""
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def load(run: Path, turn: int = 0) -> tuple[int, bool, bool]:
+    """Load into tensors of another step; the step, and if engine and generators are as saved."""
+    live = snapshot(0, turn=turn).engine
+    loaded = store(run).load(live)
+    assert loaded is not None
+    assert all(loaded.engine[name] is live[name] for name in live)
+    expected = snapshot(loaded.step, turn=turn)
+    same_rng = loaded.rng.keys() == expected.rng.keys() and all(
+        torch.equal(loaded.rng[name], tensor) for name, tensor in expected.rng.items()
+    )
+    return loaded.step, same_engines(loaded.engine, expected.engine), same_rng

@@ -12,40 +12,27 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
-from transformers import LlamaConfig, LlamaForCausalLM
 from typing_extensions import override
 
-from launcher.accumulation.auto import Auto
 from launcher.cli.run import minimised
 from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
-    AccumulationOption,
-    DataOption,
     Engine,
     EngineParts,
-    Head,
-    Horizon,
     LaunchOption,
     Layout,
     LogContext,
     LoggingOption,
-    ModelOption,
     ObserverOption,
     Reads,
-    Records,
     Request,
-    SchedulerOption,
-    TaskOption,
     World,
 )
 from launcher.errors import NonFinite
-from launcher.launch._memory import memory_of
 from launcher.launch._watch import Watch
-from launcher.model import build_module
 from launcher.parallelism import DDPEngine
 from launcher.parallelism.ddp import DDP
 from launcher.run_dir import RunDir
@@ -60,11 +47,9 @@ from tests.contract.witness import (
     option_of,
     preset,
     presets,
-    replaced,
     without_witness,
 )
 from tests.toy.options import ToyData, ToyModel, ToyTask
-from tests.toy.shared import Texts
 
 WORLD = World(rank=0, size=1, local_rank=0, device="cpu", layout=Layout())
 
@@ -159,240 +144,6 @@ def test_every_setting_of_the_run_has_an_effect() -> None:
 
 
 # --- groups
-
-
-def rates(option: SchedulerOption) -> Any:
-    """The learning rates of a run whose score gets better, then worse, twice."""
-    lrs: list[float | None] = []
-    for epoch in (30.0, 50.0):
-        schedule = option.build(0.1, Horizon(100, 8, 1024, epoch))
-        memory: Mapping[str, float] = {}
-        for step in range(100):
-            lrs.append(schedule.lr(step, memory))
-            if step % 2:
-                score = abs(step % 50 - 12) / 12 + 1 + 0.03 * (step % 3)
-                scores = {"eval_loss": score, "eval_other": 3 - score}
-                memory = schedule.observe(memory, scores, step + 1)
-    return lrs
-
-
-SCHEDULE_HINTS = {
-    "warmup_power": Hint(where={".warmup_steps": 9}),
-    "warmup_type": Hint(where={".warmup_steps": 9}),
-    "metric": Hint(("eval_other",)),
-    "min_lr_ratio": Hint((0.5,), where={".min_lr": None}),
-    "min_lr": Hint((0.03,), where={".min_lr_ratio": None}),
-    "reduce_on_plateau:min_lr": Hint((0.05,)),
-    "chained:parts.1.min_lr": Hint((0.09,)),
-    "greedy:min_lr": Hint((0.09,)),
-    "lr_end": Hint((0.03,), where={".lr_end_ratio": None}),
-    "lr_end_ratio": Hint((0.3,), where={".lr_end": None}),
-    "patience": Hint((0, 2)),
-    "cooldown": Hint((5,), where={".patience": 1}),
-    "eps": Hint((1.0,), where={".patience": 1}),
-    "factor": Hint((0.3,), where={".patience": 1}),
-    "constant:factor": Hint((0.3,)),
-    "sequence:stages.1.schedule.factor": Hint((0.3,)),
-    "gamma": Hint((0.5,)),
-    "cyclic:gamma": Hint((0.9,), where={"mode": "exp_range"}),
-    "cyclic:mode": Hint(("triangular2",)),
-    "num_cycles": Hint((1.5, 3)),
-    "warmup_stable_decay:num_cycles": Hint((1.5,), where={"decay_type": "cosine"}),
-    "stable_steps": Hint((20,)),
-    "decay_start": Hint((50,)),
-    "milestones": Hint((["30%"],)),
-    "total_iters": Hint((5,)),
-    "T_max": Hint((30,)),
-    "timescale": Hint((50,)),
-    "shift": Hint((100,)),
-    "step_size_down": Hint((30,)),
-    "warmup_lr_rate": Hint((0.5,)),
-    "threshold": Hint((0.5,), where={".patience": 1}),
-    "threshold_mode": Hint(where={".patience": 1, ".threshold": 0.1}),
-    "greedy:max_lr": Hint((0.11,), where={"patience": 1}),
-    "warmup_evaluations": Hint((5,), where={"patience": 1}),
-    "window_size": Hint((3,), where={"smooth": True, "patience": 1}),
-    "smooth": Hint(where={"patience": 1}),
-    "reset_start": Hint((1,), where={"patience": 0, "min_lr": 0.09}),
-    "stages.0.steps": Hint(("20%",)),
-    "stages.1.steps": Hint(("20%",)),
-    "stages.2.steps": Hint((3,)),
-}
-
-
-@pytest.mark.parametrize("name", presets("scheduler"))
-def test_every_leaf_changes_the_learning_rate(name: str) -> None:
-    values = preset("scheduler", name)
-    make = partial(option_of, "scheduler")
-    assert without_witness(make, values, {"": rates}, SCHEDULE_HINTS) == []
-
-
-def batches(option: AccumulationOption) -> Any:
-    """The batch equation for several ranks, and what a search for the micro-batch may take."""
-    plans = [repr(option.plan(seq_len=16, ranks=ranks)) for ranks in (1, 2)]
-    if not isinstance(option, Auto):
-        return plans
-    limit = None if option.memory_limit_gib is None else memory_of("cpu", option).limit
-    return plans, option.candidates(seq_len=16, ranks=1), limit
-
-
-ACCUMULATION_HINTS = {
-    "auto:samples_per_step": Hint((16,)),
-    "auto:tokens_per_step": Hint((512,), where={"samples_per_step": None, "tokens_per_step": 256}),
-    "max_micro_batch_size": Hint((2,)),
-    "memory_limit_gib": Hint((2.0,), where={"memory_limit_gib": 1.0}),
-    "memory_margin": Hint((0.2,), where={"memory_limit_gib": 1.0}),
-}
-
-
-@pytest.mark.parametrize("name", presets("accumulation"))
-def test_every_leaf_changes_the_batch(name: str) -> None:
-    make = partial(option_of, "accumulation")
-    values = preset("accumulation", name)
-    assert without_witness(make, values, {"": batches}, ACCUMULATION_HINTS) == []
-
-
-def records(data: DataOption) -> Any:
-    """The texts of both splits."""
-    splits = data.build()
-
-    def texts(split: Records) -> list[Any]:
-        return [split.record(index) for index in range(len(split))]
-
-    return texts(splits.train), texts(splits.validation)
-
-
-def test_every_leaf_changes_the_text(tmp_path: Path) -> None:
-    for place in range(12):
-        lines = [f"{place} {line} {'abc' * place}" for line in range(30)]
-        (tmp_path / f"{place}.txt").write_text("\n".join(lines))
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n' * 9)
-    (tmp_path / "broken.txt").write_bytes(b"\xff\xfe\xff")
-    good, bad = str(tmp_path / "[0-9]*.txt"), str(tmp_path / "broken.txt")
-    hints = {
-        "files": Hint((str(tmp_path / "[0-5].txt"),)),
-        "validation_files": Hint((str(tmp_path / "3.txt"),)),
-        "validation_fraction": Hint((0.5,)),
-        "on_error": Hint(observe=CHECK, where={"files": [good, bad]}),
-        "allow_structured": Hint(
-            observe=CHECK, where={"files": [good, str(tmp_path / "rows.jsonl")]}
-        ),
-    }
-    values = replaced(preset("data", "text"), {"files": good})
-    observe = {"": records, CHECK: records}
-    assert without_witness(partial(option_of, "data"), values, observe, hints) == []
-
-
-def test_every_leaf_changes_the_standard_library() -> None:
-    hints = {"validation_fraction": Hint((0.5,))}
-    found = without_witness(
-        partial(option_of, "data"), preset("data", "stdlib"), {"": records}, hints
-    )
-    assert found == []
-
-
-LLAMA = {
-    "vocab_size": 384,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_layers": 1,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "max_positions": 64,
-    "init_std": 0.5,
-}
-
-
-def network(option: ModelOption) -> Any:
-    """Weights, what they compute, limits, and how text is encoded."""
-    module = build_module(option, Head("causal_lm"), 0).eval()
-    ids = torch.arange(12)[None] % 40
-    with torch.no_grad():
-        logits = module(input_ids=ids).logits
-    return (
-        dict(module.state_dict()),
-        logits,
-        option.limits(),
-        option.build_tokenizer().encode("a b"),
-    )
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Two saved models, with a tokenizer of words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2, "</s>": 3}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    found = []
-    for seed in (1, 2):
-        folder = str(tmp_path_factory.mktemp("model"))
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=384,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)
-        PreTrainedTokenizerFast(
-            tokenizer_object=words, eos_token="</s>", unk_token="[UNK]"
-        ).save_pretrained(folder)
-        found.append(folder)
-    return found[0], found[1]
-
-
-def models_of_a_kind() -> list[str]:
-    """Presets of models, one for each kind."""
-    kinds = {preset("model", name)["kind"]: name for name in reversed(presets("model"))}
-    return sorted(kinds.values())
-
-
-@pytest.mark.parametrize("name", models_of_a_kind())
-def test_every_leaf_changes_the_model(name: str, folders: tuple[str, str]) -> None:
-    values = preset("model", name)
-    given = {"path": folders[0]} if values["kind"] == "hf" else LLAMA
-    hints = {
-        "path": Hint((folders[1],)),
-        "tokenizer": Hint((folders[0], "byt5")),
-        "num_heads": Hint((4,)),
-        "hidden_size": Hint((16,)),
-        "num_kv_heads": Hint((2,)),
-        "rope_theta": Hint((100.0,)),
-        "norm_eps": Hint((1.0,)),
-    }
-    make = partial(option_of, "model")
-    assert without_witness(make, replaced(values, given), {"": network}, hints) == []
-
-
-def samples(option: TaskOption) -> Any:
-    """The samples of two texts, and the text that a model generates."""
-    model = option_of("model", replaced(preset("model", "llama"), LLAMA))
-    assert isinstance(model, ModelOption)
-    task = option.build(model.build_tokenizer())
-    found = task.samples(Texts("def f():\n    return 1\n" * 3, "x = 1\n"))
-    inputs = [found.micro_batch([index], 0).inputs for index in range(len(found))]
-    torch.manual_seed(0)
-    return inputs, task.sample(build_module(model, task.head, 0).eval())
-
-
-@pytest.mark.parametrize("name", presets("task"))
-def test_every_leaf_changes_the_samples(name: str) -> None:
-    values = replaced(preset("task", name), {"seq_len": 16, "sample_tokens": 8})
-    hints = {
-        "seq_len": Hint((8,)),
-        # Refused: bytes have no such token.
-        "add_bos_token": Hint((True,), observe=CHECK),
-        "sample_prompt": Hint(("x",)),
-        "sample_temperature": Hint((0.0, 5.0)),
-    }
-    assert (
-        without_witness(partial(option_of, "task"), values, {"": samples, CHECK: samples}, hints)
-        == []
-    )
 
 
 def toy_with(group: str) -> Any:

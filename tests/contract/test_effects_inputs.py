@@ -1,0 +1,173 @@
+"""Every leaf of data, model and task has an effect, as in `test_effects.py`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from launcher.contracts import (
+    DataOption,
+    Head,
+    ModelOption,
+    Records,
+    TaskOption,
+)
+from launcher.model import build_module
+from tests.contract.witness import (
+    CHECK,
+    Hint,
+    option_of,
+    preset,
+    presets,
+    replaced,
+    without_witness,
+)
+from tests.toy.shared import Texts
+
+
+def records(data: DataOption) -> Any:
+    """The texts of both splits."""
+    splits = data.build()
+
+    def texts(split: Records) -> list[Any]:
+        return [split.record(index) for index in range(len(split))]
+
+    return texts(splits.train), texts(splits.validation)
+
+
+def test_every_leaf_changes_the_text(tmp_path: Path) -> None:
+    for place in range(12):
+        lines = [f"{place} {line} {'abc' * place}" for line in range(30)]
+        (tmp_path / f"{place}.txt").write_text("\n".join(lines))
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n' * 9)
+    (tmp_path / "broken.txt").write_bytes(b"\xff\xfe\xff")
+    good, bad = str(tmp_path / "[0-9]*.txt"), str(tmp_path / "broken.txt")
+    hints = {
+        "files": Hint((str(tmp_path / "[0-5].txt"),)),
+        "validation_files": Hint((str(tmp_path / "3.txt"),)),
+        "validation_fraction": Hint((0.5,)),
+        "on_error": Hint(observe=CHECK, where={"files": [good, bad]}),
+        "allow_structured": Hint(
+            observe=CHECK, where={"files": [good, str(tmp_path / "rows.jsonl")]}
+        ),
+    }
+    values = replaced(preset("data", "text"), {"files": good})
+    observe = {"": records, CHECK: records}
+    assert without_witness(partial(option_of, "data"), values, observe, hints) == []
+
+
+def test_every_leaf_changes_the_standard_library() -> None:
+    hints = {"validation_fraction": Hint((0.5,))}
+    found = without_witness(
+        partial(option_of, "data"), preset("data", "stdlib"), {"": records}, hints
+    )
+    assert found == []
+
+
+LLAMA = {
+    "vocab_size": 384,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "max_positions": 64,
+    "init_std": 0.5,
+}
+
+
+def network(option: ModelOption) -> Any:
+    """Weights, what they compute, limits, and how text is encoded."""
+    module = build_module(option, Head("causal_lm"), 0).eval()
+    ids = torch.arange(12)[None] % 40
+    with torch.no_grad():
+        logits = module(input_ids=ids).logits
+    return (
+        dict(module.state_dict()),
+        logits,
+        option.limits(),
+        option.build_tokenizer().encode("a b"),
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two saved models, with a tokenizer of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2, "</s>": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    found = []
+    for seed in (1, 2):
+        folder = str(tmp_path_factory.mktemp("model"))
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=384,
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)
+        PreTrainedTokenizerFast(
+            tokenizer_object=words, eos_token="</s>", unk_token="[UNK]"
+        ).save_pretrained(folder)
+        found.append(folder)
+    return found[0], found[1]
+
+
+def models_of_a_kind() -> list[str]:
+    """Presets of models, one for each kind."""
+    kinds = {preset("model", name)["kind"]: name for name in reversed(presets("model"))}
+    return sorted(kinds.values())
+
+
+@pytest.mark.parametrize("name", models_of_a_kind())
+def test_every_leaf_changes_the_model(name: str, folders: tuple[str, str]) -> None:
+    values = preset("model", name)
+    given = {"path": folders[0]} if values["kind"] == "hf" else LLAMA
+    hints = {
+        "path": Hint((folders[1],)),
+        "tokenizer": Hint((folders[0], "byt5")),
+        "num_heads": Hint((4,)),
+        "hidden_size": Hint((16,)),
+        "num_kv_heads": Hint((2,)),
+        "rope_theta": Hint((100.0,)),
+        "norm_eps": Hint((1.0,)),
+    }
+    make = partial(option_of, "model")
+    assert without_witness(make, replaced(values, given), {"": network}, hints) == []
+
+
+def samples(option: TaskOption) -> Any:
+    """The samples of two texts, and the text that a model generates."""
+    model = option_of("model", replaced(preset("model", "llama"), LLAMA))
+    assert isinstance(model, ModelOption)
+    task = option.build(model.build_tokenizer())
+    found = task.samples(Texts("def f():\n    return 1\n" * 3, "x = 1\n"))
+    inputs = [found.micro_batch([index], 0).inputs for index in range(len(found))]
+    torch.manual_seed(0)
+    return inputs, task.sample(build_module(model, task.head, 0).eval())
+
+
+@pytest.mark.parametrize("name", presets("task"))
+def test_every_leaf_changes_the_samples(name: str) -> None:
+    values = replaced(preset("task", name), {"seq_len": 16, "sample_tokens": 8})
+    hints = {
+        "seq_len": Hint((8,)),
+        # Refused: bytes have no such token.
+        "add_bos_token": Hint((True,), observe=CHECK),
+        "sample_prompt": Hint(("x",)),
+        "sample_temperature": Hint((0.0, 5.0)),
+    }
+    assert (
+        without_witness(partial(option_of, "task"), values, {"": samples, CHECK: samples}, hints)
+        == []
+    )
