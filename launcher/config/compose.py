@@ -1,7 +1,8 @@
 """Compose a config with Hydra; add the origins of values and collect problems.
 
 Private names of Hydra that this package uses, each present in 1.3.8 and 1.4:
-`ConfigLoaderImpl` with `_compose_config_from_defaults_list` and `_apply_overrides_to_config`,
+`ConfigLoaderImpl` with `_parse_overrides_and_create_caching_repo`,
+`_compose_config_from_defaults_list` and `_apply_overrides_to_config`; `create_defaults_list`,
 `FileConfigSource` (_hydra_ext), `BasicSweeper.split_arguments` (load), `get_args_parser`
 (multirun).
 """
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import create_defaults_list
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -27,7 +29,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from typing_extensions import override
 
 from launcher.config import _diagnose, _hydra_ext, _words
-from launcher.config._hydra_settings import NoSearchPathLoader
+from launcher.config._hydra_settings import FOREIGN, NoSearchPathLoader
 from launcher.config._interpolation import escaped, resolved
 from launcher.config._provenance import COMMAND_LINE, ConfigFile, Origin, Origins
 from launcher.config.paths import CONF, expand_home, is_packaged
@@ -147,9 +149,35 @@ class Loader(NoSearchPathLoader):
 
     def compose(self, config_name: str, words: Sequence[str]) -> DictConfig:
         """Merge the files that the primary config and choices of groups name."""
-        cfg: DictConfig = self.load_configuration(config_name, list(words), RunMode.RUN)
-        with open_dict(cfg):
-            del cfg["hydra"]
+        cfg = self._without_hydra(config_name, words)
+        if cfg is None:
+            cfg = self.load_configuration(config_name, list(words), RunMode.RUN)
+            with open_dict(cfg):
+                del cfg["hydra"]
+        return cfg
+
+    def _without_hydra(self, config_name: str, words: Sequence[str]) -> DictConfig | None:
+        """Return what `compose` returns, in half the time, or None where Hydra must compose."""
+        # Hydra reads its own config, too, which is only needed where a file or a word is about it;
+        # and its message for what is wrong is the one that is explained.
+        try:
+            parsed, repo = self._parse_overrides_and_create_caching_repo(config_name, list(words))
+            foreign = [each for each in repo.get_sources() if each.provider.startswith(FOREIGN)]
+            if any(source.is_group("hydra") for source in foreign):
+                return None
+            listed = create_defaults_list(
+                repo=repo,
+                config_name=config_name,
+                overrides_list=parsed,
+                prepend_hydra=False,
+                skip_missing=False,
+            )
+            cfg = self._compose_config_from_defaults_list(listed.defaults, repo)
+        except COMPOSITION_ERRORS:
+            return None
+        if listed.config_overrides or "hydra" in cfg:
+            return None
+        OmegaConf.set_struct(cfg, value=True)
         return cfg
 
 

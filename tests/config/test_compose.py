@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 
-from launcher.config.compose import Composed, compose
+from launcher.config import _hydra_ext
+from launcher.config.compose import Composed, chooses_group, compose, make_loader
 from launcher.config.load import load_config
 from launcher.config.problems import leaves
 from launcher.errors import ConfigError
@@ -47,6 +49,34 @@ def test_the_last_writer_of_every_leaf_wrote_its_value(words: Sequence[str]) -> 
             meant = {"${optimizer.lr}": "optimizer.lr", "${.run_root}": "run_root"}[expected]
             expected = dict(leaves(composed.mapping))[meant]
         assert expected == value, (leaf, last)
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_leaving_out_hydras_own_config_changes_nothing(words: Sequence[str]) -> None:
+    with _hydra_ext.search_path_of(()):
+        fast, whole = make_loader(), make_loader()
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    groups = [str(word.input_line) for word in parsed if chooses_group(word, fast)]
+    cfg = fast._without_hydra("config", groups)
+    expected = whole.load_configuration("config", groups, RunMode.RUN)
+    assert cfg is not None
+    with open_dict(expected):
+        del expected["hydra"]
+    assert cfg == expected
+    assert [*cfg] == [*expected]
+    assert cfg._get_flag("struct")
+    assert fast.read == whole.read
+
+
+def test_what_is_about_hydra_is_composed_with_it(user_dir: Path) -> None:
+    (user_dir / "mine.yaml").write_text("defaults: [config, _self_]\nhydra: {verbose: true}\n")
+    with _hydra_ext.search_path_of([user_dir]):
+        loader = make_loader()
+    assert loader._without_hydra("config", ["hydra/launcher=basic"]) is None
+    assert loader._without_hydra("mine", []) is None
+    assert "hydra" not in loader.compose("mine", [])
+    (user_dir / "hydra" / "launcher").mkdir(parents=True)
+    assert loader._without_hydra("config", []) is None
 
 
 def test_all_writers_are_kept_in_order() -> None:
