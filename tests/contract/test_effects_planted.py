@@ -36,8 +36,9 @@ from launcher.errors import ConfigError, Problem
 from launcher.run_dir import RunDir
 from launcher.scheduler.constant import Constant
 from launcher.training.runner import run
-from tests.contract.test_effects import WORLD, rates, toy
+from tests.contract.test_effects import WORLD, toy
 from tests.contract.test_effects_optimizer import GIVEN, trajectory
+from tests.contract.test_effects_plan import rates
 from tests.contract.witness import option_of, preset, presets, replaced, without_witness
 from tests.toy.options import ToyModel
 

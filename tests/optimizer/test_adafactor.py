@@ -20,6 +20,7 @@ from launcher.contracts import OptimizerOption
 from launcher.optimizer._blockwise import per_tensor
 from launcher.optimizer._blockwise.adafactor import AdafactorOptimizer
 from launcher.optimizer._blockwise.adafactor_small import SmallTensors
+from tests.optimizer.conftest import Problem
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 DEFAULTS: dict[str, Any] = {
@@ -150,7 +151,7 @@ COMBINATIONS: list[dict[str, Any]] = [
 ]
 
 
-def solved(problem: Any, build: Callable[..., torch.optim.Optimizer], **options: Any) -> Any:
+def solved(problem: Problem, build: Callable[..., torch.optim.Optimizer], **options: Any) -> Any:
     """The parameters after ten steps, of which the eighth has the spike; the golden runs go on."""
     optimizer = build(problem.module.parameters(), **options)
     for step in range(18, 28):
@@ -160,20 +161,18 @@ def solved(problem: Any, build: Callable[..., torch.optim.Optimizer], **options:
 
 
 @cache
-def solved_by_reference(problem: type[Any], rate: str, dtype: str, number: int) -> Any:
-    return solved(problem(dtype), Reference, **(DEFAULTS | RATES[rate] | COMBINATIONS[number]))
+def solved_by_reference(rate: str, dtype: str, number: int) -> Any:
+    return solved(Problem(dtype), Reference, **(DEFAULTS | RATES[rate] | COMBINATIONS[number]))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("rate", RATES)
-def test_every_combination_of_options(
-    problem: type[Any], pieces: str, rate: str, dtype: str
-) -> None:
+def test_every_combination_of_options(pieces: str, rate: str, dtype: str) -> None:
     tolerance = {"float64": 1e-12, "float32": 1e-6}[dtype]
     for number, changes in enumerate(COMBINATIONS):
         options = DEFAULTS | RATES[rate] | changes
-        ours = solved(problem(dtype), AdafactorOptimizer, **options)
-        for name, expected in solved_by_reference(problem, rate, dtype, number).items():
+        ours = solved(Problem(dtype), AdafactorOptimizer, **options)
+        for name, expected in solved_by_reference(rate, dtype, number).items():
             off = abs(ours[name] - expected).max()
             assert off <= tolerance, f"{name} is off by {off:.2e} with {changes}, {pieces}"
 
