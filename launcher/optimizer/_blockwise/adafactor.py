@@ -116,7 +116,7 @@ class AdafactorOptimizer(PerTensor):
         rates = small.update(grads, step, lr, group)
         place = small.places.get(id(first))
         if place is not None:
-            self._first_rates[id(first)] = lr if rates is None else rates[place]
+            self._first_rates[id(first)] = lr if rates is None else rates[place].clone()
         return small.others
 
     @override
