@@ -244,6 +244,10 @@ class PrecisionOption(DeviceOption):
         del elements
         return {}
 
+    def refuses_shards(self) -> str | None:
+        """Return the reason why modules with sharded parameters are not supported, or None."""
+        return None
+
     @abstractmethod
     def build(self, device_type: str) -> Precision:
         """Return the formats and contexts for one kind of device.

@@ -48,11 +48,18 @@ class GroupSharding:
     Args:
         group: The ranks that share the tensors.
         shards: Description of each parameter of the optimizer.
+        device: Where the group communicates, if the parameters are somewhere else.
     """
 
-    def __init__(self, group: ProcessGroup, shards: Mapping[Tensor, Shard]) -> None:
+    def __init__(
+        self,
+        group: ProcessGroup,
+        shards: Mapping[Tensor, Shard],
+        device: torch.device | None = None,
+    ) -> None:
         self._group = group
         self._shards = shards
+        self._device = device
         self.rank = dist.get_rank(group)
         self.ranks = dist.get_world_size(group)
 
@@ -65,10 +72,11 @@ class GroupSharding:
         for value in sums.values():
             by_kind.setdefault((value.device, value.dtype), []).append(value)
         for values in by_kind.values():
-            if len(values) == 1 and values[0].is_contiguous():
+            is_there = self._device is None or values[0].device.type == self._device.type
+            if len(values) == 1 and values[0].is_contiguous() and is_there:
                 dist.all_reduce(values[0], group=self._group)
                 continue
-            packed = torch.cat([value.reshape(-1) for value in values])
+            packed = torch.cat([value.reshape(-1) for value in values]).to(self._device)
             dist.all_reduce(packed, group=self._group)
             parts = torch.split(packed, [value.numel() for value in values])
             for value, part in zip(values, parts, strict=True):

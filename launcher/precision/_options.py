@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
+from typing_extensions import override
+
 from launcher.contracts import PrecisionOption
 from launcher.errors import LaunchError
 
@@ -18,6 +20,12 @@ class FullEvalOption(PrecisionOption):
 
     full_eval: FullEval | None
     """Number format of weights and activations in evaluations; null: as in training."""
+
+    @override
+    def refuses_shards(self) -> str | None:
+        if self.full_eval is None:
+            return None
+        return "full_eval rounds a copy of the whole parameters; write precision.full_eval=null"
 
 
 def require_cuda(kind: str, device_type: str, capability: tuple[int, int], instead: str) -> None:

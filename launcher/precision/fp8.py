@@ -39,6 +39,10 @@ class Fp8(PrecisionOption):
         return {key: f"{reason}; write precision=bf16" for key, reason in found.items()}
 
     @override
+    def refuses_shards(self) -> str:
+        return "its linear layers scale whole matrices; write precision=bf16"
+
+    @override
     def preflight(self) -> None:
         if find_spec("torchao") is None:
             message = "fp8 needs the package torchao; install it: pip install 'trainctl[fp8]'"

@@ -41,7 +41,11 @@ from launcher.contracts import (
     World,
 )
 from launcher.errors import Interrupted, NonFinite, Preempted
-from launcher.parallelism import _ddp_engine, _zero_engine  # noqa: F401 - before ranks are forked
+from launcher.parallelism import (  # noqa: F401 - before ranks are forked
+    _ddp_engine,
+    _fsdp_engine,
+    _zero_engine,
+)
 from launcher.parallelism._zero_partitions import import_deepspeed
 from launcher.precision._autocast import Float32
 from launcher.training import rng

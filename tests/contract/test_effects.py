@@ -14,6 +14,8 @@ from typing import Any, cast
 import pytest
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from launcher.cli.run import minimised
@@ -34,7 +36,9 @@ from launcher.contracts import (
 from launcher.errors import NonFinite
 from launcher.launch._watch import Watch
 from launcher.parallelism import DDPEngine
+from launcher.parallelism._fsdp_engine import FSDPEngine
 from launcher.parallelism.ddp import DDP
+from launcher.parallelism.fsdp import FSDP
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.batches import Windows
@@ -314,7 +318,8 @@ def test_every_leaf_reaches_the_engine() -> None:
 
 
 ZERO = ["zero1", "zero2", "zero3", "zero_offload"]
-PARALLELISM = ["ddp", "single", *ZERO]
+FSDP_PRESETS = ["fsdp", "fsdp_grad_op", "fsdp_hybrid", "fsdp_offload"]
+PARALLELISM = ["ddp", *FSDP_PRESETS, "single", *ZERO]
 
 
 @pytest.mark.parametrize("name", ZERO)
@@ -331,6 +336,58 @@ def test_every_leaf_reaches_deepspeed(name: str) -> None:
         partial(option_of, "parallelism"), option.model_dump(), {"": generated}, {}
     )
     assert sorted(found) == sorted(option.not_applicable(config))
+
+
+class ShardedOnOneRank(FSDP):
+    """fsdp that is itself on one rank too."""
+
+    @override
+    def build(self, parts: EngineParts) -> Engine:
+        return FSDPEngine(parts, self)
+
+
+def sharding(option: Any) -> Any:
+    """The mesh, the groups of parameters, and what is sharded and reduced when."""
+    chosen = ShardedOnOneRank.model_validate(option.model_dump() | {"replicas": 1})
+    config = toy().model_copy(update={"parallelism": chosen})
+    rng.seed_everything(0)
+    parts = build(config, WORLD, lambda: Request(0))
+    engine = parts.engine
+    assert isinstance(engine, FSDPEngine)
+    window = next(iter(Windows(parts.train, parts.plan, seed=0, data_rank=0, start=0, stop=None)))
+    groups = {n: m for n, m in engine.module.named_modules() if isinstance(m, FSDPModule)}
+    task, inputs = parts.task, window.micro_batches[0].inputs
+    with engine.accumulation_context(last=False):
+        outputs = engine.wrapped(**task.forward_inputs(inputs))
+        kept = [isinstance(param, DTensor) for param in engine.module.parameters()]
+        loss: Any = task.loss(outputs, inputs)
+        loss.backward()
+    reduced = [param.grad is not None for param in engine.module.parameters()]
+    policies = [
+        str(group.offload_policy)
+        for module in groups.values()
+        for group in module._get_fsdp_state()._fsdp_param_groups
+    ]
+    engine.close()
+    return option.layout(12), list(groups), kept, reduced, policies
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")  # of the toy's Sequential
+@pytest.mark.parametrize("name", FSDP_PRESETS)
+def test_every_leaf_reaches_fully_shard(name: str) -> None:
+    store = HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    hints = {
+        "replicas": Hint((1, 2, 3)),
+        "wrap": Hint((None, ["."])),
+        "reshard_after_forward": Hint(where={"wrap": ["."]}),
+    }
+    try:
+        make = partial(option_of, "parallelism")
+        found = without_witness(make, preset("parallelism", name), {"": sharding}, hints)
+    finally:
+        dist.destroy_process_group()
+    assert found == []
 
 
 def test_no_preset_is_left_out() -> None:

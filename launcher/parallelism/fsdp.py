@@ -1,0 +1,92 @@
+"""Fully sharded data parallelism: each rank holds a part of every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from launcher.contracts import (
+    ConfigView,
+    Engine,
+    EngineParts,
+    Layout,
+    ParallelismOption,
+    Pattern,
+)
+from launcher.errors import Problem
+
+
+class FSDP(ParallelismOption):
+    """Parameters, gradients and optimizer state sharded over the ranks (FSDP2, `fully_shard`).
+
+    The parameters of a block are gathered before its forward and backward pass and freed
+    afterwards. Each rank's optimizer steps its own shards.
+
+    Source: Zhao et al. 2023, arXiv:2304.11277.
+    """
+
+    kind: Literal["fsdp"]
+    replicas: int = Field(ge=1, le=2**20)
+    """Groups of ranks that each hold all parameters, sharded within the group; the ranks of a group
+    are consecutive. 1 shards over all ranks; the number of machines shards within each machine."""
+    reshard_after_forward: bool
+    """Free a block's parameters after its forward pass and gather them again for the backward pass.
+    Without it they are kept: less traffic, more memory."""
+    reduce_every_micro_batch: bool
+    """Reduce the gradients after each micro-batch instead of once per step: the sum of the
+    micro-batches is kept in shards, which takes less memory and more traffic."""
+    offload: bool
+    """Keep parameters, gradients and optimizer state in the host's memory, and step there."""
+    wrap: tuple[Pattern, ...] | None = Field(min_length=1)
+    """Patterns of the names of the modules whose parameters are gathered together. null: the blocks
+    of the model."""
+
+    @override
+    def layout(self, ranks: int) -> Layout:
+        if ranks == 1 or self.replicas == 1:
+            return Layout(dp_shard=ranks)
+        if ranks % self.replicas or ranks == self.replicas:
+            raise ValueError(
+                f"fsdp with parallelism.replicas={self.replicas} needs {2 * self.replicas}, "
+                f"{3 * self.replicas}, {4 * self.replicas}, ... ranks, but launch starts {ranks}"
+            )
+        return Layout(dp_replicate=self.replicas, dp_shard=ranks // self.replicas)
+
+    @override
+    def problems(self, config: ConfigView) -> Iterator[Problem]:
+        yield from super().problems(config)
+        precision = config.precision
+        if config.launch.ranks > 1 and (reason := precision.refuses_shards()):
+            yield Problem(
+                "precision.kind",
+                f"{precision.kind} is not supported with sharded parameters (parallelism="
+                f"{self.kind}): {reason}",
+            )
+
+    @override
+    def unsupported_on(self, device_type: str) -> Mapping[str, str]:
+        if device_type == "mps":
+            return {"kind": "fsdp needs cpu or cuda; choose parallelism=single"}
+        return {}
+
+    @override
+    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
+        found = super().not_applicable(config)
+        if config.launch.ranks > 1:
+            return found
+        fields = type(self).model_fields.keys() - {"kind"}
+        return {**found, **dict.fromkeys(sorted(fields), "one rank holds everything")}
+
+    @override
+    def build(self, parts: EngineParts) -> Engine:
+        if parts.world.size == 1:
+            # There is no process group, and nothing to shard.
+            from launcher.parallelism._torch_engine import SingleEngine
+
+            return SingleEngine(parts)
+        from launcher.parallelism._fsdp_engine import FSDPEngine
+
+        return FSDPEngine(parts, self)
