@@ -8,6 +8,8 @@ HEARTBEAT_FD = "TRAINCTL_HEARTBEAT_FD"
 STORE_FD = "TRAINCTL_STORE_FD"
 EARLY_FD = "TRAINCTL_EARLY_FD"
 LAUNCHER_PID = "TRAINCTL_LAUNCHER_PID"
+# Number of restarts by torchrun.
+ATTEMPT = "TORCHELASTIC_RESTART_COUNT"
 
 # Variables that set the rank of a process.
 RANK_VARIABLES = frozenset(
@@ -26,7 +28,7 @@ RANK_VARIABLES = frozenset(
         "MASTER_PORT",
         "TORCHELASTIC_ERROR_FILE",
         "TORCHELASTIC_MAX_RESTARTS",
-        "TORCHELASTIC_RESTART_COUNT",
+        ATTEMPT,
         "TORCHELASTIC_RUN_ID",
         "TORCHELASTIC_USE_AGENT_STORE",
         # Variables from which DeepSpeed and Accelerate find the ranks of an MPI job.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 from launcher import errors
 from launcher.errors import Interrupted, LaunchError, Preempted, RankFailed, TrainctlError
+from launcher.launch._environment import ATTEMPT
 from launcher.launch._processes import RankProcess
 from launcher.launch._record import MISMATCH, record_failed, to_json
 from launcher.run_dir import RunDir, write_atomically
@@ -154,6 +156,8 @@ def _failures(
 ) -> tuple[list[_Failure], dict[int, dict[str, Any]]]:
     started = [rank.rank for rank in ranks]
     records = {rank: read for rank in _recorded(run_dir, started) if (read := _read(run_dir, rank))}
+    newest = max((values["attempt"] for values in records.values()), default=0)
+    records = {rank: values for rank, values in records.items() if values["attempt"] == newest}
     failures = [
         failure for rank in ranks if (failure := _failure(rank, records.get(rank.rank))) is not None
     ]
@@ -243,7 +247,9 @@ def _read(run_dir: RunDir, rank: int) -> dict[str, Any] | None:
         values: dict[str, Any] = json.loads(run_dir.rank_result(rank).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return values
+    # Where torchrun restarts the ranks, those of an earlier attempt have left records.
+    own = os.environ.get(ATTEMPT)
+    return values if own is None or values["attempt"] == int(own) else None
 
 
 def _failure(process: RankProcess, values: Mapping[str, Any] | None) -> _Failure | None:

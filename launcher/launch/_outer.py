@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import LaunchError, TrainctlError
-from launcher.launch._environment import STORE_FD
+from launcher.launch._environment import ATTEMPT, STORE_FD
 from launcher.launch._node import Opened
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ _FAMILIES = {
 # Where Slurm and MPI give no port: one of the job's own, below the range of outgoing connections.
 _FIRST_PORT, _PORTS = 20_000, 10_000
 _JOIN_S = 300.0
-_RUN = "trainctl/run"
+_RUN, _READ = "trainctl/run", "trainctl/read"
+_LEAVE_S, _POLL_S = 30.0, 0.05
 
 
 @dataclass(slots=True)
@@ -89,7 +91,7 @@ class OuterWorld:
             "MASTER_PORT": str(self.port),
             # Empty: the rank connects to a store that exists. Ours stays in this process.
             STORE_FD: "",
-            "TORCHELASTIC_RESTART_COUNT": self.attempt,
+            ATTEMPT: self.attempt,
         }
         yield Opened([variables])
 
@@ -106,6 +108,7 @@ class OuterWorld:
         finally:
             with suppress(LaunchError):
                 self._send({"status": status})
+                self._await_readers()
 
     def find_run(self) -> Path | int:
         """Return the run directory that rank 0 made, or the exit status of its failure.
@@ -115,12 +118,20 @@ class OuterWorld:
         """
         try:
             message = json.loads(self._connected().get(_RUN))
+            self._connected().add(_READ, 1)
         except RuntimeError as error:  # DistStoreError and DistNetworkError are such
             raise LaunchError(
                 f"rank {self.rank} of {self.size} (started by {self.program}) got no run from rank "
                 f"0 at {self.host}:{self.port} within {_JOIN_S:g} s: {error}"
             ) from error
         return Path(message["path"]) if "path" in message else int(message["status"])
+
+    def _await_readers(self) -> None:
+        # A store of ours ends with this process: a rank that starts later would find none.
+        deadline = time.monotonic() + _LEAVE_S
+        with suppress(RuntimeError):
+            while self._connected().add(_READ, 0) < self.size - 1 and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
 
     def _send(self, message: Mapping[str, object]) -> None:
         try:
@@ -175,7 +186,7 @@ def outer_world(environment: Mapping[str, str] = os.environ) -> OuterWorld | Non
             host,
             port,
             environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            environment.get(ATTEMPT, "0"),
         )
     return None
 

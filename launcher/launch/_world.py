@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from launcher.contracts import Layout, World
 from launcher.errors import LaunchError
-from launcher.launch._environment import STORE_FD
+from launcher.launch._environment import ATTEMPT, STORE_FD
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -136,7 +136,7 @@ def _store(world: World, timeout: timedelta) -> Store:
         master_listen_fd=int(descriptor) if descriptor else None,
     )
     # The store of torchrun's agent still has the keys of attempts before a restart.
-    return PrefixStore(f"ranks/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"ranks/{environment.get(ATTEMPT, '0')}", store)
 
 
 def compare_identity(world: World, store: Store, identity: str) -> None:

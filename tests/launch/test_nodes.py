@@ -58,7 +58,8 @@ def test_two_nodes_run_the_same_training(
     assert not (run_dir / "result/store.json").exists()
 
 
-def test_a_rank_killed_on_one_node_is_the_error_of_all(trainctl: Console) -> None:
+def test_a_rank_killed_on_one_node_is_the_error_of_all(trainctl_as_installed: Console) -> None:
+    trainctl = trainctl_as_installed
     trainctl.toy(*NODES, "task.step_s=0.03")
     run_dir = trainctl.run_dir()
     nodes = [trainctl.start("join", str(run_dir), "--node-rank", str(n)) for n in (0, 1)]
@@ -204,9 +205,11 @@ def test_the_first_host_of_a_list_of_slurm(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank(
-    trainctl: Console, undisturbed: tuple[object, bytes]
+    trainctl_as_installed: Console, undisturbed: tuple[object, bytes]
 ) -> None:
+    trainctl = trainctl_as_installed
     words = toy_words(
         "parallelism=ddp",
         "launch=torchrun",
