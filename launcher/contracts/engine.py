@@ -153,6 +153,27 @@ def _no_losses(outputs: Any) -> Mapping[str, Tensor]:
     return {}
 
 
+class InitialWeights(Protocol):
+    """Initial weights of a module on the meta device."""
+
+    def fill(self, shards: Mapping[str, LocalShard]) -> None:
+        """Fill local tensors with their parts of the weights, with memory for one module at a time.
+
+        Args:
+            shards: By name of the parameter or buffer; on any device, in any format.
+        """
+
+    def check(self, module: nn.Module) -> None:
+        """Check what only a module with weights shows; each rank calls it.
+
+        Args:
+            module: What takes the place of the module in forward passes.
+
+        Raises:
+            DataError: The network cannot be trained for its task.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineParts:
     """Arguments of `ParallelismOption.build`."""
@@ -166,6 +187,8 @@ class EngineParts:
     world: World
     plan: BatchPlan
     requests: Callable[[], Request]
+    weights: InitialWeights | None = None
+    """Fills the shards of a module on the meta device; None for a module with memory."""
     auxiliary_losses: Callable[[Any], Mapping[str, Tensor]] = _no_losses
     """Losses that the module itself adds, by name, given the outputs of a forward pass: see
     `ModelOption.auxiliary_losses`."""

@@ -316,6 +316,11 @@ class ParallelismOption(Option):
             ValueError: The mesh does not support this number; the message names numbers that work.
         """
 
+    def takes_meta_module(self, ranks: int) -> bool:
+        """Return True if the engine takes a module on the meta device and fills its own shards."""
+        del ranks
+        return False
+
     @abstractmethod
     def build(self, parts: EngineParts) -> Engine:
         """Build the engine, which moves (and shards) the module, and then builds the optimizer."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from launcher.contracts import DType, Head, ModelOption
+    from launcher.contracts import DType, Head, InitialWeights, ModelOption
 
 _log = logging.getLogger("trainctl.model")
 
@@ -30,6 +30,25 @@ def build_module(option: ModelOption, head: Head, seed: int) -> nn.Module:
     initialize_weights(module, seed)
     option.check_module(module, head)
     return module
+
+
+def build_meta_module(
+    option: ModelOption, head: Head, seed: int
+) -> tuple[nn.Module, InitialWeights | None]:
+    """Build a network on the meta device, and what fills shards of its weights.
+
+    Returns:
+        None for the weights of a network that is built with memory: files have them, or its option
+        knows no meta device. It is as `build_module` builds it.
+    """
+    from launcher.model._shards import DrawnWeights
+
+    if option.has_pretrained_weights:
+        return build_module(option, head, seed), None
+    module = option.build(head, "meta")
+    if not all(param.is_meta for param in module.parameters()):
+        return build_module(option, head, seed), None
+    return module, DrawnWeights(option, head, seed, option.build(head, "meta"))
 
 
 def cast_parameters(module: nn.Module, dtype: DType) -> None:

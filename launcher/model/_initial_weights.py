@@ -25,6 +25,7 @@ def initialize_weights(
     *,
     device: str = "cpu",
     only: Collection[str] | None = None,
+    tensors: Collection[str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Allocate and draw the parameters and buffers that are on the meta device.
@@ -34,6 +35,7 @@ def initialize_weights(
         seed: Seed of all draws.
         device: Where to allocate.
         only: Names of the submodules to initialise, with their children; None for all.
+        tensors: Names of the tensors to initialise; None for all of these submodules.
         overwrite: Draw tensors with memory, too.
 
     Raises:
@@ -44,19 +46,29 @@ def initialize_weights(
     chosen = {
         name: tensor
         for name, tensor in _named_tensors(module)
-        if (overwrite or tensor.is_meta) and (only is None or _is_below(name, only))
+        if (overwrite or tensor.is_meta)
+        and (only is None or _is_below(name, only))
+        and (tensors is None or name in tensors)
     }
     if not chosen:
         return
     was_meta = {name for name, tensor in chosen.items() if tensor.is_meta}
     replaced = {tensor: _allocated(tensor, device) for tensor in chosen.values() if tensor.is_meta}
     _replace(module, replaced)
-    names = {_storage(replaced.get(t, t)): name for name, t in chosen.items()}
-    others = {_storage(t) for _, t in _named_tensors(module) if not t.is_meta} - names.keys()
+    # Of all tensors: what is drawn for others must not count as an intermediate value.
+    names = {_storage(tensor): name for name, tensor in _named_tensors(module)}
+    own = {_storage(replaced.get(tensor, tensor)) for tensor in chosen.values()}
+    others = {_storage(t) for _, t in _named_tensors(module) if not t.is_meta} - own
+    # A tied tensor is drawn by each module that holds it: the last one counts.
+    places = [
+        name for name, tensor in _named_tensors(module, every=True) if _storage(tensor) in own
+    ]
     state = torch.get_rng_state()
     try:
         with torch.no_grad(), _NamedDraws(seed, names, others) as draws:
             for name, initialize in _initializers(module):
+                if tensors is not None and not any(_is_below(each, [name]) for each in places):
+                    continue
                 draws.enter(name)
                 initialize()
     finally:
@@ -164,9 +176,12 @@ def _initializes_others(module: nn.Module) -> bool:
     return initialize is not None and len(inspect.signature(initialize).parameters) == 1
 
 
-def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers; a tied one once, by its first name."""
-    return chain(module.named_parameters(), module.named_buffers())
+def _named_tensors(module: nn.Module, *, every: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers; a tied one once, by its first name, or by `every` name."""
+    return chain(
+        module.named_parameters(remove_duplicate=not every),
+        module.named_buffers(remove_duplicate=not every),
+    )
 
 
 def _is_below(name: str, modules: Collection[str]) -> bool:

@@ -45,6 +45,7 @@ class FSDPEngine(DistributedEngine):
     def __init__(self, parts: EngineParts, option: FSDP) -> None:
         self._option = option
         self._mesh = _mesh(parts)
+        self._weights = parts.weights
         everyone = dist.group.WORLD
         assert everyone is not None, "a run of several ranks has a process group"  # noqa: S101
         super().__init__(parts, everyone)
@@ -88,7 +89,15 @@ class FSDPEngine(DistributedEngine):
                 len(blocks),
                 f" ({kinds})" if kinds else "",
             )
+        if self._weights is not None:
+            # fully_shard keeps the parameters in the host's memory, but not the buffers.
+            module.to_empty(device="cpu" if self._option.offload else self.device)
+            _move_buffers(module, self.device)
         self._describe(module)
+        if self._weights is not None:
+            self._weights.fill(self._live | _buffers(module))
+            self._weights.check(module)
+            self.end_evaluation()
         return module
 
     @override
@@ -217,6 +226,19 @@ def _check_dims(module: nn.Module) -> None:
                     )
                 ]
             )
+
+
+def _buffers(module: nn.Module) -> dict[str, LocalShard]:
+    return {
+        canonical_name(name): LocalShard(buffer, Shard.whole(name, buffer.shape))
+        for name, buffer in module.named_buffers(remove_duplicate=False)
+    }
+
+
+def _move_buffers(module: nn.Module, device: torch.device) -> None:
+    for part in module.modules():
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, buffer.to(device))
 
 
 def _rows(length: int, rank: int, ranks: int) -> tuple[int, int]:

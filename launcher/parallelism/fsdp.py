@@ -81,6 +81,10 @@ class FSDP(ParallelismOption):
         return {**found, **dict.fromkeys(sorted(fields), "one rank holds everything")}
 
     @override
+    def takes_meta_module(self, ranks: int) -> bool:
+        return ranks > 1
+
+    @override
     def build(self, parts: EngineParts) -> Engine:
         if parts.world.size == 1:
             # There is no process group, and nothing to shard.

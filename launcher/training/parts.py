@@ -21,6 +21,9 @@ from launcher.contracts import (
     DataSplits,
     Engine,
     EngineParts,
+    Head,
+    InitialWeights,
+    ModelOption,
     Records,
     Request,
     Samples,
@@ -31,7 +34,7 @@ from launcher.contracts import (
     unrecorded,
 )
 from launcher.errors import ConfigError, DataError
-from launcher.model import build_module
+from launcher.model import build_meta_module, build_module
 from launcher.run_dir import RunDir, write_atomically
 
 if TYPE_CHECKING:
@@ -145,8 +148,12 @@ def build(
     baselines: Mapping[str, float] = {}
     if references is not None:
         baselines = references_of(task, data.held_out, references, rank=world.rank)
-    module = build_module(config.model, task.head, config.seed)
-    engine = _build_engine(config, world, requests, module=module, task=task, plan=plan)
+    takes_meta = config.parallelism.takes_meta_module(world.size)
+    build_network = build_meta_module if takes_meta else _build_whole
+    module, weights = build_network(config.model, task.head, config.seed)
+    engine = _build_engine(
+        config, world, requests, module=module, weights=weights, task=task, plan=plan
+    )
     return Parts(
         task=task,
         train=train_samples,
@@ -160,12 +167,17 @@ def build(
     )
 
 
+def _build_whole(option: ModelOption, head: Head, seed: int) -> tuple[nn.Module, None]:
+    return build_module(option, head, seed), None
+
+
 def _build_engine(
     config: RunConfig,
     world: World,
     requests: Callable[[], Request],
     *,
     module: nn.Module,
+    weights: InitialWeights | None,
     task: Task,
     plan: BatchPlan,
 ) -> Engine:
@@ -182,6 +194,7 @@ def _build_engine(
             world=world,
             plan=plan,
             requests=requests,
+            weights=weights,
             auxiliary_losses=partial(config.model.auxiliary_losses, module),
         )
     )

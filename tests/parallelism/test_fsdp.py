@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.config.load import load_config
+from launcher.config.schema import RunConfig
 from launcher.contracts import (
     BatchPlan,
     EngineParts,
     EngineState,
+    Head,
     Layout,
     LocalShard,
     ParallelismOption,
@@ -28,12 +30,14 @@ from launcher.contracts import (
     named_tensors,
 )
 from launcher.errors import ConfigError
+from launcher.model import build_module
 from launcher.parallelism import (
     TorchEngine,
     _fsdp_engine,  # noqa: F401 - imported before ranks are forked
 )
 from launcher.parallelism._wrapping import find_blocks
 from launcher.training.batches import Windows
+from launcher.training.parts import build
 from tests.contract.engine_bench import (
     CLIPPINGS,
     LENGTH,
@@ -429,3 +433,36 @@ def test_what_cannot_work_is_refused(words: list[str], message: str) -> None:
 def test_layouts() -> None:
     assert fsdp(ranks=3).layout(3) == Layout(dp_shard=3)
     assert fsdp(preset="fsdp_hybrid", ranks=4).layout(4) == Layout(dp_replicate=2, dp_shard=2)
+
+
+def build_from_meta(config: RunConfig) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
+    """Elements of this rank; whole tensors of the engine, and buffers of its module."""
+    size = dist.get_world_size()
+    world = World(dist.get_rank(), size, dist.get_rank(), "cpu", config.parallelism.layout(size))
+    engine = build(config, world, lambda: Request.NONE).engine
+    assert isinstance(engine, TorchEngine)
+    held = sum(p.numel() for group in engine.optimizer.param_groups for p in group["params"])
+    with engine.full_module() as module:
+        whole = {} if module is None else named_tensors(module)
+    return held, whole, dict(engine.module.named_buffers())
+
+
+def test_a_module_on_the_meta_device_gets_the_weights_of_one_process() -> None:
+    sizes = [
+        "hidden_size=16",
+        "intermediate_size=24",
+        "num_layers=2",
+        "num_heads=2",
+        "num_kv_heads=1",
+    ]
+    words = [*(f"model.{size}" for size in sizes), "parallelism=fsdp", "launch.processes=2"]
+    config = load_config([*words, "task.seq_len=16"]).config
+    expected = build_module(config.model, Head("causal_lm"), config.seed)
+    (first, whole, buffers), (second, none, _) = run_on_ranks(build_from_meta, config)
+    assert none == {}
+    assert first + second == sum(p.numel() for p in expected.parameters())
+    assert abs(first - second) < first / 10
+    assert list(whole) == list(named_tensors(expected))
+    assert all(torch.equal(whole[name], t) for name, t in named_tensors(expected).items())
+    assert all(torch.equal(buffers[name], b) for name, b in expected.named_buffers())
+    assert buffers
