@@ -98,6 +98,7 @@ class Run:
                 return Result(
                     values["step"], values["scores"], values.get("stopped"), values.get("sample")
                 )
+            # A rank is another process: its exception is rebuilt from what it wrote.
             error = revive(values)
         except (OSError, ValueError, KeyError, TypeError):
             raise LaunchError(
@@ -175,7 +176,7 @@ class Run:
             lines = self._dir.metrics.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
-        # The last line of a running run may be incomplete.
+        # The last line of a run that is still writing may be incomplete.
         return [json.loads(line) for line in lines if line.endswith("}")]
 
 
@@ -253,8 +254,6 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
     return known
 
 
-# Origins of the values of composed configs, by fingerprint and not in RunConfig: configs with the
-# same values must be equal, whatever set them.
 def verify(config: RunConfig, **how: Any) -> Verification:
     """Compare the training of a config on other engines with that of one process.
 
@@ -273,6 +272,8 @@ def verify(config: RunConfig, **how: Any) -> Verification:
     return verification.verify(config, **how)
 
 
+# Origins of the values of composed configs, by fingerprint and not in RunConfig: configs with the
+# same values must be equal, whatever set them.
 _SOURCES: dict[str, tuple[Mapping[str, str], Sequence[str]]] = {}
 
 

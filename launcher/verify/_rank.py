@@ -39,7 +39,8 @@ def _run(run_dir: RunDir, stop: Callable[[], Signals | None]) -> Outcome:
         from launcher.verify.trajectory import Weights, run_cell
 
         beat = heartbeat(world.rank)
-        # All cells have the same data, task and model.
+        # Read once: all cells have the same data, task and model, and encoding takes longer than
+        # the steps of a small cell.
         data = read_data(config, job["max_records"])
         cells: Sequence[Mapping[str, Any]] = job["cells"]
         for each in cells:

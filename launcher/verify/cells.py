@@ -51,16 +51,7 @@ class Cell:
 def engines(
     config: RunConfig, asked: Sequence[str], config_dirs: Sequence[str | Path] = ()
 ) -> dict[str, ParallelismOption]:
-    """Return the engines to compare by name.
-
-    Args:
-        config: The config; an engine that is its own, with the values that it sets, is among `all`.
-        asked: Names of presets, `OWN`, or `ALL`.
-        config_dirs: The user's folders of YAML.
-
-    Raises:
-        ConfigError: There is no such preset.
-    """
+    """Return the engines to compare, by name of their preset."""
     known = preset_names("parallelism", config_dirs)
     names = list(dict.fromkeys(asked))
     if ALL in names:
@@ -72,6 +63,8 @@ def engines(
     found: dict[str, ParallelismOption] = {
         name: _option(name, config_dirs) for name in names if name != OWN
     }
+    # `all` adds the config's own engine only if the user changed a setting of its preset. An
+    # unchanged preset is in the list already, and a second run of it would show nothing.
     if OWN in names and (OWN in asked or config.parallelism not in found.values()):
         found[OWN] = config.parallelism
     return found
@@ -83,20 +76,15 @@ def reference_option(config_dirs: Sequence[str | Path] = ()) -> ParallelismOptio
 
 
 def reference_cuts(samples_per_step: int, accumulations: Sequence[int]) -> tuple[int, int | None]:
-    """Return the accumulation of the reference, and that of its second cut.
-
-    Args:
-        samples_per_step: The global batch.
-        accumulations: Those asked for; they are preferred.
-
-    Returns:
-        The second is None for a global batch of one sample.
-    """
+    """Return the accumulations of the reference and of its second cut; None without a second."""
+    # The cuts that the cells use are preferred: rounding depends on the sizes of the matrices, so
+    # that the floor is measured where it is applied.
     asked = [each for each in accumulations if samples_per_step % each == 0]
     first = min(asked, default=1)
     if others := [each for each in asked if each != first]:
         return first, others[0]
     divisors = [n for n in range(1, samples_per_step + 1) if samples_per_step % n == 0]
+    # About four times as many micro-batches: the second cut must add in a really different order.
     others = [n for n in divisors if n != first]
     return first, min(others, key=lambda n: abs(n - 4 * first), default=None)
 
@@ -110,23 +98,14 @@ def cell_of(
     accumulation: int,
     samples_per_step: int,
 ) -> Cell:
-    """Return a cell with its config, or with the reason why it is refused.
-
-    The global batch is the same in all cells, so that a larger accumulation cuts the window finer.
-
-    Args:
-        config: The config to verify.
-        option: The engine.
-        engine: Its name.
-        ranks: Number of processes.
-        accumulation: Micro-batches of each data rank in a full window.
-        samples_per_step: The global batch.
-    """
+    """Return a cell with its config, or with the reason why it is refused."""
     cell = Cell(engine, ranks, accumulation)
     try:
         data_ranks = option.layout(ranks).data_ranks
     except ValueError as error:
         return _refused(cell, str(error))
+    # The global batch is the same in all cells, since another one would be another training. A
+    # larger accumulation therefore means a smaller micro-batch.
     total = samples_per_step
     micro_batch_size, rest = divmod(total, data_ranks * accumulation)
     if rest or not micro_batch_size:
@@ -158,6 +137,8 @@ def _option(preset: str, config_dirs: Sequence[str | Path]) -> ParallelismOption
 
 @cache
 def _batch(samples_per_step: int, micro_batch_size: int) -> AccumulationOption:
+    # Cached, like `_launch`: Hydra takes tenths of a second to compose a preset, and most cells
+    # share theirs.
     words = (
         "accumulation=samples",
         f"accumulation.samples_per_step={samples_per_step}",
@@ -167,7 +148,9 @@ def _batch(samples_per_step: int, micro_batch_size: int) -> AccumulationOption:
 
 
 def _common(launch: LaunchOption) -> tuple[str, ...]:
-    """Return the settings that every way of launching has, as words."""
+    """Return the settings that every kind of launch has, as command-line words."""
+    # The cells run on this machine even if the config starts its ranks elsewhere; only the fields
+    # of the base class exist in both kinds.
     values: Mapping[str, object] = launch.model_dump(mode="json")
     fields = [name for name in LaunchOption.model_fields if name != "kind"]
     return tuple(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CERTIFICATE = "SAMENESS.json"
 """Name of the file; SAMENESS.html next to it shows the same."""
+# Most changes that the line at the start of a run names.
 _NAMED = 4
 # Settings that no step reads, and those that a cell replaces: the engine and the batch are looked
 # up by themselves.
@@ -51,14 +52,9 @@ def folder_of(config: RunConfig) -> Path:
 
 
 def write(found: Verification, folder: Path | None = None) -> Path:
-    """Write the certificate as JSON and HTML, and return the path of the JSON.
+    """Write the result, equal or not, as JSON and HTML, and return the path of the JSON.
 
-    Args:
-        found: The result, equal or not.
-        folder: Where it is written; None for where `trainctl run` looks for it.
-
-    Raises:
-        LaunchError: The folder cannot be written.
+    `folder` is None for the place where `trainctl run` looks.
     """
     from launcher.verify.html import page
 
@@ -75,11 +71,7 @@ def as_json(found: Verification) -> str:
 
 
 def save(path: Path, text: str) -> None:
-    """Write a file and the folder that it is in.
-
-    Raises:
-        LaunchError: It cannot be written.
-    """
+    """Write a file and create the folder that it is in."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
@@ -88,20 +80,18 @@ def save(path: Path, text: str) -> None:
 
 
 def status(config: RunConfig) -> str | None:
-    """Return whether a config is certified, or what has changed since, in a line.
-
-    Returns:
-        None for a run of one process without a certificate: it is what others are compared with.
-    """
+    """Return one line: whether a config is certified, or what changed since then."""
     path = folder_of(config) / CERTIFICATE
     ranks = config.launch.ranks
     try:
         stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return _judged(config, stored)
     except FileNotFoundError:
+        # One process is the reference itself: there is nothing to advise.
         if ranks == 1:
             return None
         return "not certified: `trainctl verify` compares this engine with one process"
+    # The file is for information only: whatever is wrong with it must not stop the run.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"not certified: {path} is damaged"
 
@@ -112,6 +102,7 @@ def _judged(config: RunConfig, stored: Mapping[str, Any]) -> str:
         return f"not certified: changed since: {', '.join(changes[:_NAMED])}{more}"
     own = config.parallelism.model_dump(mode="json")
     ranks = config.launch.ranks
+    # By values, not by name: a preset may have changed since, or the user may have set one field.
     names = {name for name, values in stored["engines"].items() if values == own}
     cells = [c for c in stored["cells"] if c["engine"] in names and c["ranks"] == ranks]
     ran = [cell for cell in cells if cell["status"] != "refused"]
@@ -138,8 +129,10 @@ def _changes(config: RunConfig, stored: Mapping[str, Any]) -> Iterator[str]:
         if key.partition(".")[0] not in _WITHOUT_EFFECT and _plain(old) != _plain(new):
             yield f"{key} {old} → {new}"
     batch = derive.batch_plan(config).samples_per_step
+    # A shrunk comparison had a batch of its own, so that the config's batch was never certified.
     if not stored["shrunk"] and batch != stored["samples_per_step"]:
         yield f"samples per step {stored['samples_per_step']} → {batch}"
+    # Another version may compute in another order, or have the defect that the old one had not.
     now = versions()
     for package, version in stored["versions"].items():
         if now.get(package) != version:
@@ -147,4 +140,5 @@ def _changes(config: RunConfig, stored: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
+    # JSON returns a tuple as a list.
     return list(value) if isinstance(value, tuple) else value

@@ -75,14 +75,7 @@ NO_FLOOR = Floor(0.0, 0.0, 0.0, ())
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the cells of a config are compared with.
-
-    Attributes:
-        run: The run of one process.
-        floor: Its distance from the same with another cut.
-        limits: Deviations allowed whatever the floor is.
-        objective: Name of the score to compare.
-    """
+    """The run of one process, its floor and the limits, with which all cells are compared."""
 
     run: Trajectory
     floor: Floor
@@ -91,7 +84,7 @@ class Reference:
 
 
 def floor_of(reference: Trajectory, cut: Trajectory, objective: str) -> Floor:
-    """Return the floor that two runs of one process make."""
+    """Return the distance between two cuts of the reference."""
     score = _score(cut, reference, objective)
     return Floor(
         loss=largest(cut.losses, reference.losses),
@@ -102,7 +95,7 @@ def floor_of(reference: Trajectory, cut: Trajectory, objective: str) -> Floor:
 
 
 def deviation(ranks: Sequence[Trajectory], reference: Reference) -> Deviation:
-    """Return how far a cell is from the reference; ranks that took fewer steps count as far."""
+    """Return how far a cell is from the reference; infinite if no rank took all steps."""
     expected = reference.run
     same = [own for own in ranks if len(own.losses) == len(expected.losses)]
     last = next((each for each in reversed(ranks[0].distances) if each), {})
@@ -123,6 +116,7 @@ def first_difference(ranks: Sequence[Trajectory], reference: Reference) -> Diffe
             if len(own.losses) <= step:
                 text = f"ended after {len(own.losses)} steps, not {len(expected.losses)}"
                 return Difference(step + 1, "steps", _on(rank, text, ranks))
+        # Everything after the first difference follows from it, and would only hide the cause.
         if (found := next(_in_step(ranks, reference, step), None)) is not None:
             return found
     for rank, own in enumerate(ranks):
@@ -137,8 +131,10 @@ def first_difference(ranks: Sequence[Trajectory], reference: Reference) -> Diffe
 
 def unstable(reference: Reference) -> Difference | None:
     """Return a difference if two cuts in one process differ by more than rounding can explain."""
+    # A large floor would allow every cell anything, and the certificate would be worthless.
     floor, most = reference.floor, reference.limits.floor
     for quantity, value in (("loss", floor.loss), ("norm", floor.norm)):
+        # Not `value > most`: NaN must count as a difference.
         if not value <= most:
             text = (
                 f"{quantity} of two cuts of the same windows in one process differs by "
@@ -152,6 +148,7 @@ def unstable(reference: Reference) -> Difference | None:
 def _in_step(ranks: Sequence[Trajectory], reference: Reference, step: int) -> Iterator[Difference]:
     """Yield what differs in a step, in the order in which it is computed."""
     expected, limits, floor = reference.run, reference.limits, reference.floor
+    # Samples first: a loss over other data differs too, and its message would blame the engine.
     if samples_of(ranks, step) != sorted(expected.samples[step]):
         yield Difference(step + 1, "samples", "the ranks did not read each sample once")
     curves = (
@@ -168,6 +165,7 @@ def _in_step(ranks: Sequence[Trajectory], reference: Reference, step: int) -> It
         if own.applied[step] != expected.applied[step]:
             text = "the update was applied" if own.applied[step] else "the update was skipped"
             yield Difference(step + 1, "update", _on(rank, text, ranks))
+        # Exactly equal: the schedule is the same Python function of the step in every process.
         if own.lrs[step] != expected.lrs[step]:
             text = f"lr {own.lrs[step]}, not {expected.lrs[step]}"
             yield Difference(step + 1, "lr", _on(rank, text, ranks))
@@ -183,6 +181,8 @@ def _in_weights(own: Trajectory, reference: Reference, step: int) -> Iterator[Di
     wrong = [name for name, value in distances.items() if not value <= limits[name]]
     if not wrong:
         return
+    # Parameters are in the order of the model. The first wrong one shows where the defect begins;
+    # the worst one is often only the smallest tensor.
     first = wrong[0]
     worst = max(wrong, key=lambda name: distances[name] / limits[name])
     text = f"weights {first}: {_against(distances[first], limits[first])}"

@@ -1,4 +1,4 @@
-"""The matrix of a verification as one HTML file without links to others."""
+"""The matrix of a verification as one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ def page(found: Verification) -> str:
         + "</tr>"
         for engine in engines
     )
+    # Names and reasons may hold text of the user's files: everything but numbers is escaped.
     verdict = "every cell that ran is equal" if found.ok else "not the same"
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>trainctl verify</title>'

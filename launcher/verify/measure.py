@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The floor is one sample of the rounding error: another correct order of sums may be further away.
 FACTOR = 3.0
 """Allowed multiple of the floor."""
 _TINY = 1e-30
@@ -42,16 +43,12 @@ _BY_FORMAT = {
     "float64": Limits(curve=1e-8, weights=1e-8, score=1e-8, floor=1e-5),
     "float32": Limits(curve=1e-6, weights=1e-5, score=1e-5, floor=1e-3),
 }
-# Sums of sixteen bits: a single rounding is 4e-3 in bfloat16.
+# 16-bit formats: a single rounding is 4e-3 in bfloat16.
 _LOW = Limits(curve=1e-3, weights=1e-2, score=1e-2, floor=5e-2)
 
 
 def limits_of(number_format: str) -> Limits:
-    """Return the limits of a number format.
-
-    Args:
-        number_format: The coarsest format that a step computes in, as torch names it.
-    """
+    """Return the limits of a number format, named as in torch: the coarsest one of a step."""
     return _BY_FORMAT.get(number_format, _LOW)
 
 
@@ -76,14 +73,10 @@ def allowed(limit: float, floor: float) -> float:
 
 
 def distance(found: Tensor, expected: Tensor, path_length: float) -> float:
-    """Return the distance of two tensors over their size, or over how far the run could move them.
+    """Return the distance of a parameter from the reference's, relative to its size.
 
-    The second counts where a parameter starts at zero.
-
-    Args:
-        found: A parameter.
-        expected: The same one of the reference, of the same shape.
-        path_length: Sum of the learning rates of the steps so far.
+    `path_length` is the sum of the learning rates so far. It replaces the size where that is
+    smaller: a parameter that starts at zero is small, so that rounding would count as a difference.
     """
     reach = path_length * math.sqrt(expected.numel())
     difference: float = (found.double() - expected.double()).norm().item()

@@ -24,13 +24,10 @@ class Verification:
     """Comparison of a config's training on several engines.
 
     Attributes:
-        config: The config that was asked for.
-        ran: The config that the cells ran, before engine and batch were set.
-        shrunk: Whether it is a smaller one.
-        engines: The engines by name.
+        config: The user's config.
+        ran: The config that the cells ran (smaller if `shrunk`), before engine and batch were set.
         samples_per_step: Global batch of every cell.
-        comparison: The cells.
-        seconds: Duration of all.
+        seconds: Duration of all cells.
     """
 
     config: RunConfig
@@ -60,14 +57,11 @@ class Verification:
     @property
     def ok(self) -> bool:
         """True if at least one cell ran, and each that ran is equal to the reference."""
+        # If every engine refuses the config, nothing was compared and nothing is proved.
         return not self.wrong and bool(self.compared)
 
     def check(self) -> None:
-        """Raise an error unless `ok`.
-
-        Raises:
-            NotTheSame: A cell differs or crashed, or every cell was refused.
-        """
+        """Raise `NotTheSame` unless `ok`."""
         if self.ok:
             return
         if not self.wrong:
@@ -120,6 +114,7 @@ class Verification:
 
     def floor_of_weights(self) -> float:
         """Return the largest distance of a parameter between two cuts after the last step."""
+        # For a large model only the weights of the last step are stored.
         kept = [each for each in self.comparison.reference.floor.weights if each]
         return max(kept[-1].values(), default=0.0) if kept else 0.0
 
@@ -162,6 +157,7 @@ def row(cell: CellResult) -> tuple[str, ...]:
     numbers = ("", "", "")
     if moved is not None and cell.role != "reference":
         numbers = (f"{moved.loss:.1e}", f"{moved.norm:.1e}", f"{moved.weights:.1e}")
+    # "equal" would say that the reference was compared with something.
     shown = {"reference": "reference", "floor": "floor"}.get(cell.role, cell.status)
     status = shown if cell.status == "equal" else cell.status
     where = (cell.engine, str(cell.ranks), str(cell.accumulation))
@@ -170,6 +166,7 @@ def row(cell: CellResult) -> tuple[str, ...]:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that the arithmetic depends on."""
+    # Of the metadata: `trainctl run` calls this at its start and must not import torch.
     found = {}
     for package in _PACKAGES:
         try:
@@ -180,6 +177,7 @@ def versions() -> dict[str, str]:
 
 
 def _standard(value: Any) -> Any:
+    # JSON has no NaN or infinity; Python would write them, and other programs refuse the file.
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

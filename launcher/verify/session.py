@@ -1,4 +1,4 @@
-"""Runs the cells in worlds of ranks, and judges them."""
+"""Runs the cells in groups of ranks that the launcher starts, and judges them."""
 
 from __future__ import annotations
 
@@ -71,13 +71,9 @@ class Comparison:
 
 @dataclass(slots=True)
 class Session:
-    """Runs cells in one folder.
+    """Runs cells in one folder, which is removed unless a cell crashed.
 
     Attributes:
-        config: The config to verify.
-        samples_per_step: Global batch of every cell.
-        steps: Optimizer steps of each cell.
-        folder: Work folder; removed unless a cell crashed.
         max_records: Most records of each part of the data; None for all.
         report: Called with each result.
     """
@@ -98,14 +94,11 @@ class Session:
         ranks: Sequence[int],
         accumulations: Sequence[int],
     ) -> Comparison:
-        """Run the reference, its second cut and every cell.
-
-        Raises:
-            TrainctlError: The reference cannot be run.
-        """
+        """Run the reference, its second cut and every cell."""
         try:
             return self._run(engines, reference, ranks, accumulations)
         finally:
+            # After a crash the logs of its ranks are what the user needs.
             if not self._crashed:
                 shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -121,6 +114,7 @@ class Session:
         for cell in alone:
             if cell.refusal is not None:
                 raise ConfigError(_problems(cell.refusal))
+        # First, because every other cell is compared with their weights on the disk.
         reference, results = self._references(alone)
         cells = [
             self._cell(name, option, size, accumulation)
@@ -129,10 +123,12 @@ class Session:
             for accumulation in accumulations
         ]
         done = {(each.engine, each.ranks, each.accumulation) for each in results}
+        # One process on `single` is asked for by `--ranks 1`, but is the reference itself.
         cells = [c for c in cells if (c.engine, c.ranks, c.accumulation) not in done]
         for cell in cells:
             if cell.refusal is not None:
                 results.append(self._reported(_result(cell, "refused", cell.refusal)))
+        # All cells of a size share their ranks: starting a rank takes longer than a small cell.
         for size in sorted(set(ranks)):
             world = [cell for cell in cells if cell.ranks == size and cell.config is not None]
             results += self._judged(world, size, reference)
@@ -215,12 +211,9 @@ class Session:
     def _world(
         self, cells: Sequence[Cell], ranks: int, *, stored: int
     ) -> Iterator[tuple[str, list[Trajectory] | TrainctlError]]:
-        """Run cells on new ranks; where one fails, the others on further new ranks.
+        """Run cells on new ranks; after a failure, run those that are left on further new ranks.
 
-        Args:
-            cells: Cells with a config.
-            ranks: Number of processes.
-            stored: So many cells, the first ones, are references, which store their weights.
+        The first `stored` cells are references, which store their weights.
         """
         pending = list(cells)
         while pending:
@@ -231,6 +224,7 @@ class Session:
             try:
                 run_program(config, run_dir, _PROGRAM)
             except (Interrupted, Preempted):
+                # The user's signal ends the verification, not only this cell.
                 raise
             except TrainctlError as failure:
                 error = failure
@@ -247,7 +241,8 @@ class Session:
                     yield cell.id, error
                 return
             if rest and (not finished or not started_file(run_dir, rest[0].id).exists()):
-                # It was alone, or failed before any cell: no earlier cell is to blame.
+                # The ranks were new for this cell, or failed before it began: no earlier cell can
+                # be the cause. In the other case it runs once more, on new ranks.
                 assert error is not None, "set above"  # noqa: S101
                 self._crashed = self._crashed or not isinstance(error, ConfigError)
                 yield rest[0].id, error
@@ -256,6 +251,7 @@ class Session:
 
     def _prepare(self, cells: Sequence[Cell], stored: int) -> RunDir:
         self._worlds += 1
+        # A new directory for each start: the logs of an earlier crash stay readable.
         run_dir = RunDir(self.folder / f"world-{self._worlds}")
         weights = self.folder / "reference"
         first = cells[0].config

@@ -19,19 +19,7 @@ MAX_RECORDS = 64
 
 
 def shrunk(config: RunConfig, steps: int, folder: Path) -> RunConfig:
-    """Return a config with the same optimizer, schedule, precision and kind of model and data.
-
-    A schedule that fits a shorter run spans a few times the steps that are compared, so that they
-    do not all lie in a long warm-up.
-
-    Args:
-        config: The config.
-        steps: Steps to be compared.
-        folder: Folder for files of the small model.
-
-    Raises:
-        LaunchError: The folder cannot be written.
-    """
+    """Return a config with the same optimizer, schedule, precision and kind of model and data."""
     seq_len = min(config.task.seq_len, SEQ_LEN)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,19 +28,15 @@ def shrunk(config: RunConfig, steps: int, folder: Path) -> RunConfig:
         raise LaunchError(f"cannot write to {folder}: {error.strerror}") from error
     task = config.task.model_copy(update={"seq_len": seq_len})
     small = config.model_copy(update={"model": model, "task": task})
+    # The schedule spans four times the compared steps. With the original length they would all lie
+    # in the warm-up, where the learning rate is so low that a wrong update is hard to see.
     short = small.model_copy(update={"max_steps": 4 * steps})
-    # A warm-up of a given number of steps may not fit.
+    # A warm-up given as a number of steps may be longer than that.
     return small if rules.broken(short) else short
 
 
 def samples_per_step(config: RunConfig, ranks: Sequence[int], accumulations: Sequence[int]) -> int:
-    """Return a global batch that every number of ranks and accumulation divides, near the config's.
-
-    Args:
-        config: The config.
-        ranks: Numbers of processes of the cells.
-        accumulations: Numbers of micro-batches of a rank.
-    """
+    """Return a global batch near the config's that every number of ranks and cut divides."""
     unit = math.lcm(*(size * cut for size in ranks for cut in accumulations))
     wanted = min(derive.batch_plan(config).samples_per_step, SAMPLES)
     return max(1, wanted // unit) * unit

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 SCORED_SAMPLES = 64
 """Most held-out samples of the evaluation after the last step."""
+# The weights of every step show in which step a parameter begins to differ, but fill the disk for a
+# large model: above this size, of all steps together, only those of the last step are stored.
 _STORED_BYTES = 2 * 2**30
-"""The weights of every step are kept if all of them take no more than this; else the last."""
 
 
 @dataclass
@@ -79,22 +80,18 @@ class Trajectory:
 
     def write(self, path: Path) -> None:
         """Write the record as JSON; numbers that are not finite are Python's `NaN`."""
+        # Atomically: the launcher takes a cell whose record exists as finished.
         write_atomically(path, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> Trajectory:
-        """Return what `write` wrote."""
+        """Read the file that `write` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Place of the reference's weights, one file per step.
-
-    Attributes:
-        folder: Holds `step-N.safetensors`.
-        stored: Write them (the reference); else compare with them.
-    """
+    """Folder of the reference's weights, `step-N.safetensors`; a reference has `stored` set."""
 
     folder: Path
     stored: bool
@@ -114,31 +111,18 @@ def run_cell(
     requests: Callable[[], Request],
     beat: Callable[[str, int], None],
 ) -> Trajectory:
-    """Train on this rank as `trainctl run` does, without its observers and checkpoints.
-
-    Dropout is off, because the ranks draw different masks. The schedule spans the whole run; only
-    its first steps are taken.
-
-    Args:
-        config: The cell's config.
-        world: This rank's place in the cell's mesh.
-        steps: Most optimizer steps.
-        weights: Where the reference's weights are.
-        data: The data of the config if it was read before.
-        requests: This rank's requests.
-        beat: Reports progress, given the phase and the steps done.
-
-    Raises:
-        TrainctlError: The cell cannot be built or executed.
-    """
+    """Train on this rank as `trainctl run` does, without its observers and checkpoints."""
     started = time.monotonic()
     beat("build", 0)
     rng.seed_everything(config.seed)
     parts = build(config, world, requests, data=data)
     own = Trajectory(data_rank=world.data_rank, number_format=_number_format(config, world))
+    # Ranks that read different data draw different masks, so that no engine with several data ranks
+    # could equal one process.
     own.dropout = without_dropout(parts.module)
     with closing(parts.engine.close):
         max_steps = min(steps, parts.max_steps)
+        # The schedule still spans the whole run: only its first steps are executed.
         notes = _Notes(own, parts.engine, weights, max_steps=max_steps, beat=beat)
         train(
             parts.engine,
@@ -162,10 +146,7 @@ def run_cell(
 
 
 def without_dropout(module: nn.Module) -> list[str]:
-    """Switch dropout off everywhere in a module, in place, and return the modules that had it.
-
-    Modules of transformers keep the probability as a number of theirs, such as `attention_dropout`.
-    """
+    """Switch dropout off everywhere in a module, in place, and return the modules that had it."""
     from torch.nn.modules.dropout import _DropoutNd
 
     found = []
@@ -183,6 +164,8 @@ def without_dropout(module: nn.Module) -> list[str]:
 
 
 def _is_dropout(key: str, module: nn.Module, dropout: type) -> bool:
+    # Attention in Transformers has no dropout module: it passes a number such as
+    # `attention_dropout` to a function.
     return "dropout" in key or "drop_prob" in key or (key == "p" and isinstance(module, dropout))
 
 
@@ -215,6 +198,7 @@ class _Notes(Observer):
         own.scores = dict(report.scores)
         self._path_length += report.lr or 0.0
         step = report.state.step
+        # Collective: every rank enters, and only rank 0 gets the module.
         with self._engine.full_module() as module:
             if module is not None:
                 own.distances.append(self._compared(module, step))
@@ -245,12 +229,14 @@ def _modules(module: nn.Module) -> dict[str, str]:
 def _store(file: Path, params: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
+    # safetensors refuses tensors that share memory, as tied weights do.
     save_file({name: p.cpu().contiguous().clone() for name, p in params.items()}, file)
 
 
 def _distances(file: Path, params: Mapping[str, Tensor], path_length: float) -> dict[str, float]:
     from safetensors.torch import load_file
 
+    # Infinite for a parameter that the reference lacks: it must not pass as equal.
     found = dict.fromkeys(params, math.inf)
     for name, expected in load_file(file).items():
         own = params.get(name)
