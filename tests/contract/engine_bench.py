@@ -356,9 +356,9 @@ def run_case(case: Case) -> Trajectory:
     windows = Windows(
         samples,
         plan,
-        seed=0,
+        seed=defect.data_seed(world),
         data_rank=defect.data_rank(world),
-        start=0,
+        start=defect.data_start(world),
         stop=len(samples),
     )
     try:

@@ -45,6 +45,14 @@ class Defect:
         """Return which share of the training data this rank reads."""
         return world.data_rank
 
+    def data_seed(self, world: World) -> int:
+        """Return the seed of the order of the training data."""
+        return 0
+
+    def data_start(self, world: World) -> int:
+        """Return the first sample of the order that is read."""
+        return 0
+
     def evaluating(self, world: World) -> World:
         """Return what the evaluator takes for the world."""
         return world
