@@ -3,18 +3,19 @@
 Packages from top to bottom (imports run downward only):
 
     cli         verbs; the only place where an error becomes an exit status
-    api         load_config, run, resume, Run: trainctl from Python
-    launch      starts the ranks of a run and watches them; what a rank does first
-    training    the runner that builds a run, the loop that executes it, its state
-    config      Hydra composes here, once; validation, rules, provenance
+    api         load_config, run, resume, verify, Run: trainctl from Python
+    verify      trains a config on several engines and compares them with one process
+    launch      starts the ranks of a run and watches them; start-up code of a rank
+    training    builds a run and executes it: training loop, data order, evaluation, metrics
+    config      composes the config with Hydra, once; validation, rules, origins of values
     optimizer, scheduler, precision, accumulation, parallelism, model, task, data,
     observer, checkpoint, logging     one package per config group, one module per kind
     gradient_accumulator     weighted accumulation for a custom loop
     registry    finds the kinds of a group
-    suggest     the closest words to a misspelt one
-    contracts   what each group must offer, and the types that all packages share
-    run_dir     the names of the files of a run
-    errors      the exceptions and the exit status of each
+    suggest     suggestions for misspelt words
+    contracts   the base class of each group, and the types that groups exchange
+    run_dir     file names in a run directory
+    errors      exceptions and their exit statuses
 """
 
 __version__ = "0.1.0"
