@@ -50,6 +50,7 @@ class RunDir:
     @property
     def id(self) -> str:
         """Identity of the run, also after its directory was moved, copied or linked to."""
+        # The folder's name only for a run whose run.json is lost: it can still be resumed.
         known = self.read_record().get("id")
         return known if isinstance(known, str) and known else self.path.name
 
@@ -194,6 +195,7 @@ def create(root: Path, name: str) -> RunDir:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
+    # Empty for a damaged file: the caller knows what the run needs of it.
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
+# Here and not in the modules of the verbs: --help and Tab completion would import all of them.
 VERBS = {
     "run": "compose a config and train; -m runs one job per combination of values",
     "resume": "continue a run, bit for bit, from its newest good checkpoint",
@@ -102,6 +103,7 @@ def _run(words: Sequence[str]) -> int:
     if verb not in VERBS:
         print(f"trainctl: error: {_unknown(verb, words)}", file=sys.stderr)
         return 2
+    # Imported only now: `trainctl version` must not wait for Hydra or pydantic.
     status: int = import_module(f"launcher.cli.{_MODULES.get(verb, verb)}").main(rest)
     return status
 

@@ -32,6 +32,7 @@ class Arguments(argparse.ArgumentParser):
             description=about,
             epilog="\n".join(["example:", *(f"  {example}" for example in examples)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            # An abbreviation could change its meaning with every new flag.
             allow_abbrev=False,
         )
         if json:
@@ -39,6 +40,8 @@ class Arguments(argparse.ArgumentParser):
 
     @override
     def error(self, message: str) -> NoReturn:
+        # argparse would print the whole usage and exit: errors look the same for every verb, and
+        # tests can catch them.
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
     def split(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

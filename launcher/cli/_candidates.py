@@ -76,6 +76,7 @@ def _flags(verb: str) -> list[str]:
 
 def _runs() -> Iterator[str]:
     """Yield the run directories in `runs`, the default of run_root."""
+    # Not the config's own run_root: finding it needs a composition.
     for config in Path("runs").glob("*/*/config.json"):
         yield str(config.parent)
 
@@ -135,6 +136,7 @@ def _keys(key: str, rest: Sequence[str]) -> Iterator[str]:
 
 def _kind_in(group: str, rest: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the kind that the words, their recipe, or config.yaml choose for a group."""
+    # The same order as in Hydra: a word wins over a recipe, and that over config.yaml.
     config_dirs = _config_dirs(rest)
     name = _last_value(group, rest)
     if not name and (recipe := _last_value("recipe", rest)):
@@ -148,6 +150,7 @@ def _kind_in(group: str, rest: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _last_value(key: str, words: Sequence[str]) -> str | None:
+    # The last one, as in Hydra: a user appends a correction to an earlier command.
     values = (word.partition("=")[2] for word in words if word.startswith(f"{key}="))
     return next(reversed([*values]), None)
 

@@ -10,6 +10,7 @@ _GAP = "  "
 
 
 def _styled(text: str, code: str) -> str:
+    # Escape codes in a pipe or a file break grep. NO_COLOR is the convention of no-color.org.
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return text if plain or not sys.stdout.isatty() else f"\x1b[{code}m{text}\x1b[0m"
 
@@ -63,6 +64,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def print_json(value: object) -> None:
     """Print one JSON document; raise ValueError for NaN and infinity."""
+    # Python writes NaN by default, which is no JSON: jq and JavaScript refuse the whole document.
     import json
 
     print(json.dumps(value, indent=2, allow_nan=False))

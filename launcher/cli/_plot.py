@@ -67,6 +67,7 @@ def ticks(highest: float) -> list[float]:
     """Round values from 0 to at least the highest, three to seven of them."""
     if highest <= 0:
         return [0.0, 1.0]
+    # Only 1, 2, 2.5 and 5 times a power of ten, so that labels have few digits.
     power = 10.0 ** math.floor(math.log10(highest / 4))
     unit = next(u for u in (1, 2, 2.5, 5, 10) if highest / (u * power) <= 6)
     count = math.ceil(highest / (unit * power) - 1e-9)
@@ -115,6 +116,7 @@ def _drawn(
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The spans, each lengthened until it touches the one before."""
     joined = spans[:1]
+    # A steep curve jumps over rows from one column to the next, and would look like two curves.
     for (upper_before, lower_before), (upper, lower) in pairwise(spans):
         joined.append((min(upper, lower_before + 1), max(lower, upper_before - 1)))
     return joined
@@ -232,7 +234,9 @@ def _points(values: Sequence[float], columns: int) -> Iterator[tuple[float, floa
     elif len(values) <= 2 * columns:
         yield from ((step / (len(values) - 1), value) for step, value in enumerate(values))
     else:
+        # Each step as a point would make an SVG of many megabytes for a long run.
         for column, (low, high) in enumerate(ranges(values, columns)):
             first = values[column * len(values) // columns]
+            # The extreme that is nearer to the column's first value most likely came first.
             ends = (high, low) if abs(high - first) <= abs(low - first) else (low, high)
             yield from ((column / (columns - 1), value) for value in ends)

@@ -48,6 +48,7 @@ def default_of(path: Path, group: str) -> str | None:
 
 def summary(path: Path) -> str:
     """Return the first sentence of a file's comment, without the full stop."""
+    # From the comment and not from a key: every key of a preset must be a setting of its kind.
     lines: list[str] = []
     with suppress(OSError, UnicodeDecodeError):
         for line in path.read_text("utf-8").splitlines():
@@ -64,6 +65,7 @@ def kind(path: Path, seen: frozenset[Path] = frozenset()) -> str | None:
     values = _read(path)
     if isinstance(values.get("kind"), str):
         return str(values["kind"])
+    # In reverse, because later entries of a defaults list win. `seen` ends a circle of files.
     extended = values.get("defaults")
     for name in reversed(extended) if isinstance(extended, list) else ():
         parent = path.with_name(f"{name}.yaml")

@@ -26,6 +26,7 @@ def meaning(settings: type[BaseModel], name: str) -> str:
 
 def choices(annotation: Any) -> Iterator[str]:
     """Yield the values in YAML of a type that has few."""
+    # Nothing for numbers and text: then the shell completes paths.
     match get_origin(annotation):
         case origin if origin is Literal:
             yield from map(_value, get_args(annotation))
@@ -63,6 +64,7 @@ def _name(plain: Any, metadata: Sequence[Any]) -> str:
         return f"{plain.__name__}{_range(metadata)}"
     if inspect.isclass(plain) and issubclass(plain, (BaseModel, dict)):
         return "mapping"
+    # A type of a third-party option may be anything: an odd name is better than a failed list.
     return getattr(plain, "__name__", str(plain))
 
 

@@ -123,6 +123,7 @@ def _explanation_facts(found: Explanation) -> dict[str, Any]:
 
 def _explanation_text(found: Explanation) -> str:
     facts = _explanation_facts(found)
+    # The last writer wins; the earlier ones are shown below it as overruled.
     *before, last = [f"{each.where}: {each.text}" for each in found.writers] or ["nothing"]
     if isinstance(found.value, dict):
         from launcher.cli._yaml import to_yaml
@@ -175,6 +176,7 @@ def _difference_facts(difference: Difference) -> dict[str, Any]:
     """Return the key and the values of the configs that have it."""
     from launcher.config.explain import ABSENT
 
+    # A key that is missing on one side is left out and not null, which is a value of many settings.
     sides = {"left": difference.left, "right": difference.right}
     there = {name: value for name, value in sides.items() if value is not ABSENT}
     return {"key": difference.key, **there}

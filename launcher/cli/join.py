@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     from launcher.cli.resume import run_directory
     from launcher.launch import join, signals_end_launch
 
+    # A wrong path is an error here, with a suggestion, before anything starts.
     path = run_directory(words[0])
     node = "this node" if flags.node_rank is None else f"node {flags.node_rank}"
     announce(f"joining {path} as {node}: its ranks start in a few seconds")

@@ -124,6 +124,7 @@ def _fields_of(group: str, name: str, flags: Namespace, arguments: Arguments) ->
     if name not in names:
         hint = did_you_mean(closest(name, names)) or f"; it can be: {', '.join(sorted(names))}"
         arguments.error(f"{group} has no kind or preset {name!r}{hint}")
+    # A name may be a preset, a kind or both. The preset is preferred, as on the command line.
     of_kind = [preset for preset, its_kind in kinds.items() if its_kind == name]
     preset = name if name in found else next(iter(of_kind), None)
     chosen = (kinds.get(preset) if preset else None) or name
@@ -150,6 +151,7 @@ def _fields(settings: type[BaseModel], values: Any, prefix: str = "") -> Iterato
         if isinstance(below, type) and issubclass(below, BaseModel):
             yield from _fields(below, given.get(name), f"{prefix}{name}.")
             continue
+        # null is a value: only a missing key means that there is no preset.
         known = {"value": given[name]} if name in given else {}
         doc = meaning(settings, name)
         yield {"key": f"{prefix}{name}", "type": type_text(field), "doc": doc, **known}

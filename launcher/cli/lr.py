@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Evaluating a schedule takes about a microsecond: a plot of 10^12 steps would never end.
 _DRAWN_STEPS = 1_000_000
+# Close to 2^53, above which a float cannot hold every step: schedules compute in floats.
 _FAR = 10**15
 _PLOT_SUFFIXES = (".png", ".pdf")
 
@@ -133,6 +134,7 @@ def _built(config: RunConfig, horizon: Horizon) -> Schedule:
         return derive.schedule(config, horizon)
     except ConfigError as error:
         [problem] = error.problems
+        # This verb does not read the data, so that it works before they exist.
         hint = " with --num-samples N" if math.isnan(horizon.steps_per_epoch) else ""
         raise ConfigError([replace(problem, message=f"{problem.message}{hint}")]) from error
 
@@ -153,6 +155,7 @@ def _write_picture(path: Path, schedule: Schedule, max_steps: int, title: str) -
         draw(values, max_steps, title, path)
     except OSError as error:
         raise TrainctlError(f"cannot write {path}: {error.strerror}") from error
+    # stdout is for --json.
     print(f"wrote {path}", file=sys.stderr)
 
 

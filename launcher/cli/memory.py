@@ -42,6 +42,7 @@ def measured(config: RunConfig) -> dict[str, Any]:
     module = meta_module(config)
     elements = sum(param.numel() for param in module.parameters())
     target = OptimizerTarget(module, "meta")
+    # Frozen parameters have neither gradients nor optimizer state.
     trained = sum(assigned.param.numel() for assigned in assign(target, config.optimizer))
     dtype = config.precision.build("meta").param_dtype
     optimizer = state_bytes(config.optimizer, module)

@@ -80,6 +80,7 @@ def _options(group: Mapping[str, Any], option: OptimizerOption) -> dict[str, Any
 def _frozen_by(names: Sequence[str], option: OptimizerOption) -> str:
     import re
 
+    # Read from the patterns, because a frozen parameter is in no group that could name its rule.
     for pattern in option.groups.frozen:
         if any(re.search(pattern, name) for name in names):
             return f"frozen pattern {pattern}"

@@ -42,5 +42,6 @@ def main(argv: list[str]) -> int:
     if flags.json:
         print_json({"recipe": name, "file": str(path), "doc": summary(path), "text": text})
     else:
+        # The path as a comment: the output is a valid recipe that can be saved and changed.
         print(f"# {shown(path)}\n{text}", end="")
     return 0

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
         )
     from launcher.launch import outer_world, signals_end_launch
 
+    # Under torchrun or srun this program runs once per rank: only the first one may start a run.
     if (world := outer_world()) is not None:
         with signals_end_launch():
             return _run_in(world, flags, argv, overrides)
@@ -74,6 +75,8 @@ def _run(
         from launcher.config.rules import doubtful
         from launcher.launch import preflight
 
+        # Called with all jobs before the first one starts, so that a sweep does not fail after
+        # hours because a file of its last job is missing.
         for job in jobs:
             for doubt in doubtful(job.config):
                 print(f"trainctl: warning: {doubt}", file=sys.stderr)
@@ -146,6 +149,7 @@ def _launch(
 
 def minimised(config: RunConfig, scores: Mapping[str, float]) -> float | None:
     """Return the number that a sweeper minimises; None if the score is missing or not finite."""
+    # A sweeper compares numbers, and NaN is neither smaller nor larger than any.
     score = scores.get(config.objective)
     if score is None or not math.isfinite(score):
         return None
@@ -158,6 +162,7 @@ def _plan(one: LoadedConfig) -> str:
     from launcher.run_dir import RunDir
 
     config = one.config
+    # `ID` as it is: a real one is made together with the directory, and here nothing is created.
     run_dir = RunDir(Path(config.run_root).absolute() / config.name / "ID")
     command = shlex.join(config.launch.command(run_dir))
     variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in config.launch.environment().items())

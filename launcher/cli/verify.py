@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
             config_dirs=flags.config_dir,
             report=_progress,
         )
+    # Written and printed before the check: a difference ends with an error, and its matrix is then
+    # what the user needs.
     path = _write(found, flags)
     print(_as_text(found))
     print(f"written to {path}")
@@ -90,6 +92,7 @@ def _numbers(arguments: Arguments, flag: str, text: str) -> list[int]:
     words = [word for word in text.split(",") if word]
     if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
         arguments.error(f"{flag} needs whole numbers above 0 with commas, but is {text!r}")
+    # A number typed twice would run its cells twice.
     return list(dict.fromkeys(map(int, words)))
 
 

@@ -69,6 +69,7 @@ def sweep(word: str, parsed: Override) -> Problem:
     key = parsed.key_or_group
     value = word.partition("=")[2]
     message = "has several values; run one job for each with -m"
+    # Hydra takes `1,000` and `0,5` for lists of two values.
     if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", value):
         message += f", or write a number without commas: {key}={value.replace(',', '')}"
     elif re.fullmatch(r"0,\d+", value):
@@ -149,6 +150,7 @@ def bad_value(word: Override, error: BaseException, cfg: DictConfig) -> Problem:
     if isinstance(word.value(), dict):
         key = str(getattr(error.__cause__, "full_key", None) or key)
     known = list(_keys(cfg))
+    # `optimizer@x=sgd`: only groups have a package.
     if word.package is not None:
         hint = did_you_mean(closest(word.key_or_group, _CHOICES))
         return Problem(word.key_or_group, f"no such group{hint}", origin)
@@ -291,6 +293,7 @@ def _bad_defaults(root: yaml.Node | None, file: ConfigFile, loader: Loader) -> I
 
 
 def _bad_item(item: yaml.Node, folder: str, loader: Loader) -> Iterator[str]:
+    # Names without a slash in front are relative to the file's own group, as in Hydra.
     if isinstance(item, yaml.ScalarNode):
         name = item.value.partition("@")[0]
         path = name.removeprefix("/") if name.startswith("/") or not folder else f"{folder}/{name}"
@@ -334,6 +337,7 @@ def _first_lines(error: BaseException) -> str:
             ("full_key", "object_type", "To append", "Config search path", "See https")
         )
     ]
+    # OmegaConf names its own classes, which no user of YAML knows.
     if types := re.search(r"Cannot merge (Dict|List)Config with (Dict|List)Config", str(texts)):
         names = {"Dict": "a mapping", "List": "a list"}
         return f"must be {names[types[2]]}, but is {names[types[1]]}"

@@ -118,6 +118,7 @@ def _existing(config_dirs: Sequence[str | Path]) -> tuple[Path, ...]:
         for folder, source in sources
         if not folder.is_dir()
     ]
+    # Hydra ignores a folder that does not exist: a typing error would run the packaged presets.
     if problems:
         raise ConfigError(problems)
     return tuple(folder.absolute() for folder, _ in sources)

@@ -99,6 +99,7 @@ class Composed:
     def without_packaged_limit(self) -> Composed:
         """Remove the packaged `max_steps` if the user set only `max_epochs`."""
         epochs, steps = self.origin("max_epochs"), self.origin("max_steps")
+        # `max_epochs=1` would otherwise end at the preset's number of steps, without a message.
         given = self.mapping.get("max_epochs") is not None and not is_packaged(epochs)
         if not given or self.mapping.get("max_steps") is None or not is_packaged(steps):
             return self
@@ -348,6 +349,7 @@ def apply(
     loader: Loader,
 ) -> None:
     """Set values one by one, and add a problem for each that cannot be set."""
+    # One by one: Hydra would stop at the first, and the user would see one mistake per attempt.
     for word in words:
         key, line = word.key_or_group, str(word.input_line)
         if chooses_group(word, loader):

@@ -109,6 +109,7 @@ def _checked(
     cfg: DictConfig, overrides: Sequence[str], config_name: str, config_dirs: Sequence[str]
 ) -> LoadedConfig:
     """Return the config of a job as Hydra composed it, validated, with origins."""
+    # Validated again, because the sweeper may have chosen values that no earlier check has seen.
     problems: list[Problem] = []
     mapping = resolved(cfg, problems)
     origins = compose(overrides, config_name, config_dirs).origins

@@ -164,6 +164,7 @@ def _meant(value: Any, wrong: str, location: Location, *, nullable: bool) -> str
 
 def _number(text: str) -> str:
     """Return a number with a unit or a decimal comma in YAML's notation, or ""."""
+    # `1k`, `2M` and `0,5` are suggested and not accepted: a wrong guess would change the run.
     match = re.fullmatch(r"(-?\d*[.,]?\d+(?:e-?\d+)?)\s*([kmbg%]?)", text.strip("=\"' "))
     if match is None:
         return ""

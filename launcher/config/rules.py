@@ -18,6 +18,7 @@ _EPOCHS_IN_STEPS = (1e-3, 1e9)
 
 def batch_is_divisible(config: RunConfig) -> Iterator[Problem]:
     """Check that the global batch is divisible by micro-batch size and ranks."""
+    # The message is the plan's own: it knows the nearest sizes that divide.
     if isinstance(plan := _plan(config), ValueError):
         yield Problem("accumulation", str(plan))
 
@@ -127,6 +128,7 @@ def broken(config: RunConfig) -> list[Problem]:
     """Return every problem of a config, of the rules and then of its options."""
     found = [problem for rule in RULES for problem in rule(config)]
     found += [each for _, option in config.options() for each in option.problems(config)]
+    # Two options may report one key in the same words.
     return list(dict.fromkeys(found))
 
 
@@ -137,6 +139,7 @@ def doubtful(config: RunConfig) -> list[Problem]:
 
 def _plan(config: RunConfig) -> BatchPlan | ValueError | None:
     """Return the batch plan or its problem; None if the mesh is wrong."""
+    # The engine reports a wrong number of ranks itself; the same mistake is not reported twice.
     try:
         config.parallelism.layout(config.launch.ranks)
     except ValueError:

@@ -168,6 +168,7 @@ class RunConfig(Settings):
         """Return True if a packaged preset set a key, and not the user; see `ConfigView`."""
         if key not in self._presets.values:
             return False
+        # Compared with the present value: `model_copy(update=…)` in Python may have replaced it.
         value: Any = self
         for name in key.split("."):
             value = getattr(value, name, None)
@@ -209,6 +210,7 @@ class RunConfig(Settings):
     def to_json(self) -> str:
         """Return this config as JSON; equal configs give equal texts."""
         values = self.model_dump(mode="json")
+        # Sorted, because the fingerprint must not depend on the order of fields in the classes.
         return json.dumps(values, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
     def fingerprint(self) -> str:

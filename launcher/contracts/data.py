@@ -98,6 +98,7 @@ class BatchPlan:
     @property
     def tokens_per_step(self) -> int:
         """Global batch, in tokens."""
+        # With the full length, though samples may be shorter: the number is the same for all data.
         return self.samples_per_step * self.seq_len
 
     @override
@@ -148,6 +149,7 @@ class Samples(Protocol):
 
     fingerprint: str
     """Hash of the examples: a resumed run must see the same."""
+    # All at once: `accumulation=auto` tries the longest samples, which must be found cheaply.
     lengths: npt.NDArray[np.int64]
     """Tokens (or other elements along dim 1 of the inputs) of every example. Shape (N,)."""
 

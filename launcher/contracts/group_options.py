@@ -115,6 +115,8 @@ class ModelOption(Option):
             # `problems` must not report what needs files: preflight does.
             return
         seq_len = config.task.seq_len
+        # A learned table would fail inside a kernel. Rotary positions would go on without an error,
+        # at positions that the model has never seen.
         if positions is not None and seq_len > positions:
             yield Problem(
                 "task.seq_len",
@@ -292,6 +294,7 @@ class ParallelismOption(Option):
             yield Problem("parallelism.kind", str(error))
             return
         optimizer = config.optimizer
+        # On shards a norm over "the tensor" is the norm of a part: wrong values, and no error.
         if layout.is_sharded and (reason := optimizer.refuses_shards()):
             yield Problem(
                 "optimizer.kind",
@@ -370,6 +373,8 @@ class CheckpointOption(Option):
 
     @override
     def observers(self, context: RunContext) -> Sequence[Observer]:
+        # On every rank, because a save is collective. Only steps are given: minutes are requested
+        # rank by rank, since the clocks of ranks differ.
         return [context.saver(self.every_steps)]
 
 
@@ -417,6 +422,7 @@ class LaunchOption(Option):
 
     def possible_devices(self) -> Sequence[str]:
         """Kinds of device that the ranks may use; several for `auto`."""
+        # Decided without torch, whose import takes longer than all other checks of a config.
         return DEVICES if self.device == "auto" else (self.device,)
 
     @abstractmethod

@@ -201,6 +201,7 @@ class OptimizerOption(DeviceOption):
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
         found = super().not_applicable(config)
+        # Without decay the rules that choose what decays change nothing.
         if not self.never_decays:
             return found
         fields = ("groups.no_decay_types", "groups.decay", "groups.no_decay")

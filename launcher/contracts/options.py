@@ -38,6 +38,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 """Number formats of weights in files, as torch names them."""
 
 
+# Looked up once, because every read of every setting calls it.
 _get = object.__getattribute__
 
 

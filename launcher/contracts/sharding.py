@@ -179,6 +179,7 @@ class Unsharded:
         """Leave the sums as they are."""
 
 
+# One object for all: it has no state.
 UNSHARDED = Unsharded()
 
 

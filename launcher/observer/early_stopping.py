@@ -22,6 +22,7 @@ class EarlyStopping(ObserverOption):
     checkpoint.
     """
 
+    # A short run may end before its first evaluation, and would report these as without effect.
     read_on_event: ClassVar[frozenset[str]] = frozenset({"mode", "patience", "min_delta"})
 
     kind: Literal["early_stopping"]
@@ -55,6 +56,7 @@ class _EarlyStopping(Observer):
 
     @override
     def __call__(self, report: StepReport) -> Stop | None:
+        # Most steps have no evaluation: they count neither for nor against.
         if not report.scores:
             return None
         # The same on all ranks, so that all of them stop after the same step.

@@ -1,4 +1,4 @@
-"""Saved state into a live engine: by name, strictly, of whole tensors or of shards."""
+"""Load saved state into a live engine: by name, strictly, from full tensors or shards."""
 
 from __future__ import annotations
 
@@ -27,14 +27,7 @@ def optimizer_shards(
     names: Mapping[Tensor, str],
     sharding: Sharding,
 ) -> dict[str, Tensor | LocalShard]:
-    """Describe the optimizer's state that is sharded like its parameter.
-
-    Args:
-        tensors: What `optimizer_tensors` returned.
-        optimizer: The optimizer.
-        names: Names of its parameters.
-        sharding: Description of its parameters.
-    """
+    """Describe the optimizer's state that is sharded like its parameter."""
     found: dict[str, Tensor | LocalShard] = dict(tensors)
     if sharding.ranks == 1:
         return found
@@ -52,24 +45,13 @@ def optimizer_shards(
 
 
 def local_tensors(given: EngineState, live: EngineState) -> dict[str, Tensor]:
-    """Return what this rank holds of saved values.
-
-    Args:
-        given: The saved values: whole, or this rank's shards.
-        live: This rank's own; those of other names are whole.
-
-    Raises:
-        CheckpointError: A value is another shard than the live one.
-    """
+    """Return this rank's part of saved values, which are full tensors or this rank's shards."""
     return {name: _local(name, value, live.get(name)) for name, value in given.items()}
 
 
 def load_model(live: EngineState, given: EngineState) -> None:
-    """Copy parameters and buffers into live tensors.
-
-    Raises:
-        CheckpointError: Names or shapes are of another model.
-    """
+    """Copy parameters and buffers into live tensors, strictly by name and shape."""
+    # All checks come before the first copy: an error must not leave half of another model.
     if given.keys() != live.keys():
         missing, left = sorted(live.keys() - given.keys()), sorted(given.keys() - live.keys())
         raise CheckpointError(
@@ -106,6 +88,7 @@ def _local(name: str, value: Tensor | LocalShard, own: Tensor | LocalShard | Non
     if isinstance(value, LocalShard):
         if not isinstance(own, LocalShard):
             raise CheckpointError(f"{name} is sharded, but this engine holds whole tensors")
+        # Equal numbers of elements are not enough: they would be loaded into the wrong rows.
         if own.shard.boxes != value.shard.boxes:
             raise CheckpointError(f"{name} is another shard than the one that this rank holds")
         return value.tensor
