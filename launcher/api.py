@@ -222,14 +222,14 @@ def run(config: RunConfig) -> Run:
         TrainctlError: The ranks failed, or the config, a file or a device is wrong.
     """
     from launcher.config import rules
-    from launcher.launch import begin, preflight
+    from launcher.launch import StartOptions, begin, preflight
 
     # Checked again: `model_copy` validates nothing.
     if problems := rules.broken(config):
         raise ConfigError(problems)
     preflight(config)
     provenance, overrides = _source_of(config)
-    run_dir, _ = begin(config, provenance, overrides, quiet=True)
+    run_dir, _ = begin(config, provenance, overrides, StartOptions(quiet=True))
     return Run(run_dir.path)
 
 
@@ -247,10 +247,11 @@ def resume(path: str | Path, overrides: Sequence[str] = (), allow: Sequence[str]
     Raises:
         TrainctlError: A change is not possible or not allowed, or the ranks failed.
     """
+    from launcher.launch import StartOptions
     from launcher.launch import resume as resume_run
 
     known = Run(path)
-    resume_run(known.path, overrides, allow, quiet=True)
+    resume_run(known.path, overrides, allow, StartOptions(quiet=True))
     return known
 
 

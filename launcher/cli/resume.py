@@ -33,19 +33,23 @@ def main(argv: list[str]) -> int:
         newest = _newest_below(Path("runs"))
         hint = f"; the newest is {newest}" if newest else ""
         parser.error(f"a word is missing: the run's directory{hint}")
-    from launcher.launch import follow, outer_world, resume, signals_end_launch
+    from launcher.launch import StartOptions, follow, outer_world, resume, signals_end_launch
+    from launcher.launch._early import EarlyRank, folder_of
 
     path = run_directory(words[0])
     # Importing torch in the ranks takes seconds, in which nothing else is printed.
     announce(f"resuming {_short(path)}: its ranks start in a few seconds")
     with signals_end_launch():
         if (world := outer_world()) is None:
-            resume(path, words[1:], flags.allow)
+            # It imports torch while we verify the checkpoint and compose the changes.
+            with EarlyRank(folder_of(RunDir(path))) as early:
+                resume(path, words[1:], flags.allow, StartOptions(early=early))
             return 0
         if not world.is_first:
             return follow(world)
         with world.released():
-            resume(path, [*words[1:], f"launch.processes={world.size}"], flags.allow, node=world)
+            changes = [*words[1:], f"launch.processes={world.size}"]
+            resume(path, changes, flags.allow, StartOptions(node=world))
     return 0
 
 

@@ -138,12 +138,12 @@ def _launch(
     node: OuterWorld | None = None,
 ) -> float | None:
     """Run one job to the end and return the number that a sweeper minimises."""
-    from launcher.launch import begin
+    from launcher.launch import StartOptions, begin
     from launcher.verify import certificate
 
     if (sameness := certificate.status(one.config)) is not None:
         print(f"sameness   {sameness}", flush=True)
-    _, result = begin(one.config, one.provenance, overrides, early, node=node)
+    _, result = begin(one.config, one.provenance, overrides, StartOptions(early, node))
     return None if result is None else minimised(one.config, result.scores)
 
 

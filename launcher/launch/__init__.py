@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,21 @@ if TYPE_CHECKING:
     from launcher.training.runner import Outcome
 
 
+@dataclass(frozen=True, slots=True)
+class StartOptions:
+    """How the ranks of a run are started.
+
+    Attributes:
+        early: A process that has begun to be rank 0; None where there is none.
+        node: The ranks that this process starts; None for those that `launch` says.
+        quiet: Print nothing; what rank 0 prints goes to its log.
+    """
+
+    early: EarlyRank | None = None
+    node: Node | None = None
+    quiet: bool = False
+
+
 def preflight(config: RunConfig) -> None:
     """Check files, folders and devices of all options before anything starts.
 
@@ -44,10 +60,7 @@ def begin(
     config: RunConfig,
     provenance: Mapping[str, str],
     overrides: Sequence[str],
-    early: EarlyRank | None = None,
-    *,
-    node: Node | None = None,
-    quiet: bool = False,
+    options: StartOptions,
 ) -> tuple[RunDir, Result | None]:
     """Create a run directory, write the config into it, and run to the end.
 
@@ -55,9 +68,7 @@ def begin(
         config: The resolved config.
         provenance: For every key, what set it.
         overrides: The overrides of the command line.
-        early: A process that may become rank 0.
-        node: The ranks that this process starts; None for those that `launch` says.
-        quiet: Print nothing; the output of rank 0 goes to its log.
+        options: How the ranks are started.
 
     Returns:
         The directory, and the result; None where launchers on other nodes start the ranks.
@@ -67,16 +78,11 @@ def begin(
     """
     from launcher.launch import _begin
 
-    return _begin.begin(config, provenance, overrides, early, node=node, quiet=quiet)
+    return _begin.begin(config, provenance, overrides, options)
 
 
 def resume(
-    path: Path,
-    overrides: Sequence[str],
-    allow: Sequence[str],
-    *,
-    node: Node | None = None,
-    quiet: bool = False,
+    path: Path, overrides: Sequence[str], allow: Sequence[str], options: StartOptions
 ) -> Result | None:
     """Resume a run and run it to the end.
 
@@ -84,8 +90,7 @@ def resume(
         path: The run directory.
         overrides: Settings to change, in Hydra's grammar.
         allow: Keys that may change what is computed.
-        node: The ranks that this process starts; None for those that `launch` says.
-        quiet: Print nothing.
+        options: How the ranks are started.
 
     Raises:
         TrainctlError: A change is not possible or not allowed, the directory is in use, or the
@@ -93,7 +98,7 @@ def resume(
     """
     from launcher.launch import _resume
 
-    return _resume.resume(path, overrides, allow, node=node, quiet=quiet)
+    return _resume.resume(path, overrides, allow, options)
 
 
 def join(path: Path, number: int | None) -> Result | None:
@@ -157,8 +162,9 @@ def run_program(config: RunConfig, run_dir: RunDir, module: str) -> None:
     from launcher.launch._start import start
 
     program = [sys.executable, "-P", "-m", module, str(run_dir.path)]
+    node = WholeRun(config.launch, program)
     with locked(run_dir) as lock:
-        start(config, run_dir, lock, node=WholeRun(config.launch, program), quiet=True)
+        start(config, run_dir, lock, StartOptions(node=node, quiet=True))
 
 
 def rank_main(path: str, run: Callable[[RunDir, StopFlag], Outcome]) -> int:

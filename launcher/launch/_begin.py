@@ -21,11 +21,10 @@ from launcher.errors import (
     Preempted,
     TrainctlError,
 )
-from launcher.launch._early import EarlyRank
+from launcher.launch import StartOptions
 from launcher.launch._fit import find_micro_batch_size
 from launcher.launch._lock import locked
 from launcher.launch._machine import facts, launch_recorded
-from launcher.launch._node import Node
 from launcher.launch._outcome import Result
 from launcher.launch._start import start
 from launcher.run_dir import RunDir, write_atomically
@@ -54,17 +53,14 @@ def begin(
     config: RunConfig,
     provenance: Mapping[str, str],
     overrides: Sequence[str],
-    early: EarlyRank | None = None,
-    *,
-    node: Node | None = None,
-    quiet: bool = False,
+    options: StartOptions,
 ) -> tuple[RunDir, Result | None]:
     # The lock before anything is written: no other process may take the directory for its own.
     run_dir = run_dirs.create(Path(config.run_root), config.name)
     with locked(run_dir) as lock:
         _write_down(config, provenance, overrides, run_dir)
         try:
-            return run_dir, run_ranks(config, run_dir, lock, early, node=node, quiet=quiet)
+            return run_dir, run_ranks(config, run_dir, lock, options)
         except TrainctlError as error:
             _discard_failed(run_dir, config, error)
             raise
@@ -88,18 +84,15 @@ def run_ranks(
     config: RunConfig,
     run_dir: RunDir,
     lock: Sequence[int],
-    early: EarlyRank | None = None,
-    *,
-    node: Node | None = None,
-    quiet: bool = False,
+    options: StartOptions,
 ) -> Result | None:
     """Run the ranks to the end, and print the result; used by `begin`, `resume` and `join`.
 
     Returns:
         None where launchers on other nodes will start the ranks.
     """
-    if node is None and (started := config.launch.hand_over(run_dir)) is not None:
-        if not quiet:
+    if options.node is None and (started := config.launch.hand_over(run_dir)) is not None:
+        if not options.quiet:
             print(started)  # noqa: T201 - how to start the nodes
         return None
     path = run_dir.path
@@ -107,8 +100,8 @@ def run_ranks(
     command = shlex.join(["trainctl", "resume", str(shown)])
     try:
         with launch_recorded(run_dir):
-            decided = find_micro_batch_size(config, run_dir, lock, quiet=quiet)
-            result = start(decided, run_dir, lock, early, node=node, quiet=quiet)
+            decided = find_micro_batch_size(config, run_dir, lock, quiet=options.quiet)
+            result = start(decided, run_dir, lock, options)
     except TrainctlError as error:
         stopped = isinstance(error, Preempted | Interrupted)
         saved = config.checkpoint.has_saved(run_dir)
@@ -116,7 +109,7 @@ def run_ranks(
         if not isinstance(error, ConfigError) and (saved or (stopped and not run_dir.has_rows())):
             error.add_note(f"resume with: {command}")
         raise
-    if not quiet:
+    if not options.quiet:
         saved = config.checkpoint.has_saved(run_dir)
         print_result(result, run_dir, shown, command if saved else None)
     return result

@@ -11,11 +11,13 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from launcher.launch._environment import EARLY_FD, LAUNCHER_PID, common_to_ranks, without_rank
 from launcher.launch._processes import RankProcess, signals_held, start_process
+from launcher.run_dir import RunDir
 
 # Importing torch and transformers takes seconds, in which the launcher composes the config.
 WORKER = "launcher.launch._worker"
@@ -23,14 +25,19 @@ _MESSAGE_BYTES = 1 << 20
 
 
 class EarlyRank:
-    """Starts the process, and kills it unless it becomes rank 0 (launcher's side)."""
+    """Starts the process, and kills it unless it becomes rank 0 (launcher's side).
 
-    def __init__(self) -> None:
+    Args:
+        folder: Its working directory; None for ours.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
         # -P: a launcher/ or a random.py in the user's folder must not be taken for ours or
         # Python's.
         self._command = [sys.executable, "-P", "-m", WORKER]
         self._environment = {**without_rank(), **common_to_ranks()}
-        self._folder = os.getcwd()  # noqa: PTH109 - as a string
+        here = os.getcwd()  # noqa: PTH109 - as a string
+        self._folder = here if folder is None else folder
         self._socket, theirs = socket.socketpair()
         with theirs, signals_held():
             self._process: RankProcess | None = start_process(
@@ -41,7 +48,7 @@ class EarlyRank:
                     EARLY_FD: str(theirs.fileno()),
                 },
                 rank=0,
-                folder=None,
+                folder=folder,
                 descriptors=[theirs.fileno()],
                 output=None,
             )
@@ -68,7 +75,8 @@ class EarlyRank:
         # the process now would have no effect.
         *program, path = command
         fits = program == self._command and environment == self._environment
-        if not fits or folder not in {None, self._folder} or self._process is None:
+        wanted = os.getcwd() if folder is None else folder  # noqa: PTH109 - as a string
+        if not fits or wanted != self._folder or self._process is None:
             return None
         message = {"path": path, "variables": variables, "descriptors": list(descriptors)}
         try:
@@ -97,6 +105,16 @@ class EarlyRank:
             self._process.kill()
             self._process.process.wait()
             self._process = None
+
+
+def folder_of(run_dir: RunDir) -> str | None:
+    """Return the folder of the first launch; None if it is not known or does not exist."""
+    # Relative paths of the config belong to it, and a resume may be called from anywhere.
+    try:
+        folder = json.loads(run_dir.env.read_text(encoding="utf-8"))["folder"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return folder if isinstance(folder, str) and Path(folder).is_dir() else None
 
 
 def wait_for_run() -> str | None:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from launcher.config.schema import RunConfig
 from launcher.contracts import AccumulationOption, MicroBatchSearch
 from launcher.errors import LaunchError, OutOfMemory, RankFailed
+from launcher.launch import StartOptions
 from launcher.launch._start import start
 from launcher.run_dir import RunDir, write_atomically
 
@@ -151,7 +152,7 @@ def _trial(
     config: RunConfig, trial_dir: RunDir, lock: Sequence[int], micro_batch_size: int
 ) -> Trial:
     try:
-        start(config, trial_dir, lock)
+        start(config, trial_dir, lock, StartOptions())
         fits = True
     except OutOfMemory:
         fits = False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.config.schema import RunConfig
 from launcher.errors import LaunchError
-from launcher.launch import _stored
+from launcher.launch import StartOptions, _stored
 from launcher.launch._begin import run_ranks
 from launcher.launch._environment import LAUNCHER_PID
 from launcher.launch._lock import locked
@@ -34,8 +34,8 @@ def join(path: Path, number: int | None) -> Result | None:
     # Under `launch=torchrun` and the like the launcher that has the lock is above us.
     if node.is_first and LAUNCHER_PID not in os.environ:
         with locked(run_dir) as lock:
-            return run_ranks(config, run_dir, lock, node=node)
-    run_node(config, run_dir, node, quiet=not node.is_first)
+            return run_ranks(config, run_dir, lock, StartOptions(node=node))
+    run_node(config, run_dir, StartOptions(node=node, quiet=not node.is_first))
     return None
 
 
@@ -49,7 +49,7 @@ def follow(world: OuterWorld) -> int:
     if isinstance(found, int):
         return found
     run_dir = RunDir(found)
-    run_node(RunConfig.read(run_dir.config), run_dir, world, quiet=True)
+    run_node(RunConfig.read(run_dir.config), run_dir, StartOptions(node=world, quiet=True))
     return 0
 
 

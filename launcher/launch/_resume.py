@@ -18,27 +18,21 @@ from launcher.errors import (
     Problem,
     TrainctlError,
 )
-from launcher.launch import _stored
+from launcher.launch import StartOptions, _stored
 from launcher.launch._begin import preflight, run_ranks
 from launcher.launch._lock import locked
-from launcher.launch._node import Node
 from launcher.launch._outcome import Result, completed
 from launcher.run_dir import RunDir
 
 
 def resume(
-    path: Path,
-    overrides: Sequence[str],
-    allow: Sequence[str],
-    *,
-    node: Node | None = None,
-    quiet: bool = False,
+    path: Path, overrides: Sequence[str], allow: Sequence[str], options: StartOptions
 ) -> Result | None:
     # The same directory by any path, links included.
     run_dir = RunDir(path.resolve())
 
     def say(text: str) -> None:
-        if not quiet:
+        if not options.quiet:
             print(text)  # noqa: T201 - a change of the run is shown
 
     try:
@@ -59,13 +53,13 @@ def resume(
             # Nothing has been written so far: a resume that is refused leaves the run as it was.
             _stored.adopt(run_dir, stored)
             if not changes:
-                return run_ranks(config, run_dir, lock, node=node, quiet=quiet)
+                return run_ranks(config, run_dir, lock, options)
             for change in changes:
                 say(f"{change.key}: {json.dumps(change.old)} -> {json.dumps(change.new)}")
             saved = _saved(run_dir)
             _stored.change(run_dir, config.to_json(), overrides)
             try:
-                result = run_ranks(config, run_dir, lock, node=node, quiet=quiet)
+                result = run_ranks(config, run_dir, lock, options)
             except TrainctlError as error:
                 # A run that was asked to stop continues with these settings.
                 if isinstance(error, Preempted | Interrupted) or _saved(run_dir) != saved:

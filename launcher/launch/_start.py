@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import time
@@ -15,8 +14,8 @@ from launcher.config.effects import without_effect
 from launcher.config.schema import RunConfig
 from launcher.contracts import recorded
 from launcher.errors import Hang, LaunchError, TrainctlError
-from launcher.launch import _outcome
-from launcher.launch._early import EarlyRank
+from launcher.launch import StartOptions, _outcome
+from launcher.launch._early import folder_of
 from launcher.launch._environment import HEARTBEAT_FD, LAUNCHER_PID, without_rank
 from launcher.launch._heartbeat import Heartbeats
 from launcher.launch._lock import name_ranks
@@ -33,18 +32,14 @@ def start(
     config: RunConfig,
     run_dir: RunDir,
     lock: Sequence[int],
-    early: EarlyRank | None = None,
-    *,
-    node: Node | None = None,
-    quiet: bool = False,
+    options: StartOptions,
 ) -> Result:
     """Run the ranks of a run directory to the end; raise the first failure of a rank."""
     started = time.monotonic()
-    node = node or WholeRun(config.launch)
     try:
         _outcome.clear(run_dir)
         with recorded(config) as reads:
-            result = run_node(config, run_dir, node, lock, early, quiet=quiet)
+            result = run_node(config, run_dir, options, lock)
     except TrainctlError as error:
         _outcome.write_result(run_dir, error, time.monotonic() - started)
         raise
@@ -62,13 +57,11 @@ def start(
 def run_node(
     config: RunConfig,
     run_dir: RunDir,
-    node: Node,
+    options: StartOptions,
     lock: Sequence[int] = (),
-    early: EarlyRank | None = None,
-    *,
-    quiet: bool = False,
 ) -> Result:
     """Run the ranks of one node to the end; raise the first failure of a rank of any node."""
+    node = options.node or WholeRun(config.launch)
     with ExitStack() as stack:
         heartbeats = Heartbeats(config.launch.ranks)
         stack.callback(heartbeats.close)
@@ -88,8 +81,7 @@ def run_node(
                     descriptors=[*lock, *opened.descriptors, heartbeats.descriptor],
                     ranks=supervisor.ranks,
                     heartbeats=heartbeats,
-                    early=early,
-                    quiet=quiet,
+                    options=options,
                 )
             opened.started()
             if lock:
@@ -121,22 +113,21 @@ def _start_ranks(
     descriptors: Sequence[int],
     ranks: list[RankProcess],
     heartbeats: Heartbeats,
-    early: EarlyRank | None,
-    quiet: bool,
+    options: StartOptions,
 ) -> None:
     """Start the processes, and append each to `ranks`."""
     # Appended one by one: if the next one fails to start, the supervisor kills those before it.
     command = list(opened.command or config.launch.command(run_dir))
     environment = {**without_rank(), **config.launch.environment()}
     common = {LAUNCHER_PID: str(os.getpid()), HEARTBEAT_FD: str(heartbeats.descriptor)}
-    folder = _folder(run_dir)
+    folder = folder_of(run_dir)
     with ExitStack() as stack:
         for given in opened.environments:
             rank = int(given.get("RANK", "0"))
             variables = {**common, **given}
             process = None
-            if rank == 0 and early is not None:
-                process = early.take(
+            if rank == 0 and options.early is not None:
+                process = options.early.take(
                     command,
                     environment,
                     variables=variables,
@@ -145,7 +136,7 @@ def _start_ranks(
                 )
             if process is None:
                 # Rank 0 has the console; what the others print is in their logs.
-                to_log = rank > 0 or quiet
+                to_log = rank > 0 or options.quiet
                 output = stack.enter_context(_open_log(run_dir.log(rank))) if to_log else None
                 process = start_process(
                     command,
@@ -164,13 +155,3 @@ def _open_log(path: pathlib.Path) -> BinaryIO:
         return path.open("ab")
     except OSError as error:
         raise LaunchError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _folder(run_dir: RunDir) -> str | None:
-    # Relative paths of the config belong to the folder of the first launch, and a resume may be
-    # called from anywhere.
-    try:
-        folder = json.loads(run_dir.env.read_text(encoding="utf-8"))["folder"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return folder if isinstance(folder, str) and pathlib.Path(folder).is_dir() else None

@@ -22,6 +22,7 @@ from typing_extensions import override
 from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.errors import DataError, NonFinite, Preempted
+from launcher.launch import StartOptions
 from launcher.launch._heartbeat import Heartbeat
 from launcher.launch._lock import locked
 from launcher.launch._outcome import Result
@@ -67,7 +68,7 @@ def launch(path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0) -
     config = default_config().model_copy(update={"launch": StandIn.model_construct(**values)})
     run_dir = RunDir(path)
     with locked(run_dir) as lock:
-        return start(config, run_dir, lock)
+        return start(config, run_dir, lock, StartOptions())
 
 
 @contextmanager
@@ -98,6 +99,11 @@ class Rank:
         """Wait for another rank's file."""
         while not (self.path / name).exists():
             time.sleep(0.01)
+
+    def finish_step(self, step: int) -> None:
+        """Report a step, and leave a file whose time is that of its end."""
+        self.beat("step", step)
+        self.say(f"step-{self.number}")
 
     def train(self, steps: int = 10**9) -> None:
         """Make progress until a signal."""
@@ -162,7 +168,7 @@ def bug(rank: Rank) -> None:
 
 
 def stopped(rank: Rank) -> None:
-    rank.beat("step", 4)
+    rank.finish_step(4)
     if rank.number == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     rank.await_("never")
@@ -172,7 +178,7 @@ def sleeps(rank: Rank) -> None:
     """The last rank sleeps in a step; the others wait for it in a collective."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     with group(rank, size):
-        rank.beat("step", 4)
+        rank.finish_step(4)
         if rank.number == size - 1:
             rank.await_("never")
         import torch

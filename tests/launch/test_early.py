@@ -30,6 +30,13 @@ def gone(pid: int) -> bool:
         return True
 
 
+def assert_ends(pid: int) -> None:
+    deadline = time.monotonic() + 5
+    while not gone(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def trainctl(trainctl_as_installed: Console) -> Console:
     """The command; forked processes would have imported the real torch already."""
@@ -71,10 +78,24 @@ def test_it_dies_with_its_launcher(
     _, err = process.communicate()
     assert process.returncode == status, err
     assert "Traceback" not in err
-    deadline = time.monotonic() + 5
-    while not gone(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert_ends(pid)
+
+
+def test_resume_starts_it_before_it_verifies_the_run(
+    trainctl: Console, torch_that_sleeps: Path
+) -> None:
+    run = RunDir(trainctl.folder / "run")
+    run.path.mkdir()
+    run.config.write_text("{}")
+    run.command.touch()
+    # Nobody writes into it: resume waits where it reads the checksum of the config.
+    os.mkfifo(run.record)
+    process = trainctl.start("resume", str(run.path))
+    pid = importer(torch_that_sleeps)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == Preempted.exit_status, err
+    assert_ends(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])

@@ -124,6 +124,16 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     assert all(gone(pid) for pid in pids(tmp_path, 2))
 
 
+def assert_found_in_time(path: Path, timeout_s: float) -> None:
+    """A hang is the result of a run within `launch.timeout_s` and 5 s of the last finished step.
+
+    By the times of the run's files. Of the 5 s, the launcher uses two looks at the heartbeats (a
+    tenth of the timeout each, 1 s at most) and up to 2 s in which the ranks write their stacks.
+    """
+    last = max(file.stat().st_mtime for file in path.glob("step-*"))
+    assert (path / "result.json").stat().st_mtime - last <= timeout_s + 5
+
+
 def test_a_stopped_rank_is_a_hang(tmp_path: Path) -> None:
     with pytest.raises(Hang) as caught:
         launch(tmp_path, "stopped", timeout_s=1.0)
@@ -135,6 +145,7 @@ def test_a_stopped_rank_is_a_hang(tmp_path: Path) -> None:
     assert "in await_" in (tmp_path / "logs/rank-0.log").read_text()
     assert "cannot write its stacks" in (tmp_path / "logs/rank-1.log").read_text()
     assert result(tmp_path)["exit_status"] == 12
+    assert_found_in_time(tmp_path, 1.0)
     assert all(gone(pid) for pid in pids(tmp_path, 2))
 
 
@@ -149,6 +160,7 @@ def test_a_rank_that_others_wait_for_in_a_collective_is_named(tmp_path: Path, ra
     logs = [(tmp_path / f"logs/rank-{rank}.log").read_text() for rank in range(ranks)]
     assert ["in all_reduce" in log for log in logs] == [True, False][-ranks:]
     assert "in await_" in logs[-1]
+    assert_found_in_time(tmp_path, 1.0)
     assert all(gone(pid) for pid in pids(tmp_path, ranks))
 
 
