@@ -236,6 +236,8 @@ class PrecisionOption(DeviceOption):
 
     master_dtype: ClassVar[DType] = "float32"
     """Format of the weights that the optimizer updates, as torch names it."""
+    autocast_dtype: ClassVar[DType | None] = None
+    """Format of matrix products under torch's autocast; None without autocast."""
 
     def state_bytes(self, elements: int) -> Mapping[str, int]:
         """Return the bytes kept in addition to the optimizer's state, by purpose.

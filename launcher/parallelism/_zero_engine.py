@@ -82,6 +82,8 @@ class ZeroEngine(DistributedEngine):
         """Let the local parameters share memory with what DeepSpeed keeps on this rank."""
         self._shards: dict[Tensor, Shard] = {}
         self._ranges: dict[nn.Parameter, slice] = {}
+        # Not buffers, and in stages 1 and 2 not what is not trained: those are whole on every rank.
+        self._split: set[str] = set()
         flat = self._partitions.flat.detach()
         for name, param in self._params.items():
             local = self._locals[name]
@@ -89,12 +91,14 @@ class ZeroEngine(DistributedEngine):
                 part = self._partitions.frozen_part(param)
                 if part is None:
                     local.data = param.detach()
+                    self._shards[local] = Shard.whole(name, param.shape)
                     continue
                 local.data, start = part
             else:
                 offset, start, numel = self._partitions.range_of(param)
                 self._ranges[local] = slice(offset, offset + numel)
                 local.data = flat[self._ranges[local]]
+            self._split.add(name)
             shape = self._partitions.shape_of(param)
             self._shards[local] = Shard.flat_range(name, shape, start, local.numel())
 
@@ -116,9 +120,9 @@ class ZeroEngine(DistributedEngine):
         }
 
     def _held(self, name: str, tensor: Tensor) -> Tensor | LocalShard:
-        local = self._locals.get(name)
-        if local not in self._shards:
+        if name not in self._split:
             return tensor
+        local = self._locals[name]
         return LocalShard(local.detach(), self._shards[local])
 
     @override

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -172,6 +173,9 @@ def import_deepspeed(device_type: str) -> ModuleType:
     from deepspeed import ops
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # It calls a function that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", r".*all_gather_into_tensor.*", FutureWarning)
+    warnings.filterwarnings("ignore", r".*reduce_scatter_tensor.*", FutureWarning)
     # Otherwise it probes compilers and builds a library for all-reduces on the CPU, for minutes.
     if "__compatible_ops__" not in vars(ops):
         ops.__compatible_ops__ = {}

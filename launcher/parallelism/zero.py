@@ -9,7 +9,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, Engine, EngineParts, Layout, ParallelismOption
-from launcher.errors import Problem
+from launcher.errors import DataError, Problem
+from launcher.parallelism import _zero_json
 
 
 class Zero(ParallelismOption):
@@ -47,6 +48,9 @@ class Zero(ParallelismOption):
     """Parameters with fewer elements stay whole on every rank (stage 3)."""
     live_elements: int = Field(ge=0, le=10**13)
     """Largest number of gathered parameters at a time (stage 3)."""
+    config: str | None
+    """File of a DeepSpeed config (JSON) with further settings; null for none. What it says of
+    optimizer, precision, clipping and batch sizes must be as in trainctl's config, or `auto`."""
 
     @override
     def layout(self, ranks: int) -> Layout:
@@ -67,6 +71,37 @@ class Zero(ParallelismOption):
                 "needs parallelism.offload_optimizer=true: DeepSpeed updates offloaded parameters "
                 "in the host's memory",
             )
+
+        if self.config is not None:
+            # The file must not add keys to what it is compared with.
+            alone = self.model_copy(update={"config": None})
+            generated = alone.deepspeed_config(self.reduce_bucket_elements)
+            try:
+                yield from _zero_json.problems(self.config, generated, self._origins(), config)
+            except DataError:
+                return  # preflight reports it
+
+    @override
+    def preflight(self) -> None:
+        if self.config is not None:
+            _zero_json.read(self.config)
+
+    def _origins(self) -> Mapping[str, str]:
+        """Return the setting behind each key of DeepSpeed's config."""
+        names = {
+            "stage": "stage",
+            "overlap_comm": "overlap_comm",
+            "reduce_bucket_size": "reduce_bucket_elements",
+            "allgather_bucket_size": "gather_bucket_elements",
+            "stage3_prefetch_bucket_size": "prefetch_elements",
+            "stage3_param_persistence_threshold": "persistence_elements",
+            "stage3_max_live_parameters": "live_elements",
+            "offload_optimizer.device": "offload_optimizer",
+            "offload_optimizer.pin_memory": "pin_memory",
+            "offload_param.device": "offload_params",
+            "offload_param.pin_memory": "pin_memory",
+        }
+        return {f"zero_optimization.{k}": f"parallelism.{v}" for k, v in names.items()}
 
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
@@ -107,7 +142,8 @@ class Zero(ParallelismOption):
                 # One step of the optimizer for all parameters, not one for each gigabyte.
                 "sub_group_size": 10**15,
             }
-        return {
+        tuned = {} if self.config is None else _zero_json.tuning(self.config)
+        return tuned | {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             # Left out, it would be 1.0.
@@ -115,7 +151,7 @@ class Zero(ParallelismOption):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,
-            "zero_optimization": zero,
+            "zero_optimization": tuned.get("zero_optimization", {}) | zero,
         }
 
     @override

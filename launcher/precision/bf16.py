@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 class Bf16(FullEvalOption):
     """Autocast to bfloat16 over float32 master weights; its range is float32's: no loss scaling."""
+
+    autocast_dtype: ClassVar[DType | None] = "bfloat16"
 
     kind: Literal["bf16"]
 

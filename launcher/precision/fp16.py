@@ -34,6 +34,8 @@ class Fp16(FullEvalOption):
     An update whose gradients overflow is skipped, and the scale is halved; the schedule continues.
     """
 
+    autocast_dtype: ClassVar[DType | None] = "float16"
+
     kind: Literal["fp16"]
     init_scale: Scale
     """Factor on the loss at the start; a power of two."""

@@ -323,17 +323,22 @@ PARALLELISM = ["ddp", *FSDP_PRESETS, "single", *ZERO]
 
 
 @pytest.mark.parametrize("name", ZERO)
-def test_every_leaf_reaches_deepspeed(name: str) -> None:
+def test_every_leaf_reaches_deepspeed(name: str, tmp_path: Path) -> None:
     """But those that a stage ignores, and says so."""
 
     def generated(option: Any) -> Any:
         return option.deepspeed_config(10**12)
 
+    file = tmp_path / "deepspeed.json"
+    file.write_text('{"wall_clock_breakdown": true}')
     option = option_of("parallelism", preset("parallelism", name))
     launch = option_of("launch", preset("launch", "local") | {"processes": 2})
     config = toy().model_copy(update={"launch": launch, "parallelism": option})
     found = without_witness(
-        partial(option_of, "parallelism"), option.model_dump(), {"": generated}, {}
+        partial(option_of, "parallelism"),
+        option.model_dump(),
+        {"": generated},
+        {"config": Hint((str(file),))},
     )
     assert sorted(found) == sorted(option.not_applicable(config))
 

@@ -1,0 +1,250 @@
+"""What only ZeRO does: flat shards of every parameter, whole weights on request, no compiler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from typing_extensions import override
+
+from launcher.contracts import (
+    BatchPlan,
+    Engine,
+    EngineParts,
+    LocalShard,
+    ParallelismOption,
+    Request,
+    Snapshot,
+    World,
+)
+from launcher.training.batches import Windows
+from tests.checkpoint.sharded import bits, store
+from tests.contract.engine_bench import (
+    CLIPPINGS,
+    LENGTH,
+    VOCABULARY,
+    WIDTH,
+    InFormat,
+    NextToken,
+    Ragged,
+    optimizer_option,
+    option,
+)
+from tests.distributed import run_on_ranks
+
+SAMPLES_PER_STEP = 12
+
+
+class Branching(nn.Module):
+    """A frozen layer, tied weights, a layer of some micro-batches and one that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.frozen = nn.Linear(WIDTH, WIDTH)
+        self.frozen.requires_grad_(False)
+        self.idle = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+        self.head.weight = self.embed.weight
+
+    @override
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(torch.tanh(self.frozen(self.embed(ids)))))
+        return logits
+
+
+def parallelism(name: str, *words: str) -> ParallelismOption:
+    ranks = 1 if name == "single" else 2
+    more = ["accumulation.samples_per_step=12", "accumulation.micro_batch_size=1"]
+    found: ParallelismOption = option(
+        "parallelism", f"parallelism={name}", f"launch.processes={ranks}", *words, *more
+    )
+    return found
+
+
+# Tiny parameters would all stay whole.
+Z3 = ("zero3", "parallelism.persistence_elements=0")
+OFFLOAD = ("zero_offload", "parallelism.persistence_elements=20")
+
+
+def start(words: tuple[str, ...], *, done: int = 0, optimizer: str = "adamw") -> Any:
+    """An engine on this rank, and its windows from a step on."""
+    chosen = parallelism(*words)
+    size = dist.get_world_size()
+    world = World(dist.get_rank(), size, dist.get_rank(), "cpu", chosen.layout(size))
+    plan = BatchPlan(SAMPLES_PER_STEP // 2 // size, 2, size, LENGTH)
+    torch.manual_seed(0)
+    parts = EngineParts(
+        module=Branching(),
+        task=NextToken(),
+        optimizer=optimizer_option(optimizer),
+        precision=InFormat(kind="in_format", float64=False),
+        clipping=CLIPPINGS["norm"],
+        skip_nonfinite=False,
+        world=world,
+        plan=plan,
+        requests=lambda: Request.NONE,
+    )
+    engine: Engine = chosen.build(parts)
+    windows = Windows(
+        Ragged(96, seed=7),
+        plan,
+        seed=0,
+        data_rank=world.data_rank,
+        start=done * SAMPLES_PER_STEP,
+        stop=None,
+    )
+    return engine, iter(windows)
+
+
+def train(engine: Engine, windows: Any, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        losses.append(engine.forward_backward(next(windows)).item())
+        losses.append(engine.update(1e-2).grad_norm.item())
+    return losses
+
+
+def weights(engine: Engine) -> dict[str, Tensor]:
+    """Whole weights, on rank 0."""
+    with engine.full_module() as module:
+        if module is None:
+            return {}
+        assert not module.training
+        return {name: param.detach().clone() for name, param in module.named_parameters()}
+
+
+def trained(words: tuple[str, ...], optimizer: str) -> tuple[list[float], dict[str, Tensor]]:
+    engine, windows = start(words, optimizer=optimizer)
+    losses = train(engine, windows, 3)
+    found = losses, weights(engine)
+    engine.close()
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("words", [("zero1",), ("zero2",), Z3, OFFLOAD], ids=lambda w: w[0])
+def test_frozen_tied_and_unused_parameters(words: tuple[str, ...], optimizer: str) -> None:
+    [(expected, whole)] = run_on_ranks(trained, ("single",), optimizer, ranks=1)
+    (losses, found), (others, _) = run_on_ranks(trained, words, optimizer)
+    assert losses == others
+    assert losses == pytest.approx(expected, rel=1e-6)
+    assert found.keys() == whole.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-6)
+    # They never had a gradient: no weight decay either.
+    torch.manual_seed(0)
+    fresh = Branching()
+    assert torch.equal(found["idle.weight"], fresh.idle.weight)
+    assert torch.equal(found["frozen.weight"], fresh.frozen.weight)
+
+
+def held(engine: Engine) -> dict[str, Any]:
+    """Copies of what this rank holds."""
+    return {
+        name: LocalShard(value.tensor.clone(), value.shard)
+        if isinstance(value, LocalShard)
+        else value.clone()
+        for name, value in engine.state().items()
+    }
+
+
+def leg(path: Path, words: tuple[str, ...], first: int, steps: int) -> list[float]:
+    """Load the newest checkpoint, train some steps, save."""
+    engine, windows = start(words, done=first)
+    checkpoints = store(path)
+    if first:
+        snapshot = checkpoints.load(engine.state())
+        assert snapshot is not None
+        engine.load_state(snapshot.engine)
+        # What was loaded is there before the first update.
+        assert same(engine.state(), snapshot.engine)
+    losses = train(engine, windows, steps)
+    checkpoints.save(
+        Snapshot(
+            step=first + steps,
+            engine=engine.state(),
+            train_state={"step": first + steps},
+            rng={"torch": torch.zeros(1, dtype=torch.uint8)},
+            config="{}",
+            data_fingerprint="data",
+        )
+    )
+    checkpoints.close()
+    engine.close()
+    return losses
+
+
+def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(bits(v) == bits(other[k]) for k, v in one.items())
+
+
+LEGS = [(("zero2",), 2), (("single",), 1), (("ddp", "parallelism.find_unused_parameters=true"), 2)]
+LEGS += [(Z3, 2), (OFFLOAD, 2), (("zero1",), 2), (("single",), 1)]
+
+
+def test_a_state_moves_between_engines(tmp_path: Path) -> None:
+    for name in ("alone", "moved"):
+        (tmp_path / name).mkdir()
+    [expected] = run_on_ranks(leg, tmp_path / "alone", ("single",), 0, len(LEGS), ranks=1)
+    found = []
+    for place, (words, ranks) in enumerate(LEGS):
+        losses, *others = run_on_ranks(leg, tmp_path / "moved", words, place, 1, ranks=ranks)
+        assert all(other == losses for other in others)
+        found += losses
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def resumed(words: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """States after four steps: in one go, and with a resume after the second."""
+    first, windows = start(words)
+    train(first, windows, 2)
+    saved = held(first)
+    train(first, windows, 2)
+    second, windows = start(words, done=2)
+    second.load_state(saved)
+    train(second, windows, 2)
+    return held(first), held(second)
+
+
+@pytest.mark.parametrize("words", [("zero2",), Z3], ids=lambda w: w[0])
+def test_a_resume_on_the_same_ranks_continues_bitwise(words: tuple[str, ...]) -> None:
+    for first, second in run_on_ranks(resumed, words):
+        assert same(first, second)
+        shards = [value for value in first.values() if isinstance(value, LocalShard)]
+        assert any(not shard.shard.is_whole for shard in shards)
+
+
+def evaluated_otherwise(words: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights for evaluation and for training of a schedule-free optimizer, on every rank."""
+    engine, windows = start(words, optimizer="schedule_free_adamw")
+    train(engine, windows, 3)
+    found = weights(engine)
+    train(engine, windows, 1)
+    return found, weights(engine)
+
+
+def test_weights_for_evaluation_reach_the_module() -> None:
+    [expected] = run_on_ranks(evaluated_otherwise, ("single",), ranks=1)
+    found, _ = run_on_ranks(evaluated_otherwise, ("zero2",))
+    for own, other in zip(found, expected, strict=True):
+        for name, weight in other.items():
+            torch.testing.assert_close(own[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def built(folder: Path) -> bool:
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    trained(("zero1",), "adamw")
+    trained(OFFLOAD, "adamw")
+    return folder.exists()
+
+
+def test_nothing_is_compiled(tmp_path: Path) -> None:
+    assert run_on_ranks(built, tmp_path / "extensions") == [False, False]
