@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
+from launcher.contracts import DType
 from launcher.precision._options import FullEvalOption
 
 if TYPE_CHECKING:

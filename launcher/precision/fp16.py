@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import override
 
+from launcher.contracts import DType
 from launcher.precision._options import FullEvalOption
 
 if TYPE_CHECKING:

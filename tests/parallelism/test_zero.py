@@ -187,7 +187,7 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 LEGS = [(("zero2",), 2), (("single",), 1), (("ddp", "parallelism.find_unused_parameters=true"), 2)]
-LEGS += [(Z3, 2), (OFFLOAD, 2), (("zero1",), 2), (("single",), 1)]
+LEGS += [(Z3, 2), (("zero1",), 2)]
 
 
 def test_a_state_moves_between_engines(tmp_path: Path) -> None:
