@@ -234,7 +234,7 @@ class SchedulerOption(Option):
 class PrecisionOption(DeviceOption):
     """Number formats of parameters, computation and reductions."""
 
-    master_dtype: ClassVar[DType] = "float32"
+    master_dtype: ClassVar[DType | Literal["float64"]] = "float32"
     """Format of the weights that the optimizer updates, as torch names it."""
     autocast_dtype: ClassVar[DType | None] = None
     """Format of matrix products under torch's autocast; None without autocast."""

@@ -23,7 +23,7 @@ class Bf16Pure(PrecisionOption):
     Gradients are accumulated in bfloat16 as well: prefer few micro-batches.
     """
 
-    master_dtype: ClassVar[DType] = "bfloat16"
+    master_dtype: ClassVar[DType | Literal["float64"]] = "bfloat16"
 
     kind: Literal["bf16_pure"]
     rounding: Literal["kahan", "stochastic"]

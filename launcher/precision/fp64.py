@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from typing_extensions import override
 
+from launcher.contracts import DType
 from launcher.precision._options import FullEvalOption
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class Fp64(FullEvalOption):
     """
 
     devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
+    master_dtype: ClassVar[DType | Literal["float64"]] = "float64"
 
     kind: Literal["fp64"]
 

@@ -66,6 +66,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:
     [
         (["optimizer=adamw_8bit"], "adamw_8bit cannot update shards"),
         (["precision=bf16_pure"], "must keep weights in float32"),
+        (["precision=fp64"], "must keep weights in float32"),
         (["parallelism.offload_params=true"], "needs stage 3"),
     ],
 )
