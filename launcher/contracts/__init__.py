@@ -43,14 +43,13 @@ from launcher.contracts.group_options import (
     LaunchOption,
     LoggingOption,
     MicroBatchSearch,
-    ModelLimits,
-    ModelOption,
     ObserverOption,
     ParallelismOption,
     PrecisionOption,
     SchedulerOption,
     TaskOption,
 )
+from launcher.contracts.model import ModelLimits, ModelOption
 from launcher.contracts.observers import (
     LogContext,
     Observer,

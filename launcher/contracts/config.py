@@ -11,13 +11,13 @@ if TYPE_CHECKING:
         DataOption,
         LaunchOption,
         LoggingOption,
-        ModelOption,
         ObserverOption,
         ParallelismOption,
         PrecisionOption,
         SchedulerOption,
         TaskOption,
     )
+    from launcher.contracts.model import ModelOption
     from launcher.contracts.optimizer import OptimizerOption
 
 
