@@ -188,7 +188,14 @@ class Execution:
         # Checked before saving: retention would replace the last good checkpoints by bad ones.
         weights = {name: value for name, value in engine.items() if name.startswith("model.")}
         params = {f"model.{name}" for name in param_names(self._parts.module)}
-        check_weights(self._parts.engine, weights, params, step=state.step, purpose="saved")
+        check_weights(
+            self._parts.engine,
+            weights,
+            params,
+            step=state.step,
+            purpose="saved",
+            has_checkpoint=self._store.has_any,
+        )
         state = with_memory(state, self._observers)
         if due is not None:
             state = with_evaluation_due(state, due)

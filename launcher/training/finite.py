@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ def check_weights(
     *,
     step: int,
     purpose: str,
+    has_checkpoint: Callable[[], bool],
 ) -> None:
     """Raise Diverged on all ranks if a weight of any rank is NaN or infinite.
 
@@ -40,6 +41,7 @@ def check_weights(
         params: Names of the parameters.
         step: Optimizer steps done.
         purpose: For the message: `saved` or `exported`.
+        has_checkpoint: Returns True if the run can be resumed; collective.
     """
     bad = nonfinite(weights, params)
     found = engine.agree(Request.STOP_NONFINITE if bad else Request.NONE)
@@ -47,10 +49,14 @@ def check_weights(
         return
     more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     where = f"in {', '.join(bad[:_NAMED])}{more}" if bad else "on another rank"
+    advice = (
+        "checkpoints of earlier steps are kept. Resume from the newest checkpoint"
+        if has_checkpoint()
+        else "no checkpoint was saved before. Start again"
+    )
     raise Diverged(
-        f"step {step}: the weights are not finite ({where}): they are not {purpose}; checkpoints "
-        "of earlier steps are kept. Resume from the newest one with a lower optimizer.lr, or a "
-        "max_grad_norm"
+        f"step {step}: the weights are not finite ({where}): they are not {purpose}; {advice} "
+        "with a lower optimizer.lr, or a max_grad_norm"
     )
 
 

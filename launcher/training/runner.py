@@ -100,7 +100,7 @@ def run(
             beat("end", state.step)
         if state.stopped is not None:
             _log.info("stopped after step %d: %s", state.step, state.stopped)
-        sample = _export(config, run_dir, parts, state.step)
+        sample = _export(config, run_dir, parts, store, state.step)
         return Outcome(state, execution.scores, parts.references, sample, execution.best)
 
 
@@ -139,12 +139,21 @@ def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainSt
     return state
 
 
-def _export(config: RunConfig, run_dir: RunDir, parts: Parts, step: int) -> str | None:
+def _export(
+    config: RunConfig, run_dir: RunDir, parts: Parts, store: CheckpointStore, step: int
+) -> str | None:
     """Export the trained model, and return a sample of its output if the task has one."""
     with parts.engine.full_module() as module:
         weights = {} if module is None else named_tensors(module)
         names = param_names(parts.module)
-        check_weights(parts.engine, weights, names, step=step, purpose="exported")
+        check_weights(
+            parts.engine,
+            weights,
+            names,
+            step=step,
+            purpose="exported",
+            has_checkpoint=store.has_any,
+        )
         if module is None:
             return None
         if config.checkpoint.export:

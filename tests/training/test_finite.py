@@ -89,8 +89,20 @@ def test_they_push_out_no_good_checkpoint(
     assert error is not None
     assert "step 6: the weights are not finite (in model." in str(error)
     assert "max_grad_norm" in str(error)
+    assert "Resume from the newest checkpoint" in str(error)
     assert steps(run_dir) == [2, 4]
     assert not run_dir.export.exists()
+
+
+def test_the_first_save_has_no_checkpoint_to_resume_from(
+    train: Callable[..., tuple[RunDir, Diverged | None]],
+) -> None:
+    words = ("checkpoint.every_steps=2", "scheduler=constant", "on_nonfinite=skip")
+    run_dir, error = train(*words, "max_steps=4", lr=1e39)
+    assert error is not None
+    assert "no checkpoint was saved before. Start again with a lower" in str(error)
+    assert "esume" not in str(error)
+    assert steps(run_dir) == []
 
 
 def test_they_are_not_exported_where_nothing_is_saved(
@@ -137,7 +149,14 @@ def check_on(bad_rank: int) -> str:
         nn.init.constant_(module.bias, NAN)
     weights = {name: param.detach() for name, param in module.named_parameters()}
     try:
-        check_weights(Agreeing(), weights, weights.keys(), step=4, purpose="saved")  # type: ignore[arg-type]
+        check_weights(
+            Agreeing(),  # type: ignore[arg-type]
+            weights,
+            weights.keys(),
+            step=4,
+            purpose="saved",
+            has_checkpoint=lambda: True,
+        )
     except Diverged as error:
         return str(error)
     return ""
