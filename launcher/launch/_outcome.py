@@ -26,6 +26,8 @@ _TAIL_BYTES = 65_536
 _CONSEQUENCE = 2
 # Another node's launcher sees the end of its rank, and writes it to a file system of the network.
 _CAUSE_S = 5.0
+# After a hang: all launchers look at the same intervals, and the error must come within seconds.
+_CAUSE_OF_HANG_S = 2.0
 _POLL_S = 0.1
 # Frames in which a rank calls, or waits for, other ranks.
 _COLLECTIVE = re.compile(r'File "[^"]*torch/(distributed|autograd|nn/parallel)/')
@@ -94,7 +96,7 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess], *, has_others: bool =
                 # A rank that a signal killed left no record: only its own launcher knows.
                 error = _error(run_dir, ended.rank, None, ended, len(ranks))
                 record_failed(run_dir, ended.rank, error)
-        failures, records = _await_cause(run_dir, ranks)
+        failures, records = _await_cause(run_dir, ranks, _CAUSE_S)
     if failures:
         first = min(failures)
         process = next((rank for rank in ranks if rank.rank == first.rank), None)
@@ -105,7 +107,7 @@ def outcome(run_dir: RunDir, ranks: Sequence[RankProcess], *, has_others: bool =
 
 def cause_elsewhere(run_dir: RunDir, ranks: Sequence[RankProcess]) -> TrainctlError | None:
     """Return what another launcher recorded as the cause of a failure here, if anything."""
-    failures, records = _await_cause(run_dir, ranks)
+    failures, records = _await_cause(run_dir, ranks, _CAUSE_OF_HANG_S)
     first = min(failures)
     if first.severity >= _CONSEQUENCE:
         return None
@@ -140,10 +142,10 @@ class FailuresElsewhere:
 
 
 def _await_cause(
-    run_dir: RunDir, ranks: Sequence[RankProcess]
+    run_dir: RunDir, ranks: Sequence[RankProcess], seconds: float
 ) -> tuple[list[_Failure], dict[int, dict[str, Any]]]:
     """Read all failures; while all are consequences, give another launcher time for the cause."""
-    deadline = time.monotonic() + _CAUSE_S
+    deadline = time.monotonic() + seconds
     while True:
         failures, records = _failures(run_dir, ranks)
         if min(failures).severity < _CONSEQUENCE or time.monotonic() > deadline:
