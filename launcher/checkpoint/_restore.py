@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # Shape of the full tensor and dtype, by name.
-Kinds = Mapping[str, tuple[tuple[int, ...], Any]]
+Specs = Mapping[str, tuple[tuple[int, ...], Any]]
 
+# Most names of tensors in a message.
 _NAMED = 5
 # Prefixes of entries that are returned as new tensors. Generators have no live tensors; a run that
 # resumes in another number format does not use the state of the old one.
@@ -39,7 +40,7 @@ def restore(path: Path, manifest: Manifest, live: State, ranks: Ranks) -> Snapsh
     """
     opened: list[Index] = []
 
-    def describe() -> tuple[Kinds, Kinds]:
+    def describe() -> tuple[Specs, Specs]:
         from launcher.checkpoint._index import Index
 
         sizes = {name: record.size for name, record in manifest.files.items()}
@@ -51,7 +52,7 @@ def restore(path: Path, manifest: Manifest, live: State, ranks: Ranks) -> Snapsh
     # Two rounds: no rank changes its tensors before all have found that the checkpoint fits. The
     # index is one file, so that rank 0's is compared.
     ranks.share(
-        describe, lambda kinds: _check_same_model(path, kinds[0][0], [own for _, own in kinds])
+        describe, lambda specs: _check_same_model(path, specs[0][0], [own for _, own in specs])
     )
     read: list[Snapshot] = []
     ranks.share(
@@ -95,19 +96,19 @@ def _readable(path: Path, read: Callable[[], T]) -> T:
         raise CheckpointError(f"{path} verified but could then not be read: {error}") from error
 
 
-def _check_same_model(path: Path, saved: Kinds, lives: Sequence[Kinds]) -> None:
+def _check_same_model(path: Path, saved: Specs, lives: Sequence[Specs]) -> None:
     """Compare saved names, shapes and dtypes with the live tensors of all ranks."""
     # All optimizer entries of a parameter may be missing: no update had reached it. The state of a
     # number format is not compared: a run may resume in another format.
-    saved = {name: kind for name, kind in saved.items() if not name.startswith(_FRESH)}
+    saved = {name: spec for name, spec in saved.items() if not name.startswith(_FRESH)}
     pairs = {
-        (name, kind) for live in lives for name, kind in live.items() if not name.startswith(_FRESH)
+        (name, spec) for live in lives for name, spec in live.items() if not name.startswith(_FRESH)
     }
     names = {name for name, _ in pairs}
     differing = [
-        f"{name} is {_describe(saved[name])}, expected {_describe(kind)}"
-        for name, kind in pairs
-        if name in saved and saved[name] != kind
+        f"{name} is {_describe(saved[name])}, expected {_describe(spec)}"
+        for name, spec in pairs
+        if name in saved and saved[name] != spec
     ]
     params = {name.removeprefix("model.") for name in names if name.startswith("model.")}
     reached = {param_of(name, params) for name in saved} | {None}
@@ -125,8 +126,8 @@ def _check_same_model(path: Path, saved: Kinds, lives: Sequence[Kinds]) -> None:
         )
 
 
-def _describe(kind: tuple[tuple[int, ...], Any]) -> str:
-    shape, dtype = kind
+def _describe(spec: tuple[tuple[int, ...], Any]) -> str:
+    shape, dtype = spec
     return f"{shape} {str(dtype).removeprefix('torch.')}"
 
 

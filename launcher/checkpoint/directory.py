@@ -35,7 +35,7 @@ class Directory(CheckpointOption):
 
     @override
     def has_saved(self, run_dir: RunDir) -> bool:
-        # A kill between the renames of `publish` leaves only the replaced one.
+        # A kill between the renames of `publish` leaves only the replaced checkpoint.
         names = ("step-*", ".replaced-step-*")
         return any(True for name in names for _ in run_dir.checkpoints.glob(name))
 

@@ -21,8 +21,8 @@ VERBS = {
     "explain": "a key's value, and everything that wrote it",
     "diff": "what differs between two configs",
     "schema": "JSON schema of the config, for editors",
-    "params": "parameters and shapes of the model",
-    "memory": "what the run will need of a device",
+    "params": "every parameter, its shape and its optimizer group",
+    "memory": "memory of weights, gradients and optimizer state",
 }
 
 

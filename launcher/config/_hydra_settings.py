@@ -62,7 +62,7 @@ _ALLOWED_BELOW = ("hydra.sweeper.params.", "hydra.sweeper.sampler.")
 _GROUPS = re.compile(r"hydra/(launcher|sweeper)(/\w+)*")
 # Written by Hydra at each composition; nothing executes them.
 _RECORDED = ("hydra.runtime.", "hydra.overrides.", "hydra.job.", "hydra.mode")
-_INSTEAD = {
+_ADVICE = {
     "hydra.searchpath": "name the folder with --config-dir",
     "hydra.run": "write run_root=DIR and name=NAME",
     "hydra.job.name": "write name=NAME",
@@ -76,8 +76,10 @@ _INSTEAD = {
     "hydra.hydra_logging": "choose logging=OPTION",
     "hydra.callbacks": "choose observer=OPTION",
 }
-_ELSE = "leave it out; only the size and place of a sweep can be set, with hydra.sweep.dir, "
-_ELSE += "hydra.launcher.*, hydra.sweeper.*, hydra/launcher=NAME and hydra/sweeper=NAME"
+_GENERAL_ADVICE = (
+    "leave it out; only the size and place of a sweep can be set, with hydra.sweep.dir, "
+)
+_GENERAL_ADVICE += "hydra.launcher.*, hydra.sweeper.*, hydra/launcher=NAME and hydra/sweeper=NAME"
 
 
 def no_code(key: str) -> str:
@@ -119,8 +121,10 @@ def refusal(key: str, value: Any, *, chosen: bool = False) -> str | None:
 
 
 def _instead(key: str) -> str:
-    cure = next((cure for known, cure in _INSTEAD.items() if f"{key}.".startswith(f"{known}.")), "")
-    return f"{NOT_ALLOWED}; {cure or _ELSE}"
+    advice = next(
+        (advice for known, advice in _ADVICE.items() if f"{key}.".startswith(f"{known}.")), ""
+    )
+    return f"{NOT_ALLOWED}; {advice or _GENERAL_ADVICE}"
 
 
 def _not_plain(value: Any) -> str | None:
@@ -179,7 +183,7 @@ class CheckedLoader(NoSearchPathLoader):
         try:
             packaged = _plain(self._packaged().load_configuration(None, words, run_mode))
         except HydraException:
-            reason = "must be an option that Hydra or an installed plugin brings"
+            reason = "must be an option of Hydra or of an installed plugin"
             yield Problem(" ".join(words), reason)
             return
         expected = dict(leaves({"hydra": packaged})) | QUIET

@@ -30,8 +30,8 @@ def not_applicable(config: RunConfig) -> dict[str, str]:
 
 def typed_without_effect(config: RunConfig, origin: Callable[[str], str]) -> Iterator[Problem]:
     """Yield the settings of the command line that have no effect."""
-    # Those of a file are no mistake: a word may have switched off what they belong to. Nor is null,
-    # which switches something off itself.
+    # Settings in a file are no mistake: an override may have switched off the feature that they
+    # belong to. Nor is null, which switches a feature off.
     values = dict(leaves(config.model_dump()))
     for key, reason in not_applicable(config).items():
         typed = origin(key).startswith(COMMAND_LINE)
@@ -43,12 +43,12 @@ def without_effect(
     config: RunConfig, unread: Iterable[str], provenance: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the user's settings without effect in a run: the origin, and the reason if known."""
-    # In a file such a key may be on purpose, since a word can switch off what it belongs to: it is
-    # not refused, as it is where it is typed, but reported.
+    # A typed setting without effect is refused before the run. One in a file is only reported: an
+    # override may have switched off the feature that it belongs to.
     reasons = not_applicable(config)
     values = dict(leaves(config.model_dump()))
     switched_off = {key for key in reasons if values.get(key) is None}
-    # A config from Python has no origins, so that nothing tells the user's keys from a preset's.
+    # A config from Python has no origins: the user's keys cannot be distinguished from a preset's.
     in_files = [key for key in reasons if ":" in _origin(key, provenance)]
     keys = {*unread} - reasons.keys() | {*in_files} - switched_off
     origins = {key: _origin(key, provenance) for key in sorted(keys - _OF_COMMANDS.keys())}

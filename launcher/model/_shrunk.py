@@ -16,23 +16,26 @@ _LAYER_KEYS = (
     "encoder_layers",
     "decoder_layers",
 )
-# By the name of the width: the heads, the inner width, the width of a head.
+# By the key of the model's width: the keys of the number of heads, of the width of the feed-forward
+# layer, and of the width of a head.
 _WIDTHS = {
     "hidden_size": ("num_attention_heads", "intermediate_size", "head_dim"),
     "n_embd": ("n_head", "n_inner", None),
     "d_model": ("num_heads", "d_ff", "d_kv"),
 }
-# Further widths that depend on these: such networks lose layers only.
+# A network with one of these keys has further sizes that must fit its widths: it gets fewer layers,
+# and keeps its widths.
 _LINKED = ("embedding_size", "qk_nope_head_dim", "mamba_d_state", "rope_scaling", "vision_config")
 
 
 def shrunk_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a network of two layers and a small width; lists by layer are cut."""
+    """Return the config of a network with two layers and small widths."""
     small = dict(values)
     for key in _LAYER_KEYS:
         if isinstance(layers := values.get(key), int) and layers > _LAYERS:
             small[key] = _LAYERS
             for name, value in values.items():
+                # A list with one entry per layer, such as `layer_types`.
                 if isinstance(value, list) and len(value) == layers:
                     small[name] = value[:_LAYERS]
     if not any(values.get(key) for key in _LINKED):
@@ -44,6 +47,7 @@ def _narrow(values: dict[str, Any]) -> None:
     for width, (heads, inner, head_dim) in _WIDTHS.items():
         if not (isinstance(values.get(width), int) and isinstance(values.get(heads), int)):
             continue
+        # Grouped-query attention stays grouped: its key and value heads are another code path.
         groups = 1
         kv_heads = values.get("num_key_value_heads")
         if isinstance(kv_heads, int) and kv_heads and values[heads] % kv_heads == 0:

@@ -1,4 +1,4 @@
-"""What all engines of several ranks share: one loss, one decision, all predictions."""
+"""Base class of engines of several ranks: sums of losses, common decisions, all predictions."""
 
 from __future__ import annotations
 

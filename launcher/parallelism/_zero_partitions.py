@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO optimizers: what they keep of each parameter on this rank, and how they step."""
+"""Access to DeepSpeed's ZeRO optimizers: the part of each parameter on this rank, and the step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Partitions(Protocol):
 
     @property
     def flat(self) -> nn.Parameter:
-        """Weights that this rank updates, float32, with their gradients while it does."""
+        """Weights that this rank updates, float32; during the update also their gradients."""
 
     def range_of(self, param: nn.Parameter) -> Range:
         """Return this rank's part of a trained parameter."""
@@ -49,21 +49,17 @@ class Partitions(Protocol):
         """
 
     def shape_of(self, param: nn.Parameter) -> tuple[int, ...]:
-        """Return a parameter's whole shape."""
+        """Return the shape of the full parameter."""
 
     def gathered(self, param: nn.Parameter) -> AbstractContextManager[object]:
-        """Return the context in which a parameter is whole on every rank; collective."""
+        """Return the context in which every rank has the full parameter; collective."""
 
     def publish(self) -> None:
-        """Bring `flat` to the module's parameters on all ranks; collective."""
+        """Copy `flat` into the module's parameters on all ranks; collective."""
 
 
 class ReplicatedParameters:
-    """Stages 1 and 2: every rank computes with whole parameters.
-
-    Args:
-        zero: DeepSpeed's optimizer.
-    """
+    """Stages 1 and 2: every rank holds the full parameters."""
 
     def __init__(self, zero: Any) -> None:
         self._zero = zero
@@ -97,11 +93,7 @@ class ReplicatedParameters:
 
 
 class ShardedParameters:
-    """Stage 3: a parameter is whole only while its layer computes.
-
-    Args:
-        zero: DeepSpeed's optimizer.
-    """
+    """Stage 3: a parameter is gathered only while its layer computes."""
 
     def __init__(self, zero: Any) -> None:
         self._zero = zero
@@ -146,12 +138,9 @@ def _held(param: Any) -> tuple[int, int]:
 
 
 class Handover(torch.optim.Optimizer):
-    """The optimizer that DeepSpeed steps: the engine does the update.
+    """The optimizer that DeepSpeed steps: its step calls the engine's update.
 
     All parameters are in one group, so that DeepSpeed keeps one flat tensor and steps once.
-
-    Args:
-        params: The trained parameters.
     """
 
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
@@ -166,7 +155,7 @@ class Handover(torch.optim.Optimizer):
 
 def import_deepspeed(device_type: str) -> ModuleType:
     """Import DeepSpeed for a kind of device; it neither logs nor compiles anything."""
-    # It reads this while it is imported.
+    # DeepSpeed reads the variable while it is imported.
     os.environ.setdefault("DS_ACCELERATOR", device_type)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
@@ -184,6 +173,6 @@ def import_deepspeed(device_type: str) -> ModuleType:
 
 
 def leave_out_norm(zero: Any) -> None:
-    """Leave DeepSpeed's own norm and its decision to skip an update out: the engine does both."""
+    """Switch off DeepSpeed's own norm and its skipping of updates: the engine does both."""
     zero.scaled_global_norm = lambda: torch.zeros(())
     zero._get_norm_groups = lambda: [torch.zeros(())]  # noqa: SLF001 - no public switch in stage 3
