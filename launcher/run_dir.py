@@ -15,6 +15,7 @@ runs/<name>/<id>/
     references.json   the task's baselines on the held-out data, kept for resumed runs
     metrics.jsonl     one object per logged step
     logs/rank-0.log
+    job.sh, slurm.json    launch=slurm: the script for sbatch, and the job's number
     trials/micro-batch-16/    trials of accumulation=auto: config, log and outcome
     checkpoints/step-00001000/
     tensorboard/
@@ -125,6 +126,16 @@ class RunDir:
     def rank_result(self, rank: int) -> Path:
         """Status, scores or error of one rank."""
         return self.path / "result" / f"rank-{rank}.json"
+
+    @property
+    def job_script(self) -> Path:
+        """Batch script of `launch=slurm`."""
+        return self.path / "job.sh"
+
+    @property
+    def slurm(self) -> Path:
+        """The Slurm job that was submitted last."""
+        return self.path / "slurm.json"
 
     @property
     def metrics(self) -> Path:

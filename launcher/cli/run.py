@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Train, or show the run without starting it."""
     arguments = _arguments()
+    argv = _with_flags(argv)
     flags, overrides = arguments.split(argv)
     if flags.multirun and (flags.cfg or flags.info or flags.hydra_help):
         arguments.error(
@@ -103,11 +104,21 @@ def _run(
     return 0
 
 
+def _with_flags(argv: list[str]) -> list[str]:
+    """Return the words with those after `--` as `launch.flags`."""
+    if "--" not in argv:
+        return argv
+    at = argv.index("--")
+    # Hydra reads JSON's lists of strings.
+    return [*argv[:at], f"launch.flags={json.dumps(argv[at + 1 :], ensure_ascii=False)}"]
+
+
 def _arguments() -> Arguments:
     parser = Arguments(
         "run",
         "[group=option] [key=value]",
-        "Compose a config, check it, and train. Every word is a Hydra override.",
+        "Compose a config, check it, and train. Every word is a Hydra override; words after -- are "
+        "options of torchrun, deepspeed or sbatch.",
         "trainctl run",
         "trainctl run optimizer=sgd optimizer.lr=0.1 max_steps=200",
         "trainctl run -m optimizer.lr=1e-3,3e-3 seed=0,1",
@@ -164,14 +175,12 @@ def _plan(one: LoadedConfig) -> str:
     config = one.config
     # `ID` as it is: a real one is made together with the directory, and here nothing is created.
     run_dir = RunDir(Path(config.run_root).absolute() / config.name / "ID")
-    command = shlex.join(config.launch.command(run_dir))
-    variables = " ".join(f"{k}={shlex.quote(v)}" for k, v in config.launch.environment().items())
     return "\n".join(
         [
             f"run        {run_dir.path}",
             f"config     {config.fingerprint()}",
             f"batch      {derive.batch_plan(config)}",
             f"length     {derive.length(config)}",
-            f"command    {variables} {command}",
+            config.launch.preview(run_dir),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -334,6 +335,24 @@ class LaunchOption(Option):
         """
         del run_dir
         return None
+
+    def await_end(self, run_dir: RunDir) -> bool:
+        """Wait for the ranks that `hand_over` has started.
+
+        Returns:
+            False if that is not configured.
+
+        Raises:
+            TrainctlError: They ended without a result, or a signal ended the wait.
+        """
+        del run_dir
+        return False
+
+    def preview(self, run_dir: RunDir) -> str:
+        """Return what would be started, for `--dry-run`."""
+        words = self.program(run_dir) or self.command(run_dir)
+        variables = (f"{name}={shlex.quote(value)}" for name, value in self.environment().items())
+        return f"command    {' '.join(variables)} {shlex.join(words)}"
 
     @abstractmethod
     def rank_environments(self, node: int = 0) -> Sequence[Mapping[str, str]]:

@@ -25,7 +25,7 @@ from launcher.launch import StartOptions
 from launcher.launch._fit import find_micro_batch_size
 from launcher.launch._lock import locked
 from launcher.launch._machine import facts, launch_recorded
-from launcher.launch._outcome import Result
+from launcher.launch._outcome import Result, ended
 from launcher.launch._start import start
 from launcher.run_dir import RunDir, write_atomically
 
@@ -60,10 +60,31 @@ def begin(
     with locked(run_dir) as lock:
         _write_down(config, provenance, overrides, run_dir)
         try:
-            return run_dir, run_ranks(config, run_dir, lock, options)
+            result = run_ranks(config, run_dir, lock, options)
         except TrainctlError as error:
             _discard_failed(run_dir, config, error)
             raise
+    return run_dir, await_result(config, run_dir, quiet=options.quiet) if result is None else result
+
+
+def await_result(config: RunConfig, run_dir: RunDir, *, quiet: bool) -> Result | None:
+    """Wait for ranks that other launchers run, if that is configured, and return their result.
+
+    The caller must have released the run directory: one of those launchers locks it.
+    """
+    shown, command = _resume_command(run_dir)
+    saved = config.checkpoint.has_saved
+    try:
+        if not config.launch.await_end(run_dir):
+            return None
+        result = ended(run_dir)
+    except (Preempted, Interrupted) as error:
+        if saved(run_dir) and not getattr(error, "__notes__", ()):
+            error.add_note(f"resume with: {command}")
+        raise
+    if not quiet:
+        print_result(result, run_dir, shown, command if saved(run_dir) else None)
+    return result
 
 
 def _discard_failed(run_dir: RunDir, config: RunConfig, error: TrainctlError) -> None:
@@ -95,9 +116,7 @@ def run_ranks(
         if not options.quiet:
             print(started)  # noqa: T201 - how to start the nodes
         return None
-    path = run_dir.path
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    command = shlex.join(["trainctl", "resume", str(shown)])
+    shown, command = _resume_command(run_dir)
     try:
         with launch_recorded(run_dir):
             decided = find_micro_batch_size(config, run_dir, lock, quiet=options.quiet)
@@ -113,6 +132,13 @@ def run_ranks(
         saved = config.checkpoint.has_saved(run_dir)
         print_result(result, run_dir, shown, command if saved else None)
     return result
+
+
+def _resume_command(run_dir: RunDir) -> tuple[Path, str]:
+    """Return the run's path as users type it, and the command that resumes it."""
+    path = run_dir.path
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return shown, shlex.join(["trainctl", "resume", str(shown)])
 
 
 def print_result(result: Result, run_dir: RunDir, shown: Path, command: str | None) -> None:

@@ -17,6 +17,9 @@ from launcher.launch._outer import OuterWorld, outer_world
 from launcher.launch._start import run_node
 from launcher.run_dir import RunDir
 
+# A job can start before the process that has submitted it releases the run directory.
+_SUBMITTER_S = 15.0
+
 
 def join(path: Path, number: int | None) -> Result | None:
     """Run this node's ranks to the end.
@@ -33,7 +36,7 @@ def join(path: Path, number: int | None) -> Result | None:
     node = _node(config, number, outer_world())
     # Under `launch=torchrun` and the like the launcher that has the lock is above us.
     if node.is_first and LAUNCHER_PID not in os.environ:
-        with locked(run_dir) as lock:
+        with locked(run_dir, patience_s=_SUBMITTER_S) as lock:
             return run_ranks(config, run_dir, lock, StartOptions(node=node))
     run_node(config, run_dir, StartOptions(node=node, quiet=not node.is_first))
     return None
@@ -73,4 +76,7 @@ def _node(config: RunConfig, number: int | None, world: OuterWorld | None) -> No
             f"--node-rank must be from 0 to {nodes - 1}, but is {number}: the run has {nodes} "
             f"node{'s' if nodes > 1 else ''} (launch.nodes)"
         )
-    return WholeRun(config.launch) if nodes == 1 else OneOfNodes(config.launch, number)
+    if nodes > 1:
+        return OneOfNodes(config.launch, number)
+    # torchrun with one process: another program here would start this command again, without end.
+    return WholeRun(config.launch, is_in_program=LAUNCHER_PID in os.environ)

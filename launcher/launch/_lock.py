@@ -23,8 +23,12 @@ _UNSUPPORTED = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP}
 
 
 @contextmanager
-def locked(run_dir: RunDir) -> Iterator[Sequence[int]]:
+def locked(run_dir: RunDir, *, patience_s: float = 0.0) -> Iterator[Sequence[int]]:
     """Lock the run directory, and yield the descriptors that hold the lock.
+
+    Args:
+        run_dir: The run directory.
+        patience_s: Seconds to wait for a running holder.
 
     Raises:
         LaunchError: Another process holds it, or the directory cannot be written.
@@ -39,9 +43,9 @@ def locked(run_dir: RunDir) -> Iterator[Sequence[int]]:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             raise LaunchError(f"{run_dir.lock} must be a regular file, but is not; remove it")
         # A killed launcher's ranks die with it, but need a moment to exit, and hold the lock.
-        deadline = time.monotonic() + GRACE_S
+        now = time.monotonic()
         for descriptor in (directory, file):
-            _acquire(descriptor, file, run_dir, deadline)
+            _acquire(descriptor, file, run_dir, now + GRACE_S, now + patience_s)
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -73,14 +77,17 @@ def _open(run_dir: RunDir, stack: ExitStack, flags: int) -> int:
     return descriptor
 
 
-def _acquire(descriptor: int, file: int, run_dir: RunDir, deadline: float) -> None:
+def _acquire(
+    descriptor: int, file: int, run_dir: RunDir, deadline: float, patient_until: float
+) -> None:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(file, 4096, 0).decode(errors="replace")
             # A running launcher keeps the lock for hours; only a dead one's ranks are waited for.
-            if time.monotonic() > deadline or _alive(holder):
+            now = time.monotonic()
+            if now > patient_until and (now > deadline or _alive(holder)):
                 raise LaunchError(
                     f"{run_dir.path} is in use by another process: {holder or 'unknown'}; "
                     "wait for it, or stop it"

@@ -70,10 +70,12 @@ class WholeRun:
     Attributes:
         option: Its `launch`.
         command: Command of each rank; None for that of the option.
+        is_in_program: The program that starts the ranks has started this process.
     """
 
     option: LaunchOption
     command: Sequence[str] | None = None
+    is_in_program: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -85,7 +87,8 @@ class WholeRun:
 
     @contextmanager
     def opened(self, run_dir: RunDir) -> Iterator[Opened]:
-        if (program := self.option.program(run_dir)) is not None:
+        program = None if self.is_in_program else self.option.program(run_dir)
+        if program is not None:
             yield Opened([{}], command=program, are_ranks=False)
             return
         environments = self.option.rank_environments()

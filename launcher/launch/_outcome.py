@@ -214,6 +214,20 @@ def completed(run_dir: RunDir) -> Result | None:
         return None
 
 
+def ended(run_dir: RunDir) -> Result:
+    """Return the result that another launcher has written to RUN_DIR/result.json.
+
+    Raises:
+        TrainctlError: The error that ended the run, or result.json is damaged.
+    """
+    if (result := completed(run_dir)) is not None:
+        return result
+    try:
+        raise errors.revive(json.loads(run_dir.result.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LaunchError(f"{run_dir.result} cannot be read: {error}") from error
+
+
 def log_tail(log: Path, start: int = 0) -> str:
     # Bounded: a rank that printed a warning per step may have written gigabytes.
     try:

@@ -27,6 +27,8 @@ class ProgramOption(LaunchOption):
     """Machines, with as many ranks on each."""
     processes: int = Field(gt=0, le=4096)
     """Ranks to start on each machine."""
+    flags: list[str]
+    """Further options of the program."""
 
     @override
     def problems(self, config: ConfigView) -> Iterator[Problem]:

@@ -19,13 +19,23 @@ from launcher.errors import (
     TrainctlError,
 )
 from launcher.launch import StartOptions, _stored
-from launcher.launch._begin import preflight, run_ranks
+from launcher.launch._begin import await_result, preflight, run_ranks
 from launcher.launch._lock import locked
 from launcher.launch._outcome import Result, completed
 from launcher.run_dir import RunDir
 
 
 def resume(
+    path: Path, overrides: Sequence[str], allow: Sequence[str], options: StartOptions
+) -> Result | None:
+    result = _resume(path, overrides, allow, options)
+    if result is None and options.node is None:
+        run_dir = RunDir(path.resolve())
+        return await_result(RunConfig.read(run_dir.config), run_dir, quiet=options.quiet)
+    return result
+
+
+def _resume(
     path: Path, overrides: Sequence[str], allow: Sequence[str], options: StartOptions
 ) -> Result | None:
     # The same directory by any path, links included.

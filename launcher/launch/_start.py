@@ -48,6 +48,9 @@ def start(
         raise LaunchError(f"cannot write {place}: {error.strerror}") from error
     # The launcher reads settings that ranks do not (launch.*), and vice versa.
     unread = [key for key in reads.unread() if key in result.unread]
+    if options.node is not None:
+        # The process that prepared the run read them, as the requests of a Slurm job.
+        unread = [key for key in unread if key.partition(".")[0] != "launch"]
     unused = without_effect(config, unread, run_dir.read_provenance())
     result = replace(result, without_effect=unused)
     _outcome.write_result(run_dir, result, time.monotonic() - started)

@@ -65,12 +65,13 @@ class Torchrun(ProgramOption):
             f"--max-restarts={self.max_restarts}",
         ]
         if self.nodes == 1 and self.rdzv_endpoint is None:
-            return [*flags, "--standalone"]
+            return [*flags, "--standalone", *self.flags]
         return [
             *flags,
             f"--rdzv-backend={self.rdzv_backend}",
             f"--rdzv-endpoint={self.rdzv_endpoint or ''}",
             f"--rdzv-id={self.rdzv_id or run_dir.id}",
+            *self.flags,
         ]
 
     def _worker(self, run_dir: RunDir) -> list[str]:

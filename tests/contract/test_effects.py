@@ -265,7 +265,17 @@ def test_every_leaf_changes_what_is_saved(name: str) -> None:
 def processes(option: LaunchOption) -> Any:
     """The processes that are started, on which devices, and how long one may be silent."""
     watch = Watch(cast("Any", None), option.timeout_s)
+    run_dir = RunDir(Path("/runs/toy/id"))
+    try:
+        waits = option.await_end(run_dir)
+    except OSError:  # no job was submitted
+        waits = True
+    command = option.preview(run_dir)
+    if getattr(option, "master_port", 0) is None:
+        command = re.sub(r"--master_port=\d+", "", command)  # a free one
     return (
+        command,
+        waits,
         option.ranks,
         option.rank_environments(),
         option.environment(),
@@ -274,10 +284,33 @@ def processes(option: LaunchOption) -> Any:
     )
 
 
-def test_every_leaf_changes_what_is_launched() -> None:
-    hints = {"timeout_s": Hint((1.0,)), "threads": Hint((2,)), "processes": Hint((2,))}
+RENDEZVOUS = {"nodes": 2, "rdzv_endpoint": "node0:29400"}
+LAUNCH_HINTS = {
+    "timeout_s": Hint((1.0,)),
+    "threads": Hint((2,)),
+    "processes": Hint((2,)),
+    "nodes": Hint((2, 3)),
+    "interface": Hint(("eth0",), where={"nodes": 2}),
+    "flags": Hint((["--one"],)),
+    "rdzv_backend": Hint(("static",), where=RENDEZVOUS),
+    "rdzv_endpoint": Hint(("node1:29400",), where={"nodes": 2}),
+    "rdzv_id": Hint(("job",), where=RENDEZVOUS),
+    "hostfile": Hint(("hosts",)),
+    "include": Hint(("node0",)),
+    "exclude": Hint(("node0",)),
+    "launcher": Hint(("openmpi",), where={"hostfile": "hosts"}),
+    "master_addr": Hint(("10.0.0.1",)),
+    "time": Hint(("1-00:00:00",)),
+    "mem": Hint(("64G",)),
+    **dict.fromkeys(("partition", "account", "qos", "constraint"), Hint(("name",))),
+    "signal": Hint((None, "TERM@60")),
+}
+
+
+@pytest.mark.parametrize("name", presets("launch"))
+def test_every_leaf_changes_what_is_launched(name: str) -> None:
     make = partial(option_of, "launch")
-    assert without_witness(make, preset("launch", "local"), {"": processes}, hints) == []
+    assert without_witness(make, preset("launch", name), {"": processes}, LAUNCH_HINTS) == []
 
 
 class OneRank(DDP):
@@ -397,7 +430,7 @@ def test_every_leaf_reaches_fully_shard(name: str) -> None:
 
 def test_no_preset_is_left_out() -> None:
     seen = {"optimizer", *GROUPS_WITH_ALL_PRESETS}
-    alone = {"data": ["stdlib", "text"], "launch": ["local"], "parallelism": PARALLELISM}
+    alone = {"data": ["stdlib", "text"], "parallelism": PARALLELISM}
     assert seen | alone.keys() == {group for group, _ in toy().options()}
     assert all(presets(group) == names for group, names in alone.items())
     # Nothing can be set in these.
@@ -417,4 +450,5 @@ GROUPS_WITH_ALL_PRESETS = (
     "observer",
     "logging",
     "checkpoint",
+    "launch",
 )

@@ -33,9 +33,9 @@ def kill_rank(run_dir: Path, number: int) -> None:
         os.kill(pid, number)
 
 
-def wait_for_step(trainctl: Console, step: int, name: str = "toy") -> Path:
+def wait_for_step(trainctl: Console, step: int, name: str = "toy", seconds: float = 60.0) -> Path:
     """Return the run directory once it has logged a step."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         metrics = list((trainctl.folder / "runs" / name).glob("*/metrics.jsonl"))
         if metrics and metrics[0].read_text().count("\n") >= step:
