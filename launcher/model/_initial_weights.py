@@ -16,6 +16,8 @@ from typing_extensions import override
 # From (seed, name), because then an engine that builds the full model, one that builds it on the
 # meta device, and a pipeline stage with some of its blocks start from the same weights, and none
 # needs memory for the weights of the others.
+
+# Most names of tensors in a message.
 _NAMED = 5
 
 
@@ -31,8 +33,6 @@ def initialize_weights(
     """Allocate and draw the parameters and buffers that are on the meta device.
 
     Args:
-        module: The model. Tied parameters stay tied.
-        seed: Seed of all draws.
         device: Where to allocate.
         only: Names of the submodules to initialise, with their children; None for all.
         tensors: Names of the tensors to initialise; None for all of these submodules.
