@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,6 @@ from tests.conftest import Console, toy_words
 from tests.end_to_end.test_resume import trace, wait_for_step, weights
 
 NODES = ("parallelism=ddp", "launch=manual", "launch.nodes=2", "launch.interface=lo")
-# As srun and deepspeed start the processes of one machine.
-PORT = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417"}
 
 
 def ends(*processes: subprocess.Popen[str]) -> list[tuple[int, str, str]]:
@@ -28,8 +27,19 @@ def ends(*processes: subprocess.Popen[str]) -> list[tuple[int, str, str]]:
     return [(each.returncode, *text) for each, text in zip(processes, texts, strict=True)]
 
 
-def as_rank(rank: int, **more: str) -> dict[str, str]:
-    return {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), **PORT, **more}
+def as_rank(rank: int, port: int) -> dict[str, str]:
+    """Variables of a process that srun or deepspeed starts as one of two on this machine."""
+    here = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    return {**here, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+@pytest.fixture
+def port() -> int:
+    """A free port: tests of this file may run at the same time."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        number: int = listener.getsockname()[1]
+    return number
 
 
 @pytest.fixture(scope="module")
@@ -86,19 +96,21 @@ def _is_rank(environ: Path, rank: int, run_dir: Path) -> bool:
 
 
 def test_processes_of_another_launcher_are_the_ranks_of_one_run(
-    trainctl: Console, undisturbed: tuple[object, bytes]
+    trainctl: Console, undisturbed: tuple[object, bytes], port: int
 ) -> None:
     words = ["run", *toy_words("parallelism=ddp")]
-    first, second = (trainctl.start(*words, **as_rank(rank)) for rank in (0, 1))
+    first, second = (trainctl.start(*words, **as_rank(rank, port)) for rank in (0, 1))
     (status, _, err), (other, _, other_err) = ends(first, second)
     assert (status, other) == (0, 0), (err, other_err)
     [run_dir] = (trainctl.folder / "runs/toy").iterdir()
     assert (trace(trainctl, run_dir), weights(run_dir)) == undisturbed
 
 
-def test_an_error_of_rank_0_ends_the_others_and_is_printed_once(trainctl: Console) -> None:
+def test_an_error_of_rank_0_ends_the_others_and_is_printed_once(
+    trainctl: Console, port: int
+) -> None:
     words = ["run", *toy_words("parallelism=ddp", "optimizer.lrr=1")]
-    first, second = (trainctl.start(*words, **as_rank(rank)) for rank in (0, 1))
+    first, second = (trainctl.start(*words, **as_rank(rank, port)) for rank in (0, 1))
     (status, _, err), (other, _, other_err) = ends(first, second)
     assert (status, other) == (2, 2)
     assert "did you mean 'optimizer.lr'" in err
@@ -142,7 +154,7 @@ def test_a_node_that_does_not_exist(
         ({"RANK": "0", "WORLD_SIZE": "1"}, None),
         # A batch script of Slurm has them too, but is no task of a step.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),
-        ({**as_rank(1), "LOCAL_SIZE": "2"}, ("torchrun", 1, 2, 1, 2, "127.0.0.1", 29417)),
+        ({**as_rank(1, 29417), "LOCAL_SIZE": "2"}, ("torchrun", 1, 2, 1, 2, "127.0.0.1", 29417)),
         (
             {
                 "SLURM_PROCID": "3",
