@@ -16,6 +16,8 @@ from typing_extensions import override
 # From (seed, name), because then an engine that builds the full model, one that builds it on the
 # meta device, and a pipeline stage with some of its blocks start from the same weights, and none
 # needs memory for the weights of the others.
+# The drawing itself is the library's: the `_init_weights` of the transformers model, or the
+# `reset_parameters` of a module. On the CPU, because generators of devices draw other numbers.
 
 # Most names of tensors in a message.
 _NAMED = 5
@@ -33,6 +35,8 @@ def initialize_weights(
     """Allocate and draw the parameters and buffers that are on the meta device.
 
     Args:
+        module: The model. Tied parameters stay tied.
+        seed: Seed of all draws.
         device: Where to allocate.
         only: Names of the submodules to initialise, with their children; None for all.
         tensors: Names of the tensors to initialise; None for all of these submodules.
@@ -41,8 +45,6 @@ def initialize_weights(
     Raises:
         ValueError: Neither `_init_weights` nor `reset_parameters` fills a tensor.
     """
-    # By the module's own library: the `_init_weights` of the transformers model that it is part of,
-    # or its `reset_parameters`. On the CPU, because generators of devices draw other numbers.
     chosen = {
         name: tensor
         for name, tensor in _named_tensors(module)
