@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.load import load_config
+from tests import fork_server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -50,20 +51,18 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     for name in "abc":
         (tmp_path / "notes" / f"{name}.txt").write_text(f"Notes on {name}, and more of them. " * 99)
-    program = tmp_path / "example.py"
-    program.write_text(
+    (tmp_path / "example.py").write_text(
         f"{source}\nassert longer.result.step == 12 and not model.training\n", encoding="utf-8"
     )
-    done = subprocess.run(
-        [sys.executable, str(program)],
+    process = fork_server.start(
+        ["-m", "example"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    first, second = out.splitlines()
     path, score, loss = first.split()
     assert Path(path).parent == tmp_path / "runs" / "default"
     assert 0 < float(loss) < 10
