@@ -215,7 +215,7 @@ def compose_leniently(
             origins.add_file(file, package)
         apply(words, cfg, problems, origins, loader)
         # Otherwise `defaults` is misspelt, which the schema reports better.
-        if not any(key in GROUPS or closest(str(key), ["defaults"]) for key in cfg):
+        if not any(_chooses(str(key), cfg) or closest(str(key), ["defaults"]) for key in cfg):
             problems.append(_diagnose.no_groups(config_name, loader))
             return None, problems + origins.refused
         mapping = resolved(cfg, problems)
@@ -298,6 +298,14 @@ def chooses_group(word: Override, loader: Loader) -> bool:
         return True
     is_group = word.key_or_group in {*GROUPS, "recipe"} or loader.has_group(word.key_or_group)
     return is_group and not isinstance(word.value(), dict)
+
+
+def _chooses(key: str, cfg: DictConfig) -> bool:
+    """Return True if a key chooses an option of a group, and not only sets some of its fields."""
+    if key not in GROUPS:
+        return False
+    value = OmegaConf.to_container(cfg, resolve=False)[key]  # type: ignore[call-overload,index]
+    return not isinstance(value, dict) or "kind" in value
 
 
 def _merged(

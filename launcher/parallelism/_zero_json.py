@@ -88,7 +88,7 @@ def problems(
             continue
         if name not in expected:
             yield Problem(
-                "parallelism.config",
+                "parallelism.config_file",
                 f"{path}: {name} may change the training, and trainctl does not set it; remove it "
                 "from the file: optimizer, schedule and precision are those of the config",
             )
@@ -97,7 +97,9 @@ def problems(
         if value != own:
             where = f"{field} is {own!r}" if field else f"trainctl sets it to {own!r}"
             fix = f"change one of them, or write {name}: auto in the file"
-            yield Problem("parallelism.config", f"{path}: {name} is {value!r}, but {where}; {fix}")
+            yield Problem(
+                "parallelism.config_file", f"{path}: {name} is {value!r}, but {where}; {fix}"
+            )
 
 
 def _settings(config: ConfigView) -> dict[str, tuple[Any, str]]:

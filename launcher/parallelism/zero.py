@@ -48,7 +48,7 @@ class Zero(ParallelismOption):
     """Parameters with fewer elements stay whole on every rank (stage 3)."""
     live_elements: int = Field(ge=0, le=10**13)
     """Largest number of gathered parameters at a time (stage 3)."""
-    config: str | None
+    config_file: str | None
     """File of a DeepSpeed config (JSON) with further settings; null for none. What it says of
     optimizer, precision, clipping and batch sizes must be as in trainctl's config, or `auto`."""
 
@@ -72,19 +72,19 @@ class Zero(ParallelismOption):
                 "in the host's memory",
             )
 
-        if self.config is not None:
+        if self.config_file is not None:
             # The file must not add keys to what it is compared with.
-            alone = self.model_copy(update={"config": None})
+            alone = self.model_copy(update={"config_file": None})
             generated = alone.deepspeed_config(self.reduce_bucket_elements)
             try:
-                yield from _zero_json.problems(self.config, generated, self._origins(), config)
+                yield from _zero_json.problems(self.config_file, generated, self._origins(), config)
             except DataError:
                 return  # preflight reports it
 
     @override
     def preflight(self) -> None:
-        if self.config is not None:
-            _zero_json.read(self.config)
+        if self.config_file is not None:
+            _zero_json.read(self.config_file)
 
     def _origins(self) -> Mapping[str, str]:
         """Return the setting behind each key of DeepSpeed's config."""
@@ -142,7 +142,7 @@ class Zero(ParallelismOption):
                 # One step of the optimizer for all parameters, not one for each gigabyte.
                 "sub_group_size": 10**15,
             }
-        tuned = {} if self.config is None else _zero_json.tuning(self.config)
+        tuned = {} if self.config_file is None else _zero_json.tuning(self.config_file)
         return tuned | {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,

@@ -316,8 +316,11 @@ def test_composing_inside_another_hydra_application(tmp_path: Path) -> None:
         assert GlobalHydra.instance().hydra is outer
 
 
-def test_a_primary_config_without_the_packaged_one_is_one_problem(user_dir: Path) -> None:
-    (user_dir / "exp.yaml").write_text("max_steps: 5\n")
+@pytest.mark.parametrize("text", ["max_steps: 5\n", "optimizer:\n  lr: 0.1\n"])
+def test_a_primary_config_without_the_packaged_one_is_one_problem(
+    user_dir: Path, text: str
+) -> None:
+    (user_dir / "exp.yaml").write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_config([], "exp", [user_dir])
     [problem] = caught.value.problems

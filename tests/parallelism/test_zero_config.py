@@ -15,7 +15,7 @@ from launcher.errors import ConfigError, DataError
 def composed(tmp_path: Path, content: Any, *words: str) -> Any:
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps(content))
-    own = ["parallelism=zero2", "launch.processes=2", f"parallelism.config={file}", *words]
+    own = ["parallelism=zero2", "launch.processes=2", f"parallelism.config_file={file}", *words]
     return load_config(own).config
 
 
