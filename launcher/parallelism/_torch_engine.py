@@ -362,12 +362,13 @@ class TorchEngine:
         # A search on the device and a collective: only for the message of an update that failed.
         window = self._window
         assert window is not None, "update follows forward_backward"  # noqa: S101
+        # On every rank, also where the loss explains it: it may be a collective.
+        bad = self.first_nonfinite_gradient()
         for micro_batch, loss in zip(window.micro_batches, self._losses, strict=True):
             if not math.isfinite(loss.item()):
                 error = NonFinite(f"the loss is {loss.item()}", micro_batch.indices)
                 return self.agree_on_error(error, bad_loss=True)
         indices = [i for micro_batch in window.micro_batches for i in micro_batch.indices]
-        bad = self.first_nonfinite_gradient()
         where = f"; the first such gradient is {bad}" if bad else ""
         error = NonFinite(f"the gradient norm is {norm.item()}{where}", indices)
         return self.agree_on_error(error, bad_loss=False)

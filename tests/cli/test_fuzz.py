@@ -11,8 +11,8 @@ from launcher.cli import VERBS, main
 from launcher.cli.config import VERBS as CONFIG_VERBS
 from launcher.contracts import GROUPS
 
-# `run` and `resume` start processes; what they do with words before that, `check` does too.
-SAFE = [verb for verb in VERBS if verb not in {"run", "resume", "env"}]
+# These start processes; what they do with words before that, `check` does too.
+SAFE = [verb for verb in VERBS if verb not in {"run", "resume", "join", "verify", "env"}]
 FLAGS = [
     "--json",
     "--config-dir",
