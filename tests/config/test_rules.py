@@ -110,5 +110,8 @@ def test_every_preset_composes_and_keeps_the_rules_of_its_own_group() -> None:
             load_config([f"{group}={path.stem}", *needed.get(path.stem, [])])
         except ConfigError as error:
             broken = {problem.key for problem in error.problems}
-            if group not in {"optimizer", "scheduler", "parallelism", "launch"} or broken - about_neighbours:
+            if (
+                group not in {"optimizer", "scheduler", "parallelism", "launch"}
+                or broken - about_neighbours
+            ):
                 pytest.fail(f"{path}: {error}")
