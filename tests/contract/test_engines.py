@@ -186,15 +186,24 @@ TRAINED = [
 def is_in_standard_suite(
     preset: str, ranks: int, optimizer: str = ADAMW, dtype: str = "float32"
 ) -> bool:
-    """Engines are many: those that shard are sampled."""
+    """Engines are many: of those that shard, two presets of each kind are sampled."""
+    if not is_sharded(preset):
+        return True
+    sampled = preset in {of_kind(preset)[0], of_kind(preset)[-1]}
     first = ranks == ranks_of(preset)[0] and optimizer in SAMPLED and dtype == "float32"
-    return first or not is_sharded(preset)
+    return sampled and first
+
+
+@cache
+def of_kind(preset: str) -> list[str]:
+    """The presets of the same kind."""
+    kind = parallelism(preset, ranks=1).kind
+    return [each for each in PRESETS if parallelism(each, ranks=1).kind == kind]
 
 
 def is_first_of_kind(preset: str) -> bool:
     """Presets of a kind agree on stops and errors in the same code."""
-    kind = parallelism(preset, ranks=1).kind
-    return preset == next(each for each in PRESETS if parallelism(each, ranks=1).kind == kind)
+    return preset == of_kind(preset)[0]
 
 
 def check_world(preset: str, ranks: int, optimizer: str, dtype: str, *, every: bool) -> int:
