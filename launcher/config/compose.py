@@ -214,8 +214,8 @@ def compose_leniently(
         for package, file in loader.read:
             origins.add_file(file, package)
         apply(words, cfg, problems, origins, loader)
-        # Otherwise `defaults` is misspelt, which the schema reports better.
-        if not any(_chooses(str(key), cfg) or closest(str(key), ["defaults"]) for key in cfg):
+        # A misspelt `defaults` is reported better by the schema.
+        if _has_no_groups(cfg):
             problems.append(_diagnose.no_groups(config_name, loader))
             return None, problems + origins.refused
         mapping = resolved(cfg, problems)
@@ -300,12 +300,16 @@ def chooses_group(word: Override, loader: Loader) -> bool:
     return is_group and not isinstance(word.value(), dict)
 
 
-def _chooses(key: str, cfg: DictConfig) -> bool:
-    """Return True if a key chooses an option of a group, and not only sets some of its fields."""
-    if key not in GROUPS:
+def _has_no_groups(cfg: DictConfig) -> bool:
+    """Return True if nothing chooses options: at most, keys set fields of some groups."""
+    values = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(values, dict)  # noqa: S101 - a config is a mapping
+    if any(closest(str(key), ["defaults"]) for key in values):
         return False
-    value = OmegaConf.to_container(cfg, resolve=False)[key]  # type: ignore[call-overload,index]
-    return not isinstance(value, dict) or "kind" in value
+    found = [values[group] for group in GROUPS if group in values]
+    # Of a config that does choose them, a misspelt `kind` leaves the groups.
+    few = len(found) < len(GROUPS) / 2
+    return few and all(isinstance(value, dict) and "kind" not in value for value in found)
 
 
 def _merged(

@@ -371,7 +371,7 @@ def test_every_leaf_reaches_deepspeed(name: str, tmp_path: Path) -> None:
         partial(option_of, "parallelism"),
         option.model_dump(),
         {"": generated},
-        {"config": Hint((str(file),))},
+        {"config_file": Hint((str(file),))},
     )
     assert sorted(found) == sorted(option.not_applicable(config))
 

@@ -23,7 +23,9 @@ pytest.importorskip("deepspeed")
 TWO = ("parallelism=ddp", "launch=deepspeed", "launch.processes=2")
 
 
-def test_sigterm_reaches_the_ranks_and_their_state_is_saved(trainctl: Console) -> None:
+@pytest.mark.slow
+def test_sigterm_reaches_the_ranks_and_their_state_is_saved(trainctl_as_installed: Console) -> None:
+    trainctl = trainctl_as_installed
     words = toy_words(*TWO, "task.step_s=0.05", "max_steps=1000")
     process = trainctl.start("run", *words)
     # deepspeed's two processes, and then the ranks, import torch one after the other.

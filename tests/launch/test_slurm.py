@@ -131,6 +131,7 @@ def test_waiting_ends_with_the_error_of_the_run(trainctl: Console, cluster: Clus
     assert cluster.await_end(101) == "FAILED"
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_the_job_that_is_waited_for(trainctl: Console, cluster: Cluster) -> None:
     words = toy_words("launch=slurm", "launch.wait=true", "task.step_s=0.1", "max_steps=1000")
     process = trainctl.start("run", *words, **cluster.variables)
@@ -163,6 +164,7 @@ def test_without_slurm(trainctl: Console) -> None:
     assert "sbatch was not found" in err
 
 
+@pytest.mark.slow
 def test_a_job_that_leaves_no_result(trainctl: Console, cluster: Cluster, tmp_path: Path) -> None:
     """Such as one that Slurm ends before its first task has started."""
     broken = tmp_path / "broken"
