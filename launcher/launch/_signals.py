@@ -30,10 +30,12 @@ class _Received(BaseException):
 @contextmanager
 def signals_end_launch() -> Iterator[None]:
     """End a launch that has no ranks yet; see `launcher.launch.signals_end_launch`."""
+    received: list[str] = []
 
     def end(number: int, frame: FrameType | None) -> None:
         del frame
-        raise _Received(signal.Signals(number).name)
+        received.append(signal.Signals(number).name)
+        raise _Received
 
     # Only the main thread may set handlers: in others (a sweep's workers, notebooks) signals stay
     # as they are. SIGINT raises KeyboardInterrupt without our help.
@@ -42,8 +44,11 @@ def signals_end_launch() -> Iterator[None]:
     before = {number: signal.signal(number, end) for number in ours}
     try:
         yield
-    except _Received as received:
-        message = f"{received} received while no rank was running; nothing was lost"
+    except BaseException:
+        # Not `except _Received`: a library may fail in its own clean-up and raise that instead.
+        if not received:
+            raise
+        message = f"{received[0]} received while no rank was running; nothing was lost"
         raise Preempted(message) from None
     finally:
         for number, handler in before.items():

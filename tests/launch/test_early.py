@@ -166,3 +166,18 @@ def test_it_is_not_taken_for_what_it_is_not(tmp_path: Path, other: str) -> None:
         )
         assert taken is None
     assert gone(started.pid)
+
+
+def interrupted_in_its_clean_up() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        raise AttributeError("half-made")
+
+
+def test_a_signal_ends_a_launch_where_a_library_fails_in_its_clean_up() -> None:
+    with (
+        pytest.raises(Preempted, match="SIGTERM received while no rank was running"),
+        signals_end_launch(),
+    ):
+        interrupted_in_its_clean_up()
