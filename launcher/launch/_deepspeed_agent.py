@@ -13,12 +13,14 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from launcher.launch._signals import STOPPING
+from launcher.launch._signals import DUMP, STOPPING
 
 
 def main(words: Sequence[str]) -> int:
     for number in STOPPING:
         signal.signal(number, _forward)
+    # The launcher starts its processes with these blocked, and the ranks would inherit it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOPPING, DUMP])
     from deepspeed.launcher.runner import main as run
 
     try:

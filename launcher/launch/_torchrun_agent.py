@@ -6,14 +6,19 @@ cause, and prints a traceback of its own.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+
+from launcher.launch._signals import DUMP, STOPPING
 
 
 def main(words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    # The launcher starts its processes with these blocked, and the ranks would inherit it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOPPING, DUMP])
     try:
         run(parse_args(list(words)))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
