@@ -77,4 +77,6 @@ def verify(
         samples_per_step=samples,
         comparison=comparison,
         seconds=time.monotonic() - started,
+        # Once: every file of the result has to say the same.
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )

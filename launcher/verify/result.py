@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -28,6 +27,7 @@ class Verification:
         ran: The config that the cells ran (smaller if `shrunk`), before engine and batch were set.
         samples_per_step: Global batch of every cell.
         seconds: Duration of all cells.
+        time: End of the last cell, in UTC.
     """
 
     config: RunConfig
@@ -37,6 +37,7 @@ class Verification:
     samples_per_step: int
     comparison: Comparison
     seconds: float
+    time: str
 
     @property
     def cells(self) -> Sequence[CellResult]:
@@ -81,7 +82,7 @@ class Verification:
         values = {
             "format": FORMAT,
             "ok": self.ok,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "time": self.time,
             "seconds": round(self.seconds, 1),
             "fingerprint": self.config.fingerprint(),
             "config": self.config.model_dump(mode="json"),
