@@ -21,7 +21,7 @@ prints with its traceback and exits 1. Only `launcher.cli` turns an exception in
 """
 
 # `trainctl --help` imports this module: typing_extensions, for `override`, would make it a fifth
-# slower. Hence `explicit-override` is ignored here.
+# slower, so `explicit-override` is ignored here.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -124,12 +124,12 @@ def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of text.
+    """Text at a position.
 
     Attributes:
-        x: Place of its anchor.
+        x: Position of its anchor.
         y: Likewise, downwards.
-        anchor: Place of (x, y) in the text: left, middle or right, then top, middle or bottom.
+        anchor: Position of (x, y) in the text: left, middle or right, then top, middle or bottom.
         text: The text itself.
     """
 

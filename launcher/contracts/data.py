@@ -31,7 +31,7 @@ class Records(Protocol):
         """Return one example: a value for each column."""
 
     def continues(self, index: int) -> bool:
-        """Return True if the record goes on with the text of the one before it."""
+        """Return True if the record continues the text of the previous record."""
         del index
         return False
 

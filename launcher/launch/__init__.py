@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
-    """How the ranks of a run are started.
+    """Settings of the start of a run's ranks.
 
     Attributes:
-        early: A process that has begun to be rank 0; None where there is none.
-        node: The ranks that this process starts; None for those that `launch` says.
+        early: A process that has begun to be rank 0; None if there is none.
+        node: The ranks that this process starts; None for the ranks of the option `launch`.
         quiet: Print nothing; what rank 0 prints goes to its log.
     """
 

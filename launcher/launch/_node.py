@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from launcher.contracts import LaunchOption
     from launcher.run_dir import RunDir
 
-# A node that is asked for its store answers at once, or is not there.
+# A node with a store answers at once.
 _CONNECT_S = 2.0
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What the processes of a node need to join the others.
+    """Environment and inherited resources with which the processes of a node join the others.
 
     Attributes:
         environments: Environment variables of each process: RANK, MASTER_ADDR, …

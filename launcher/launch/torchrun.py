@@ -26,7 +26,7 @@ class Torchrun(ProgramOption):
     max_restarts: int = Field(ge=0, le=1000)
     """Restarts of all ranks after one has failed; each continues from the newest checkpoint."""
     rdzv_backend: Literal["c10d", "static", "etcd-v2"]
-    """Where the agents of several nodes meet."""
+    """Store in which the agents of several nodes find each other."""
     rdzv_endpoint: str | None
     """`HOST:PORT` of the rendezvous, an address of the first node; null with one node."""
     rdzv_id: str | None

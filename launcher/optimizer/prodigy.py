@@ -69,7 +69,7 @@ class Prodigy(Moments, DecoupledDecay, LibraryOption):
             safeguard_warmup=self.safeguard_warmup,
             d0=self.d0,
             d_coef=self.d_coef,
-            # YAML has no portable infinity: null stands for it.
+            # YAML has no portable infinity: null means no limit.
             growth_rate=float("inf") if self.growth_rate is None else self.growth_rate,
             slice_p=self.slice_p,
         )

@@ -27,8 +27,7 @@ class Zero(ParallelismOption):
 
     kind: Literal["zero"]
     stage: Literal[1, 2, 3]
-    """What each rank keeps a part of: 1 the optimizer's state, 2 also gradients, 3 also
-    parameters."""
+    """Sharded over the ranks: 1 the optimizer's state, 2 also gradients, 3 also parameters."""
     offload_optimizer: bool
     """Keep optimizer state and the weights that it updates in the host's memory, and update them
     there."""
@@ -45,12 +44,12 @@ class Zero(ParallelismOption):
     prefetch_elements: int = Field(ge=0, le=10**11)
     """Number of parameters that are gathered ahead of their layer (stage 3)."""
     persistence_elements: int = Field(ge=0, le=10**11)
-    """Parameters with fewer elements stay whole on every rank (stage 3)."""
+    """Parameters with fewer elements are not sharded (stage 3)."""
     live_elements: int = Field(ge=0, le=10**13)
     """Largest number of gathered parameters at a time (stage 3)."""
     config_file: str | None
-    """File of a DeepSpeed config (JSON) with further settings; null for none. What it says of
-    optimizer, precision, clipping and batch sizes must be as in trainctl's config, or `auto`."""
+    """File of a DeepSpeed config (JSON) with further settings; null for none. Its values for
+    optimizer, precision, clipping and batch sizes must equal trainctl's, or be `auto`."""
 
     @override
     def layout(self, ranks: int) -> Layout:

@@ -42,7 +42,7 @@ class OneCycle(WarmedUp):
         """Return the phases as one curve; raise ScheduleError if a phase has no length."""
         start = 1 / self.div_factor
         final = start / self.final_div_factor
-        # Phases end on a step, not after it: hence - 1, as in torch.
+        # Phases end on a step, not after it: subtract 1, as torch does.
         top = self.pct_start * steps - 1
         if self.three_phase:
             phases = [(top, start, 1.0), (2 * top, 1.0, start), (steps - 1, start, final)]

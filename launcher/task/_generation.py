@@ -37,7 +37,7 @@ def generate(
     ids: list[int] = tokenizer.encode(settings.prompt).tolist()
     ids = ids or [tokenizer.eos_id] if bos_id is None else [bos_id, *ids]
     limit = getattr(model.config, "max_position_embeddings", None) or len(ids) + settings.num_tokens
-    # Leave room for at least one token after the prompt.
+    # Keep space for at least one token after the prompt.
     ids = ids[-limit + 1 :]
     # Set also where neutral: the model's generation_config gives every setting that is missing
     # here.

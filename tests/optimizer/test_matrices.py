@@ -199,7 +199,7 @@ def hidden_first(module: nn.Module, **options: Any) -> list[dict[str, Any]]:
 def galore_and_its_authors(
     build_option: Build, *, side: str = "std", dtype: torch.dtype = torch.float32
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What both make of the network in eight steps."""
+    """Weights after eight steps, of this package and of the authors'."""
     ours, theirs = network().to(dtype), network().to(dtype)
     projected = {"rank": 2, "update_proj_gap": 3, "scale": 0.25, "proj_type": side}
     expected = reference(
@@ -236,7 +236,7 @@ def test_galore_is_its_authors(build_option: Build, side: str, dtype: torch.dtyp
 def apollo_and_its_authors(
     build_option: Build, *, scaling: str, limited: bool = True, side: str = "std"
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What both make of the network in eight steps."""
+    """Weights after eight steps, of this package and of the authors'."""
     ours, theirs = network(), network()
     projected = {
         "rank": 2,
@@ -313,7 +313,7 @@ def test_apollos_random_projection_needs_neither_order_nor_global_seed(
 def adam_mini_and_its_authors(
     build_option: Build, *, weight_decay: float = 0.1
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What both make of the network in eight steps."""
+    """Weights after eight steps, of this package and of the authors'."""
     # The authors' code has no rule for stacked experts, and takes other unknown matrices whole.
     ours, theirs = network(), network()
     for module in (ours, theirs):

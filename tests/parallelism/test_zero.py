@@ -1,4 +1,4 @@
-"""What only ZeRO does: flat shards of every parameter, whole weights on request, no compiler."""
+"""Properties of ZeRO alone: flat shards of every parameter, whole weights on request, no compiler."""
 
 from __future__ import annotations
 

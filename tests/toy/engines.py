@@ -17,7 +17,7 @@ class SpoiledDDP(DDP):
 
     kind: Literal["toy_ddp"]  # type: ignore[assignment] # as for every derived kind
     defect: Literal["averaged", "crash"]
-    """What is wrong."""
+    """The defect."""
 
     @override
     def build(self, parts: EngineParts) -> Engine:

@@ -76,7 +76,7 @@ class MatrixShard:
 
     def param_square_sums(self) -> Tensor:
         """Return the sum of the squares of the parameters; shape (1,)."""
-        # An empty shard has no boxes: hence the zero.
+        # An empty shard has no boxes: start with a zero.
         sums = [param_square_sums(chunk.blocks, 1) for chunk in self._chunks]
         return torch.stack([self._zero, *sums]).sum(0)
 

@@ -204,7 +204,7 @@ class SmallTensors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Views:
-    """What k parameters of r rows and c columns have of the flat tensors."""
+    """Views of the flat tensors: the share of k parameters of r rows and c columns."""
 
     block: Tensor
     row_sums: Tensor | None
