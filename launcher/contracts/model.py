@@ -77,8 +77,8 @@ class ModelOption(Option):
             # `problems` must not report what needs files: preflight does.
             return
         seq_len = config.task.seq_len
-        # A learned table would fail inside a kernel. Rotary positions would continue without an error,
-        # at positions that the model has never seen.
+        # A learned table would fail inside a kernel. Rotary positions would fail silently: the
+        # model has never seen these positions.
         if positions is not None and seq_len > positions:
             yield Problem(
                 "task.seq_len",

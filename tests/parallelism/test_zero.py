@@ -1,4 +1,4 @@
-"""Properties of ZeRO alone: flat shards of every parameter, whole weights on request, no compiler."""
+"""ZeRO: flat shards of every parameter, full weights on request, no compiler."""
 
 from __future__ import annotations
 
