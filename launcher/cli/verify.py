@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli._arguments import Arguments, add_composition_flags, composition
 from launcher.cli._console import announce, bold, table
+from launcher.verify import STEPS
 
 if TYPE_CHECKING:
     from launcher.verify.result import Verification
@@ -77,7 +78,8 @@ def _arguments() -> Arguments:
     add("--ranks", metavar="N,M", default="2", help="numbers of processes (default: 2)")
     text = "micro-batches into which each rank cuts its share of the global batch (default: 1,4)"
     add("--accumulation", metavar="N,M", default="1,4", help=text)
-    add("--steps", metavar="N", type=int, default=8, help="optimizer steps (default: 8)")
+    text = f"optimizer steps (default: {STEPS})"
+    add("--steps", metavar="N", type=int, default=STEPS, help=text)
     text = "number format; the same as precision=fp64 for float64, and so on"
     add("--dtype", choices=list(_PRECISIONS), help=text)
     add("--shrink", action="store_true", help="take a small model and few data: seconds per cell")

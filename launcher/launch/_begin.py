@@ -72,7 +72,6 @@ def await_result(config: RunConfig, run_dir: RunDir, *, quiet: bool) -> Result |
 
     The caller must have released the run directory: one of those launchers locks it.
     """
-    shown, command = _resume_command(run_dir)
     saved = config.checkpoint.has_saved
     try:
         if not config.launch.await_end(run_dir):
@@ -80,10 +79,10 @@ def await_result(config: RunConfig, run_dir: RunDir, *, quiet: bool) -> Result |
         result = ended(run_dir)
     except (Preempted, Interrupted) as error:
         if saved(run_dir) and not getattr(error, "__notes__", ()):
-            error.add_note(f"resume with: {command}")
+            error.add_note(f"resume with: {_resume_command(run_dir)}")
         raise
     if not quiet:
-        print_result(result, run_dir, shown, command if saved(run_dir) else None)
+        print_result(result, run_dir, can_resume=saved(run_dir))
     return result
 
 
@@ -116,7 +115,6 @@ def run_ranks(
         if not options.quiet:
             print(started)  # noqa: T201 - how to start the nodes
         return None
-    shown, command = _resume_command(run_dir)
     try:
         with launch_recorded(run_dir):
             decided = find_micro_batch_size(config, run_dir, lock, quiet=options.quiet)
@@ -126,22 +124,23 @@ def run_ranks(
         saved = config.checkpoint.has_saved(run_dir)
         # Resuming would meet a wrong config again, and refuses rows without a checkpoint.
         if not isinstance(error, ConfigError) and (saved or (stopped and not run_dir.has_rows())):
-            error.add_note(f"resume with: {command}")
+            error.add_note(f"resume with: {_resume_command(run_dir)}")
         raise
     if not options.quiet:
-        saved = config.checkpoint.has_saved(run_dir)
-        print_result(result, run_dir, shown, command if saved else None)
+        print_result(result, run_dir, can_resume=config.checkpoint.has_saved(run_dir))
     return result
 
 
-def _resume_command(run_dir: RunDir) -> tuple[Path, str]:
-    """Return the run's path as users type it, and the command that resumes it."""
-    path = run_dir.path
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return shown, shlex.join(["trainctl", "resume", str(shown)])
+def _shown(path: Path) -> Path:
+    """Return a path as users type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def print_result(result: Result, run_dir: RunDir, shown: Path, command: str | None) -> None:
+def _resume_command(run_dir: RunDir) -> str:
+    return shlex.join(["trainctl", "resume", str(_shown(run_dir.path))])
+
+
+def print_result(result: Result, run_dir: RunDir, *, can_resume: bool) -> None:
     # The last line is the resume command: users and scripts find it with `tail -1`.
     for key, origin in result.without_effect.items():
         warning = f"trainctl: warning: {key} had no effect in this run ({origin})"
@@ -153,10 +152,10 @@ def print_result(result: Result, run_dir: RunDir, shown: Path, command: str | No
     if result.sample is not None:
         print(f"sample:\n{result.sample}\n")  # noqa: T201 - what was learned is the result
     if run_dir.export.exists():
-        print(f"exported to {shown / 'export'}")  # noqa: T201
-    if command is not None:
+        print(f"exported to {_shown(run_dir.export)}")  # noqa: T201
+    if can_resume:
         change = f"max_steps={2 * result.step}" if result.stopped is None else "observer=none"
-        print(f"train on with: {command} {change}")  # noqa: T201 - the last line
+        print(f"train on with: {_resume_command(run_dir)} {change}")  # noqa: T201 - the last line
     sys.stdout.flush()
 
 

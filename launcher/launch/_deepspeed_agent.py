@@ -13,22 +13,19 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from launcher.launch._signals import DUMP, STOPPING
+from launcher.launch._signals import STOPPING, exit_status, unblock
 
 
 def main(words: Sequence[str]) -> int:
     for number in STOPPING:
         signal.signal(number, _forward)
-    # The launcher starts its processes with these blocked, and the ranks would inherit it.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOPPING, DUMP])
+    unblock()
     from deepspeed.launcher.runner import main as run
 
     try:
         run(list(words))
     except SystemExit as end:
-        # A negative status is that of a rank that a signal killed.
-        status = int(end.code or 0) if not isinstance(end.code, str) else 1
-        return status if status >= 0 else 128 - status
+        return 1 if isinstance(end.code, str) else exit_status(int(end.code or 0))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 HEARTBEAT_FD = "TRAINCTL_HEARTBEAT_FD"
 STORE_FD = "TRAINCTL_STORE_FD"
@@ -10,6 +11,7 @@ EARLY_FD = "TRAINCTL_EARLY_FD"
 LAUNCHER_PID = "TRAINCTL_LAUNCHER_PID"
 # Number of restarts by torchrun.
 ATTEMPT = "TORCHELASTIC_RESTART_COUNT"
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 # Variables that set the rank of a process.
 RANK_VARIABLES = frozenset(
@@ -30,7 +32,7 @@ RANK_VARIABLES = frozenset(
         "TORCHELASTIC_MAX_RESTARTS",
         ATTEMPT,
         "TORCHELASTIC_RUN_ID",
-        "TORCHELASTIC_USE_AGENT_STORE",
+        _AGENT_STORE,
         # Variables from which DeepSpeed and Accelerate find the ranks of an MPI job.
         "CROSS_RANK",
         "CROSS_SIZE",
@@ -48,6 +50,29 @@ RANK_VARIABLES = frozenset(
         "MPI_LOCALNRANKS",
     ]
 )
+
+
+def attempt(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Return the number of restarts so far; None where nothing restarts the ranks."""
+    count = environment.get(ATTEMPT)
+    return None if count is None else int(count)
+
+
+def agent_has_store(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return True if torchrun's agent has the store that MASTER_ADDR and MASTER_PORT name."""
+    return environment.get(_AGENT_STORE) == "True"
+
+
+def store_variables(host: str, port: int, descriptor: int | None = None) -> dict[str, str]:
+    """Return the variables with which a rank finds the store.
+
+    Args:
+        host: Host of the store.
+        port: Its port.
+        descriptor: The bound socket that the rank listens on; None where it connects to a store.
+    """
+    inherited = "" if descriptor is None else str(descriptor)
+    return {"MASTER_ADDR": host, "MASTER_PORT": str(port), STORE_FD: inherited}
 
 
 def without_rank() -> dict[str, str]:

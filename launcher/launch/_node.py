@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from launcher.errors import LaunchError
-from launcher.launch._environment import STORE_FD
+from launcher.launch._environment import store_variables
 from launcher.run_dir import write_atomically
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class OneOfNodes:
                 )
             time.sleep(_POLL_S)
         host, port = found
-        common = {"MASTER_ADDR": host, "MASTER_PORT": str(port), STORE_FD: ""}
+        common = store_variables(host, port)
         yield Opened([{**each, **common} for each in environments])
 
 
@@ -148,10 +148,9 @@ def _with_store(
     environments: Sequence[Mapping[str, str]], store: socket.socket, host: str
 ) -> Opened:
     # Bound here and inherited by rank 0: the port cannot be taken in between.
-    port = str(store.getsockname()[1])
-    common = {"MASTER_ADDR": host, "MASTER_PORT": port, STORE_FD: ""}
-    variables = [{**common, **each} for each in environments]
-    variables[0] |= {STORE_FD: str(store.fileno())}
+    port: int = store.getsockname()[1]
+    variables = [{**store_variables(host, port), **each} for each in environments]
+    variables[0] |= store_variables(host, port, store.fileno())
     # Closed once rank 0 has it: otherwise ranks could connect to a store that has died.
     return Opened(variables, [store.fileno()], store.close)
 

@@ -26,10 +26,15 @@ _WORKER = "launcher.launch._worker"
 _SIOCGIFADDR, _ADDRESS = 0x8915, slice(20, 24)
 
 
-def worker_command(run_dir: RunDir) -> Sequence[str]:
-    """Return the command of a rank."""
+def python_module(name: str) -> list[str]:
+    """Return the command that runs a module of ours."""
     # -P: a launcher/ or a random.py in the user's folder must not be taken for ours or Python's.
-    return [sys.executable, "-P", "-m", _WORKER, str(run_dir.path)]
+    return [sys.executable, "-P", "-m", name]
+
+
+def join_command(run_dir: RunDir) -> list[str]:
+    """Return the command that runs this node's ranks, or one rank, of a prepared run."""
+    return [*python_module("launcher"), "join", str(run_dir.path)]
 
 
 def no_search(kind: str, config: ConfigView) -> Iterator[Problem]:
@@ -54,7 +59,7 @@ class ProcessesOption(LaunchOption):
 
     @override
     def command(self, run_dir: RunDir) -> Sequence[str]:
-        return worker_command(run_dir)
+        return [*python_module(_WORKER), str(run_dir.path)]
 
     @override
     def environment(self) -> Mapping[str, str]:

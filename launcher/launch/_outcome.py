@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import signal
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 from launcher import errors
 from launcher.errors import Interrupted, LaunchError, Preempted, RankFailed, TrainctlError
-from launcher.launch._environment import ATTEMPT
+from launcher.launch._environment import attempt
 from launcher.launch._processes import RankProcess
 from launcher.launch._record import MISMATCH, record_failed, to_json
 from launcher.run_dir import RunDir, write_atomically
@@ -264,8 +263,8 @@ def _read(run_dir: RunDir, rank: int) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     # Where torchrun restarts the ranks, those of an earlier attempt have left records.
-    own = os.environ.get(ATTEMPT)
-    return values if own is None or values["attempt"] == int(own) else None
+    own = attempt()
+    return values if own is None or values["attempt"] == own else None
 
 
 def _failure(process: RankProcess, values: Mapping[str, Any] | None) -> _Failure | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import LaunchError, TrainctlError
-from launcher.launch._environment import ATTEMPT, STORE_FD
+from launcher.launch._environment import ATTEMPT, agent_has_store, attempt, store_variables
 from launcher.launch._node import Opened
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class OuterWorld:
     host: str
     port: int
     has_store: bool = False
-    attempt: str = "0"
+    attempt: int = 0
     _store: Store | None = None
 
     @property
@@ -87,11 +87,9 @@ class OuterWorld:
             "WORLD_SIZE": str(self.size),
             "LOCAL_RANK": str(self.local_rank),
             **here,
-            "MASTER_ADDR": self.host,
-            "MASTER_PORT": str(self.port),
-            # Empty: the rank connects to a store that exists. Ours stays in this process.
-            STORE_FD: "",
-            ATTEMPT: self.attempt,
+            # Without a descriptor: a store of ours stays in this process.
+            **store_variables(self.host, self.port),
+            ATTEMPT: str(self.attempt),
         }
         yield Opened([variables])
 
@@ -185,8 +183,8 @@ def outer_world(environment: Mapping[str, str] = os.environ) -> OuterWorld | Non
             here,
             host,
             port,
-            environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            environment.get(ATTEMPT, "0"),
+            agent_has_store(environment),
+            attempt(environment) or 0,
         )
     return None
 

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import LaunchOption
-from launcher.launch._environment import common_to_ranks
-from launcher.launch._options import no_search, worker_command
+from launcher.launch._options import ProcessesOption, no_search, python_module
 from launcher.launch._world import share_of_cores
 
 if TYPE_CHECKING:
     from launcher.contracts import ConfigView
     from launcher.errors import Problem
-    from launcher.run_dir import RunDir
 
 
-class ProgramOption(LaunchOption):
+class ProgramOption(ProcessesOption):
     """A program that starts the ranks; each rank has a trainctl launcher that watches it."""
 
     nodes: int = Field(gt=0, le=4096)
     """Machines, with as many ranks on each."""
-    processes: int = Field(gt=0, le=4096)
-    """Ranks to start on each machine."""
     flags: list[str]
     """Further options of the program."""
 
@@ -42,7 +36,7 @@ class ProgramOption(LaunchOption):
 
     @override
     def environment(self) -> Mapping[str, str]:
-        variables = common_to_ranks()
+        variables = dict(super().environment())
         here = {"LOCAL_WORLD_SIZE": str(self.processes)}
         if (threads := self.threads or share_of_cores(here)) is not None:
             # Otherwise torchrun sets it to 1, and warns.
@@ -50,19 +44,11 @@ class ProgramOption(LaunchOption):
         return variables
 
     @override
-    def command(self, run_dir: RunDir) -> Sequence[str]:
-        return worker_command(run_dir)
-
-    @override
     def rank_environments(self, node: int = 0) -> Sequence[Mapping[str, str]]:
         del node
         # The program sets them.
         return ({},)
 
-    def join(self, run_dir: RunDir) -> Sequence[str]:
-        """Return the words after `python -P` that run one rank."""
-        return ["-m", "launcher", "join", str(run_dir.path)]
-
     def agent(self, module: str) -> list[str]:
         """Return the start of the command: a module of ours around the program's own."""
-        return [sys.executable, "-P", "-m", f"launcher.launch.{module}"]
+        return python_module(f"launcher.launch.{module}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 import traceback
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import errors
 from launcher.errors import Hang, LaunchError, LostRank, RankFailed, TrainctlError
-from launcher.launch._environment import ATTEMPT
+from launcher.launch._environment import attempt
 from launcher.run_dir import RunDir, write_atomically
 
 if TYPE_CHECKING:
@@ -82,10 +81,8 @@ def to_json(values: Mapping[str, Any]) -> str:
 def _write(run_dir: RunDir, rank: int, values: Mapping[str, Any]) -> None:
     path = run_dir.rank_result(rank)
     path.parent.mkdir(exist_ok=True)
-    attempt = int(os.environ.get(ATTEMPT, "0"))
-    write_atomically(
-        path, to_json({"rank": rank, "attempt": attempt, "time": time.time(), **values})
-    )
+    known = {"rank": rank, "attempt": attempt() or 0, "time": time.time()}
+    write_atomically(path, to_json({**known, **values}))
 
 
 def _classified(rank: int, error: BaseException) -> TrainctlError:

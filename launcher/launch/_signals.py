@@ -17,6 +17,17 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 DUMP = signal.SIGUSR2
 
 
+def unblock() -> None:
+    """Let signals through again: a launcher starts its processes with these blocked."""
+    # The ranks of a program would inherit it.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOPPING, DUMP])
+
+
+def exit_status(status: int) -> int:
+    """Return the status of a process as a shell gives it; Python's is negative for a signal."""
+    return status if status >= 0 else 128 - status
+
+
 def handled() -> list[signal.Signals]:
     """Return the stopping signals that this process does not ignore."""
     # nohup ignores SIGHUP: installing a handler would end the run with the terminal.

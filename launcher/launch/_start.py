@@ -68,13 +68,13 @@ def run_node(
     with ExitStack() as stack:
         heartbeats = Heartbeats(config.launch.ranks)
         stack.callback(heartbeats.close)
-        watch = Watch(heartbeats, config.launch.timeout_s, has_others=node.has_others)
+        opened = stack.enter_context(node.opened(run_dir))
+        watch = None
+        if opened.are_ranks:
+            watch = Watch(heartbeats, config.launch.timeout_s, has_others=node.has_others)
         supervisor = Supervisor(run_dir, watch)
         if node.has_others:
             supervisor.failed_elsewhere = _outcome.FailuresElsewhere(run_dir, supervisor.ranks)
-        opened = stack.enter_context(node.opened(run_dir))
-        if not opened.are_ranks:
-            supervisor.watch = None
         with supervisor.forwarding():
             with signals_held():
                 _start_ranks(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from launcher.contracts import Layout, World
 from launcher.errors import LaunchError
-from launcher.launch._environment import ATTEMPT, STORE_FD
+from launcher.launch._environment import STORE_FD, agent_has_store, attempt
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -123,7 +123,7 @@ def _store(world: World, timeout: timedelta) -> Store:
             f"rank {world.rank} of {world.size} has no MASTER_ADDR and MASTER_PORT: start the run "
             "with trainctl, torchrun or deepspeed"
         )
-    agent_has_it = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    agent_has_it = agent_has_store(environment)
     opens_it = world.rank == 0 and not agent_has_it if descriptor is None else bool(descriptor)
     store: Store = TCPStore(
         environment["MASTER_ADDR"],
@@ -136,7 +136,7 @@ def _store(world: World, timeout: timedelta) -> Store:
         master_listen_fd=int(descriptor) if descriptor else None,
     )
     # The store of torchrun's agent still has the keys of attempts before a restart.
-    return PrefixStore(f"ranks/{environment.get(ATTEMPT, '0')}", store)
+    return PrefixStore(f"ranks/{attempt(environment) or 0}", store)
 
 
 def compare_identity(world: World, store: Store, identity: str) -> None:

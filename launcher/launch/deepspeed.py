@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +14,7 @@ from typing_extensions import override
 
 from launcher.errors import LaunchError, Problem
 from launcher.launch._environment import LAUNCHER_PID
+from launcher.launch._options import join_command
 from launcher.launch._programs import ProgramOption
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Deepspeed(ProgramOption):
         return [
             *words,
             *("env", f"{LAUNCHER_PID}={os.getpid()}"),
-            *(sys.executable, "-P", *self.join(run_dir)),
+            *join_command(run_dir),
         ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +12,7 @@ from typing_extensions import override
 
 from launcher.errors import LaunchError, Problem
 from launcher.launch import _slurm_job
-from launcher.launch._options import NodesOption
+from launcher.launch._options import NodesOption, join_command
 from launcher.run_dir import write_atomically
 
 if TYPE_CHECKING:
@@ -138,6 +137,6 @@ class Slurm(NodesOption):
         if self.cpus_per_task is not None:
             # srun does not inherit it since Slurm 22.05.
             srun.append(f"--cpus-per-task={self.cpus_per_task}")
-        task = [sys.executable, "-P", "-m", "launcher", "join", str(run_dir.path)]
         lines = [f"#SBATCH {shlex.quote(word)}" for word in [*words, *self.flags]]
-        return "\n".join(["#!/bin/sh", *lines, _BODY.format(srun=shlex.join([*srun, *task]))])
+        body = _BODY.format(srun=shlex.join([*srun, *join_command(run_dir)]))
+        return "\n".join(["#!/bin/sh", *lines, body])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +11,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from launcher.errors import Problem
+from launcher.launch._options import join_command
 from launcher.launch._programs import ProgramOption
 
 if TYPE_CHECKING:
@@ -75,4 +75,4 @@ class Torchrun(ProgramOption):
         ]
 
     def _worker(self, run_dir: RunDir) -> list[str]:
-        return ["--no-python", sys.executable, "-P", *self.join(run_dir)]
+        return ["--no-python", *join_command(run_dir)]

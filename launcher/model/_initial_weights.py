@@ -47,7 +47,7 @@ def initialize_weights(
     """
     chosen = {
         name: tensor
-        for name, tensor in _named_tensors(module)
+        for name, tensor in named_tensors(module)
         if (overwrite or tensor.is_meta)
         and (only is None or _is_below(name, only))
         and (tensors is None or name in tensors)
@@ -56,15 +56,13 @@ def initialize_weights(
         return
     was_meta = {name for name, tensor in chosen.items() if tensor.is_meta}
     replaced = {tensor: _allocated(tensor, device) for tensor in chosen.values() if tensor.is_meta}
-    _replace(module, replaced)
+    replace_tensors(module, replaced)
     # Of all tensors: what is drawn for others must not count as an intermediate value.
-    names = {_storage(tensor): name for name, tensor in _named_tensors(module)}
+    names = {_storage(tensor): name for name, tensor in named_tensors(module)}
     own = {_storage(replaced.get(tensor, tensor)) for tensor in chosen.values()}
-    others = {_storage(t) for _, t in _named_tensors(module) if not t.is_meta} - own
+    others = {_storage(t) for _, t in named_tensors(module) if not t.is_meta} - own
     # A tied tensor is drawn by each module that holds it: the last one counts.
-    places = [
-        name for name, tensor in _named_tensors(module, every=True) if _storage(tensor) in own
-    ]
+    places = [name for name, tensor in named_tensors(module, every=True) if _storage(tensor) in own]
     state = torch.get_rng_state()
     try:
         with torch.no_grad(), _NamedDraws(seed, names, others) as draws:
@@ -178,7 +176,7 @@ def _initializes_others(module: nn.Module) -> bool:
     return initialize is not None and len(inspect.signature(initialize).parameters) == 1
 
 
-def _named_tensors(module: nn.Module, *, every: bool = False) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(module: nn.Module, *, every: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield parameters and buffers; a tied one once, by its first name, or by `every` name."""
     return chain(
         module.named_parameters(remove_duplicate=not every),
@@ -197,7 +195,7 @@ def _allocated(tensor: Tensor, device: str) -> Tensor:
     return nn.Parameter(empty, requires_grad=tensor.requires_grad)
 
 
-def _replace(module: nn.Module, replaced: Mapping[Tensor, Tensor]) -> None:
+def replace_tensors(module: nn.Module, replaced: Mapping[Tensor, Tensor]) -> None:
     """Replace tensors, under each of their names."""
     for child in module.modules():
         for tensors in (child._parameters, child._buffers):  # noqa: SLF001 - as nn.Module.to_empty

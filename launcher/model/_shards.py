@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from launcher.contracts import InitialWeights, LocalShard
-from launcher.model._initial_weights import initialize_weights
+from launcher.model._initial_weights import initialize_weights, named_tensors, replace_tensors
 
 if TYPE_CHECKING:
     from launcher.contracts import Head, ModelOption
@@ -34,11 +33,7 @@ class DrawnWeights(InitialWeights):
         self._plain = plain
         self._first_names: dict[Tensor, str] = {}
         self._tensors: dict[str, Tensor] = {}
-        every = chain(
-            plain.named_parameters(remove_duplicate=False),
-            plain.named_buffers(remove_duplicate=False),
-        )
-        for name, tensor in every:
+        for name, tensor in named_tensors(plain, every=True):
             self._first_names.setdefault(tensor, name)
             self._tensors[name] = tensor
 
@@ -64,8 +59,7 @@ class DrawnWeights(InitialWeights):
         module = self._plain
         initialize_weights(module, self._seed, tensors=names)
         found = {name: _tensor(module, name) for name in names}
-        for name in names:
-            _replace(module, found[name], self._tensors[name])
+        replace_tensors(module, {found[name]: self._tensors[name] for name in names})
         return {name: tensor.detach() for name, tensor in found.items()}
 
 
@@ -73,14 +67,3 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
     owner, _, last = name.rpartition(".")
     found: Tensor = getattr(module.get_submodule(owner), last)
     return found
-
-
-def _replace(module: nn.Module, old: Tensor, new: Tensor) -> None:
-    """Replace a tensor under each of its names."""
-    for part in module.modules():
-        own = chain(
-            part.named_parameters(recurse=False, remove_duplicate=False),
-            part.named_buffers(recurse=False, remove_duplicate=False),
-        )
-        for name in [name for name, tensor in own if tensor is old]:
-            setattr(part, name, new)

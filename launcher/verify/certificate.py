@@ -126,7 +126,7 @@ def _changes(config: RunConfig, stored: Mapping[str, Any]) -> Iterator[str]:
     )
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
-        if key.partition(".")[0] not in _WITHOUT_EFFECT and _plain(old) != _plain(new):
+        if key.partition(".")[0] not in _WITHOUT_EFFECT and old != new:
             yield f"{key} {old} → {new}"
     batch = derive.batch_plan(config).samples_per_step
     # A shrunk comparison had a batch of its own, so that the config's batch was never certified.
@@ -137,8 +137,3 @@ def _changes(config: RunConfig, stored: Mapping[str, Any]) -> Iterator[str]:
     for package, version in stored["versions"].items():
         if now.get(package) != version:
             yield f"{package} {version} → {now.get(package, 'none')}"
-
-
-def _plain(value: Any) -> Any:
-    # JSON returns a tuple as a list.
-    return list(value) if isinstance(value, tuple) else value

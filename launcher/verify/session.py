@@ -11,7 +11,14 @@ from typing import Any
 
 from launcher.config.schema import RunConfig
 from launcher.contracts import ParallelismOption
-from launcher.errors import ConfigError, Interrupted, LaunchError, Preempted, TrainctlError
+from launcher.errors import (
+    ConfigError,
+    Interrupted,
+    LaunchError,
+    Preempted,
+    Problem,
+    TrainctlError,
+)
 from launcher.launch import run_program
 from launcher.run_dir import RunDir
 from launcher.verify.cells import REFERENCE, Cell, cell_of, reference_cuts
@@ -113,7 +120,8 @@ class Session:
         alone = [self._cell(REFERENCE, single, 1, cut) for cut in cuts if cut is not None]
         for cell in alone:
             if cell.refusal is not None:
-                raise ConfigError(_problems(cell.refusal))
+                message = f"the reference cannot be run: {cell.refusal}"
+                raise ConfigError([Problem("", message)])
         # First, because every other cell is compared with their weights on the disk.
         reference, results = self._references(alone)
         cells = [
@@ -323,9 +331,3 @@ def _text(error: TrainctlError) -> str:
     if isinstance(error, ConfigError):
         return "; ".join(f"{each.key}: {each.message}" for each in error.problems)
     return f"{type(error).__name__}: {error}"
-
-
-def _problems(refusal: str) -> Sequence[Any]:
-    from launcher.errors import Problem
-
-    return [Problem("", f"the reference cannot be run: {refusal}")]

@@ -62,6 +62,17 @@ SAMPLES_PER_STEP, STEPS = 24, 8
 # The last window is short: eleven samples, of which a third rank gets none.
 NUM_SAMPLES = SAMPLES_PER_STEP * (STEPS - 1) + 11
 NO_TARGET = -100
+OPTIMIZERS = (
+    "adamw",
+    "adafactor",
+    "adafactor_t5",
+    "stable_adamw",
+    "sgd",
+    "lion",
+    "lamb",
+    "muon",
+)
+"""Presets that must train the same on every engine."""
 
 CLIPPINGS = {
     "norm": Clipping(0.3, None),

@@ -8,7 +8,6 @@ what is allowed is measured, as the difference between two cuts of the same wind
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from launcher.contracts import ParallelismOption, Request
+from launcher.verify.measure import distance
 from tests.contract.engine_bench import (
     CLIPPINGS,
     NUM_SAMPLES,
+    OPTIMIZERS,
     SAMPLES_PER_STEP,
     STEPS,
     Case,
@@ -36,16 +36,6 @@ from tests.distributed import RankError, run_on_ranks
 CONF = Path(__file__).parents[2] / "conf" / "parallelism"
 PRESETS = sorted(path.stem for path in CONF.glob("[!_]*.yaml"))
 ADAMW = "adamw"
-OPTIMIZERS = (
-    ADAMW,
-    "adafactor",
-    "adafactor_t5",
-    "stable_adamw",
-    "sgd",
-    "lion",
-    "lamb",
-    "muon",
-)  # fmt: skip
 SAMPLED = (ADAMW, "adafactor")
 """Optimizers that the standard suite runs on engines that shard; `-m slow` runs all of them."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -135,14 +125,6 @@ def reference_and_cut(
 def relative(found: Sequence[float], expected: Sequence[float]) -> float:
     assert len(found) == len(expected)
     return max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
-
-
-def distance(found: Tensor, expected: Tensor, path_length: float) -> float:
-    """Distance of two tensors over their size, or over how far lr × steps could move them."""
-    reach = path_length * math.sqrt(expected.numel())
-    difference: float = (found.double() - expected.double()).norm().item()
-    size: float = max(expected.double().norm().item(), reach)
-    return difference / size
 
 
 def distances(found: Trajectory, expected: Trajectory) -> dict[str, float]:

@@ -20,7 +20,7 @@ from launcher.verify.compare import Difference, Reference, first_difference, flo
 from launcher.verify.measure import distance, limits_of
 from launcher.verify.trajectory import Trajectory
 from tests.contract import engine_bench, planted
-from tests.contract.engine_bench import Case, optimizer_option, option
+from tests.contract.engine_bench import OPTIMIZERS, Case, optimizer_option, option
 from tests.distributed import RankError, run_on_ranks
 
 Spoil = Callable[[Any, World], None]
@@ -375,16 +375,6 @@ for _name, _mutation in MUTATIONS.items():
     else:
         planted.DEFECTS[f"verify: {_name}"] = _mutation.plant
 
-OPTIMIZERS = (
-    "adamw",
-    "adafactor",
-    "adafactor_t5",
-    "stable_adamw",
-    "sgd",
-    "lion",
-    "lamb",
-    "muon",
-)
 SOUND: list[Mapping[str, Any]] = [
     *({"optimizer": name, "accumulation": cut} for name in OPTIMIZERS for cut in (1, 4)),
     *({"clipping": name} for name in ("value", "norm_per_parameter")),
