@@ -123,7 +123,7 @@ def test_an_error_that_no_micro_batch_size_avoids(trainctl: Console) -> None:
 
 
 def test_a_signal_ends_the_search_and_a_resume_repeats_it(trainctl: Console) -> None:
-    words = auto_words("accumulation.samples_per_step=2", "max_steps=2", "task.step_s=0.2")
+    words = auto_words("accumulation.samples_per_step=2", "max_steps=2", "task.step_s=2.0")
     process = trainctl.start("run", *words)
     deadline = time.monotonic() + 60
     while not list(trainctl.folder.glob("runs/toy/*/trials/*/logs/rank-0.log")):
@@ -135,7 +135,7 @@ def test_a_signal_ends_the_search_and_a_resume_repeats_it(trainctl: Console) -> 
     run_dir = trainctl.run_dir()
     assert stored(run_dir)["accumulation"]["kind"] == "auto"
     assert "trainctl resume" in err
-    out, _ = trainctl("resume", str(run_dir))
+    out, _ = trainctl("resume", str(run_dir), "task.step_s=0", "--allow", "task.step_s")
     assert "micro-batch 2 fits" in out
     assert stored(run_dir)["accumulation"]["micro_batch_size"] == 2
     assert [row["step"] for row in trainctl.rows(run_dir)] == [1, 2]
