@@ -13,6 +13,7 @@
     │   └── LostRank      14   which rank did not answer during a save or a load
     ├── NotTheSame        15   trainctl verify: which engine trains otherwise, and where it begins
     ├── RankFailed         1   a rank exited without a result; 128 + n if signal n did it
+    │   └── ConnectionLost 1   ranks lost each other, and none recorded a cause
     ├── Preempted         75   state saved; requeue me
     └── Interrupted      130   state saved after Ctrl-C
 
@@ -27,11 +28,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+# Exit statuses above it are those of processes that a signal killed.
+_SIGNALLED = 128
+
 
 class TrainctlError(Exception):
     """Base of all errors that the user can fix: a message and an exit status."""
 
     exit_status: ClassVar[int] = 1
+    is_transient: ClassVar[bool] = False
+    """True if new processes may not meet the error again: a kill, a lost connection, a hang."""
 
     def attributes(self) -> dict[str, Any]:
         """Return the error's attributes as JSON values."""
@@ -140,6 +146,7 @@ class Hang(TrainctlError):
     """
 
     exit_status = 12
+    is_transient = True
 
     def __init__(self, message: str, missing: Sequence[int] = ()) -> None:
         self.missing = tuple(missing)
@@ -161,6 +168,8 @@ class CheckpointError(TrainctlError):
 class LostRank(CheckpointError):
     """A rank did not answer during a save or load; its own error has the reason."""
 
+    is_transient = True
+
 
 class NotTheSame(TrainctlError):
     """A training on another engine, number of ranks or cut differs from that of one process."""
@@ -178,6 +187,17 @@ class RankFailed(TrainctlError):
     def __init__(self, message: str, exit_status: int) -> None:
         self.exit_status = exit_status  # type: ignore[misc] # what a shell would report
         super().__init__(message)
+
+    @property
+    def is_transient(self) -> bool:  # type: ignore[override,explicit-override]
+        """True if a signal killed the rank, as the kernel does when the machine has no memory."""
+        return self.exit_status > _SIGNALLED
+
+
+class ConnectionLost(RankFailed):
+    """A rank lost its connection to another, and no rank recorded a cause."""
+
+    is_transient = True
 
 
 class Preempted(TrainctlError):

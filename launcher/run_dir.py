@@ -12,6 +12,7 @@ runs/<name>/<id>/
     run.lock          held by the launcher and its ranks while they run
     result.json       written by the launcher at the end: status, step, scores, or the error
     result/rank-0.json    the same of each rank
+    restarts.jsonl    one object per restart of the ranks after a failure: cause, step
     references.json   the task's baselines on the held-out data, kept for resumed runs
     metrics.jsonl     one object per logged step
     logs/rank-0.log
@@ -126,6 +127,11 @@ class RunDir:
     def rank_result(self, rank: int) -> Path:
         """Status, scores or error of one rank."""
         return self.path / "result" / f"rank-{rank}.json"
+
+    @property
+    def restarts(self) -> Path:
+        """One JSON object per restart of the ranks after a failure."""
+        return self.path / "restarts.jsonl"
 
     @property
     def job_script(self) -> Path:

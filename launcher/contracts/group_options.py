@@ -315,6 +315,11 @@ class LaunchOption(Option):
         """Number of machines, on each of which one launcher starts ranks."""
         return 1
 
+    @property
+    def restarts(self) -> int:
+        """Number of times that the launcher starts all ranks again after a failure."""
+        return 0
+
     def address(self) -> str:
         """Return the address of this machine that the other nodes reach.
 

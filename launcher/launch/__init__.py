@@ -38,11 +38,13 @@ class StartOptions:
         early: A process that has begun to be rank 0; None if there is none.
         node: The ranks that this process starts; None for the ranks of the option `launch`.
         quiet: Print nothing; what rank 0 prints goes to its log.
+        restarts: Restarts of the ranks after a failure that new processes may not meet.
     """
 
     early: EarlyRank | None = None
     node: Node | None = None
     quiet: bool = False
+    restarts: int = 0
 
 
 def preflight(config: RunConfig) -> None:

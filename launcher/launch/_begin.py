@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launcher import run_dir as run_dirs
@@ -118,7 +119,9 @@ def run_ranks(
     try:
         with launch_recorded(run_dir):
             decided = find_micro_batch_size(config, run_dir, lock, quiet=options.quiet)
-            result = start(decided, run_dir, lock, options)
+            # Other programs (torchrun, Slurm) restart what they have started themselves.
+            restarts = 0 if options.node is not None else config.launch.restarts
+            result = start(decided, run_dir, lock, replace(options, restarts=restarts))
     except TrainctlError as error:
         stopped = isinstance(error, Preempted | Interrupted)
         saved = config.checkpoint.has_saved(run_dir)

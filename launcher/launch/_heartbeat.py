@@ -64,6 +64,11 @@ class Heartbeats:
             count, step, phase = words[start : start + 3].tolist()
         return Beat(count, step, PHASES[phase])
 
+    def furthest(self) -> int:
+        """Return the most steps that a rank has done."""
+        ranks = len(self._shared) // _BYTES
+        return max(self.read(rank).step for rank in range(ranks))
+
     def close(self) -> None:
         self._shared.close()
         os.close(self.descriptor)

@@ -14,15 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from launcher import errors
-from launcher.errors import Interrupted, LaunchError, Preempted, RankFailed, TrainctlError
+from launcher.errors import (
+    Hang,
+    Interrupted,
+    LaunchError,
+    Preempted,
+    RankFailed,
+    TrainctlError,
+)
 from launcher.launch._environment import attempt
 from launcher.launch._processes import RankProcess
 from launcher.launch._record import MISMATCH, record_failed, to_json
 from launcher.run_dir import RunDir, write_atomically
 
 _TAIL_BYTES = 65_536
-# Severities of `_Failure` from here on are consequences of another rank's failure.
-_CONSEQUENCE = 2
+# Severities of failures; those from `_WAITED` on are consequences of another rank's failure. A rank
+# that waited too long closes its connections: that others lost them follows from it.
+_OWN, _ASKED, _WAITED, _LOST, _ENDED = range(5)
 # Another node's launcher sees the end of its rank, and writes it to a file system of the network.
 _CAUSE_S = 5.0
 # After a hang: all launchers look at the same intervals, and the error must come within seconds.
@@ -45,6 +53,7 @@ class Result:
         best: The scores of the evaluation with the best objective, and its `step`.
         unread: Settings that rank 0 did not read.
         without_effect: Settings of the user's that no process read, each with who set it.
+        restarts: Number of restarts of the ranks after a failure.
     """
 
     step: int
@@ -55,6 +64,7 @@ class Result:
     best: Mapping[str, float] = field(default_factory=dict)
     unread: Sequence[str] = ()
     without_effect: Mapping[str, str] = field(default_factory=dict)
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -63,7 +73,7 @@ class _Failure:
 
     # When one rank fails the others fail next, of a closed connection, and often write that down
     # first. So the kind of failure decides before the time.
-    severity: int  # 0: its own; 1: asked to end; 2: it lost another rank; 3: ended by the launcher
+    severity: int  # see the constants below
     time: float
     rank: int
 
@@ -108,7 +118,7 @@ def cause_elsewhere(run_dir: RunDir, ranks: Sequence[RankProcess]) -> TrainctlEr
     """Return what another launcher recorded as the cause of a failure here, if anything."""
     failures, records = _await_cause(run_dir, ranks, _CAUSE_OF_HANG_S)
     first = min(failures)
-    if first.severity >= _CONSEQUENCE:
+    if first.severity >= _WAITED:
         return None
     return _error(run_dir, first.rank, records.get(first.rank), None, len(ranks))
 
@@ -147,7 +157,7 @@ def _await_cause(
     deadline = time.monotonic() + seconds
     while True:
         failures, records = _failures(run_dir, ranks)
-        if min(failures).severity < _CONSEQUENCE or time.monotonic() > deadline:
+        if min(failures).severity < _WAITED or time.monotonic() > deadline:
             return failures, records
         time.sleep(_POLL_S)
 
@@ -190,6 +200,7 @@ def write_result(run_dir: RunDir, result: Result | TrainctlError, seconds: float
             "best": dict(result.best),
             "export": run_dir.export.name if run_dir.export.exists() else None,
             "without_effect": dict(result.without_effect),
+            "restarts": result.restarts,
         }
     values["duration_s"] = round(seconds, 3)
     try:
@@ -264,7 +275,7 @@ def _read(run_dir: RunDir, rank: int) -> dict[str, Any] | None:
         return None
     # Where torchrun restarts the ranks, those of an earlier attempt have left records.
     own = attempt()
-    return values if own is None or values["attempt"] == own else None
+    return values if own is None or values["attempt"] >= own else None
 
 
 def _failure(process: RankProcess, values: Mapping[str, Any] | None) -> _Failure | None:
@@ -272,13 +283,13 @@ def _failure(process: RankProcess, values: Mapping[str, Any] | None) -> _Failure
         if "error" not in values:
             return None
         return _Failure(_severity(values), values["time"], process.rank)
-    return _Failure(3 if process.killed else 0, process.ended, process.rank)
+    return _Failure(_ENDED if process.killed else _OWN, process.ended, process.rank)
 
 
 def _severity(values: Mapping[str, Any]) -> int:
     if values["lost_peer"]:
-        return 2
-    return 1 if values["error"] in {Preempted.__name__, Interrupted.__name__} else 0
+        return _WAITED if values["error"] == Hang.__name__ else _LOST
+    return _ASKED if values["error"] in {Preempted.__name__, Interrupted.__name__} else _OWN
 
 
 def _error(

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher import errors
-from launcher.errors import Hang, LaunchError, LostRank, RankFailed, TrainctlError
+from launcher.errors import (
+    ConnectionLost,
+    Hang,
+    LaunchError,
+    LostRank,
+    RankFailed,
+    TrainctlError,
+)
 from launcher.launch._environment import attempt
 from launcher.run_dir import RunDir, write_atomically
 
@@ -95,6 +102,8 @@ def _classified(rank: int, error: BaseException) -> TrainctlError:
         return Hang(f"rank {rank} waited too long for another rank ({text})")
     if _says(error, _MISMATCHED):
         return RankFailed(f"rank {rank} failed in a collective: {MISMATCH} ({text})", 1)
+    if _says(error, _LOST_PEER):
+        return ConnectionLost(f"rank {rank} lost the connection to another rank ({text})", 1)
     return RankFailed(f"rank {rank} failed: {text}", 1)
 
 

@@ -16,13 +16,20 @@ from launcher.contracts import recorded
 from launcher.errors import Hang, LaunchError, TrainctlError
 from launcher.launch import StartOptions, _outcome
 from launcher.launch._early import folder_of
-from launcher.launch._environment import HEARTBEAT_FD, LAUNCHER_PID, without_rank
+from launcher.launch._environment import (
+    ATTEMPT,
+    HEARTBEAT_FD,
+    LAUNCHER_PID,
+    attempt,
+    without_rank,
+)
 from launcher.launch._heartbeat import Heartbeats
 from launcher.launch._lock import name_ranks
 from launcher.launch._node import Node, Opened, WholeRun
 from launcher.launch._outcome import Result
 from launcher.launch._processes import RankProcess, signals_held, start_process
 from launcher.launch._record import record_failed
+from launcher.launch._restarts import Attempt, with_restarts
 from launcher.launch._supervisor import Supervisor
 from launcher.launch._watch import Watch
 from launcher.run_dir import RunDir
@@ -36,10 +43,14 @@ def start(
 ) -> Result:
     """Run the ranks of a run directory to the end; raise the first failure of a rank."""
     started = time.monotonic()
-    try:
+
+    def run(this: Attempt) -> Result:
         _outcome.clear(run_dir)
+        return run_node(config, run_dir, options, lock, this)
+
+    try:
         with recorded(config) as reads:
-            result = run_node(config, run_dir, options, lock)
+            result, restarts = with_restarts(run, run_dir, options.restarts)
     except TrainctlError as error:
         _outcome.write_result(run_dir, error, time.monotonic() - started)
         raise
@@ -52,7 +63,7 @@ def start(
         # The process that prepared the run read them, as the requests of a Slurm job.
         unread = [key for key in unread if key.partition(".")[0] != "launch"]
     unused = without_effect(config, unread, run_dir.read_provenance())
-    result = replace(result, without_effect=unused)
+    result = replace(result, without_effect=unused, restarts=restarts)
     _outcome.write_result(run_dir, result, time.monotonic() - started)
     return result
 
@@ -62,8 +73,10 @@ def run_node(
     run_dir: RunDir,
     options: StartOptions,
     lock: Sequence[int] = (),
+    this: Attempt | None = None,
 ) -> Result:
     """Run the ranks of one node to the end; raise the first failure of a rank of any node."""
+    this = this or Attempt()
     node = options.node or WholeRun(config.launch)
     with ExitStack() as stack:
         heartbeats = Heartbeats(config.launch.ranks)
@@ -73,6 +86,7 @@ def run_node(
         if opened.are_ranks:
             watch = Watch(heartbeats, config.launch.timeout_s, has_others=node.has_others)
         supervisor = Supervisor(run_dir, watch)
+        stack.callback(_note, this, heartbeats, supervisor)
         if node.has_others:
             supervisor.failed_elsewhere = _outcome.FailuresElsewhere(run_dir, supervisor.ranks)
         with supervisor.forwarding():
@@ -85,6 +99,7 @@ def run_node(
                     ranks=supervisor.ranks,
                     heartbeats=heartbeats,
                     options=options,
+                    number=this.number,
                 )
             opened.started()
             if lock:
@@ -93,6 +108,10 @@ def run_node(
         if hang is not None:
             raise _outcome.cause_elsewhere(run_dir, supervisor.ranks) or hang
         return _outcome.outcome(run_dir, supervisor.ranks, has_others=node.has_others)
+
+
+def _note(this: Attempt, heartbeats: Heartbeats, supervisor: Supervisor) -> None:
+    this.step, this.stopping = heartbeats.furthest(), supervisor.stopping
 
 
 def _wait(supervisor: Supervisor, node: Node) -> Hang | None:
@@ -117,12 +136,18 @@ def _start_ranks(
     ranks: list[RankProcess],
     heartbeats: Heartbeats,
     options: StartOptions,
+    number: int,
 ) -> None:
     """Start the processes, and append each to `ranks`."""
     # Appended one by one: if the next one fails to start, the supervisor kills those before it.
     command = list(opened.command or config.launch.command(run_dir))
     environment = {**without_rank(), **config.launch.environment()}
-    common = {LAUNCHER_PID: str(os.getpid()), HEARTBEAT_FD: str(heartbeats.descriptor)}
+    common = {
+        LAUNCHER_PID: str(os.getpid()),
+        HEARTBEAT_FD: str(heartbeats.descriptor),
+        # torchrun may have started this launcher: its restarts count, too.
+        ATTEMPT: str(number + (attempt() or 0)),
+    }
     folder = folder_of(run_dir)
     with ExitStack() as stack:
         for given in opened.environments:

@@ -26,12 +26,17 @@ _TICK_S = 1.0
 
 @dataclass(slots=True)
 class Supervisor:
-    """Forwards signals to the ranks, ends them when one fails, and reports a hang."""
+    """Forwards signals to the ranks, ends them when one fails, and reports a hang.
+
+    Attributes:
+        stopping: A signal asked the run to end.
+    """
 
     run_dir: RunDir
     watch: Watch | None
     ranks: list[RankProcess] = field(default_factory=list)
     failed_elsewhere: Callable[[], bool] = lambda: False
+    stopping: bool = False
     _interrupted: bool = False
     _left: bool = False
     _waiter: Waiter = field(default_factory=Waiter)
@@ -94,6 +99,7 @@ class Supervisor:
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         del frame
+        self.stopping = True
         again = number == signal.SIGINT and self._interrupted
         self._interrupted = self._interrupted or number == signal.SIGINT
         self._left = self._left or again

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
 from typing_extensions import override
 
 from launcher.errors import LaunchError
@@ -27,6 +28,14 @@ class Local(ProcessesOption):
     """One or more processes on this machine."""
 
     kind: Literal["local"]
+    max_restarts: int = Field(ge=0, le=1000)
+    """Restarts of all ranks after one was killed, lost its connection or hung; each continues from
+    the newest good checkpoint. Other errors, and failures at the same step again, end the run."""
+
+    @property
+    @override
+    def restarts(self) -> int:
+        return self.max_restarts
 
     @override
     def possible_devices(self) -> Sequence[str]:

@@ -277,6 +277,7 @@ def processes(option: LaunchOption) -> Any:
         command,
         waits,
         option.ranks,
+        option.restarts,
         option.rank_environments(),
         option.environment(),
         option.possible_devices(),

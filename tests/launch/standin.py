@@ -55,11 +55,14 @@ def default_config() -> RunConfig:
     return load_config([]).config
 
 
-def launch(path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0) -> Result:
+def launch(
+    path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0, restarts: int = 0
+) -> Result:
     """Run ranks of a scenario under a launcher that is this process."""
     values: dict[str, Any] = {
         "kind": "local",
         "processes": ranks,
+        "max_restarts": restarts,
         "device": "cpu",
         "threads": None,
         "timeout_s": timeout_s,
@@ -68,7 +71,7 @@ def launch(path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0) -
     config = default_config().model_copy(update={"launch": StandIn.model_construct(**values)})
     run_dir = RunDir(path)
     with locked(run_dir) as lock:
-        return start(config, run_dir, lock, StartOptions())
+        return start(config, run_dir, lock, StartOptions(restarts=restarts))
 
 
 @contextmanager
@@ -136,6 +139,14 @@ def lost_peer_first(rank: Rank) -> None:
     raise NonFinite("the loss is nan", [3, 17])
 
 
+def timed_out_last(rank: Rank) -> None:
+    """Rank 1 ends a collective after its timeout; rank 0 writes down first that it lost rank 1."""
+    if rank.number == 0:
+        raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
+    rank.await_("result/rank-0.json")
+    raise RuntimeError("[gloo] Timed out waiting 1000ms for recv operation to complete")
+
+
 def lost_in_save_first(rank: Rank) -> None:
     """Rank 0 misses rank 1 in a save before the launcher has seen the end of rank 1."""
     import torch.distributed as dist
@@ -159,6 +170,16 @@ def killed(rank: Rank) -> None:
     if rank.number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     rank.train()
+
+
+def killed_while_it_saves(rank: Rank) -> None:
+    """The run was asked to end, and Slurm has no patience."""
+    if rank.number == 0:
+        rank.await_("pid-1")
+        os.kill(os.getppid(), signal.SIGTERM)
+    while rank.stop() is None:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def bug(rank: Rank) -> None:
@@ -241,8 +262,10 @@ SCENARIOS: Mapping[str, Callable[[Rank], None]] = {
         train,
         data_error,
         lost_peer_first,
+        timed_out_last,
         lost_in_save_first,
         killed,
+        killed_while_it_saves,
         bug,
         stopped,
         sleeps,

@@ -23,6 +23,7 @@ def local(
         {
             "kind": "local",
             "processes": processes,
+            "max_restarts": 0,
             "device": device,
             "threads": threads,
             "timeout_s": timeout_s,

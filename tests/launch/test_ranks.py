@@ -83,6 +83,11 @@ def test_a_cause_comes_before_a_save_that_it_ended(tmp_path: Path) -> None:
         launch(tmp_path, "lost_in_save_first")
 
 
+def test_a_timeout_comes_before_the_connections_that_it_closed(tmp_path: Path) -> None:
+    with pytest.raises(Hang, match="rank 1 waited too long"):
+        launch(tmp_path, "timed_out_last")
+
+
 def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     with pytest.raises(RankFailed, match="rank 1 was killed by SIGKILL") as caught:
         launch(tmp_path, "killed")
