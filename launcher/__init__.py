@@ -8,9 +8,11 @@ Packages from top to bottom (imports run downward only):
     launch      starts the ranks of a run and watches them; start-up code of a rank
     training    builds a run and executes it: training loop, data order, evaluation, metrics
     config      composes the config with Hydra, once; validation, rules, origins of values
-    optimizer, scheduler, precision, accumulation, parallelism, model, task, data,
-    observer, checkpoint, logging     one package per config group, one module per kind
+    optimizer, scheduler, precision, activation, compile, ema, accumulation,
+    parallelism, model, task, data, observer, checkpoint, logging     one package per config group,
+                one module per kind
     gradient_accumulator     weighted accumulation for a custom loop
+    blocks      finds the layers that are sharded, recomputed or compiled one by one
     registry    finds the kinds of a group
     suggest     suggestions for misspelt words
     contracts   the base class of each group, and the types that groups exchange

@@ -18,6 +18,7 @@ _KEEP = "checkpoint.keep={}"
 _DEVICES: Answer = {"gpu": "launch.device=cuda", "": "launch.device={}"}
 _FP16: Answer = {"true": "precision=fp16", "false": "precision=fp32", "": "precision=fp16"}
 _BF16: Answer = {"true": "precision=bf16", "false": "precision=fp32", "": "precision=bf16"}
+_RECOMPUTE: Answer = {"false": "activation=none", "": "activation=full"}
 _EVERY_STEPS = "(write the number of steps: eval_every_steps=N and checkpoint.every_steps=N)"
 
 # By key in lower case with `_` for `-`. `{}` is the value that was typed; an answer that depends on
@@ -236,8 +237,9 @@ KEYS: Mapping[str, Answer] = {
     "ema_decay": _NO_EMA,
     "use_ema": _NO_EMA,
     "load_best_model_at_end": "(leave it out: the model of the last step is exported)",
-    "gradient_checkpointing": "(leave it out: activations are kept; a smaller "
-    "accumulation.micro_batch_size takes less memory)",
+    "gradient_checkpointing": _RECOMPUTE,
+    "activation_checkpointing": _RECOMPUTE,
+    "gradient_checkpointing_enable": _RECOMPUTE,
     "compile": "(leave it out: models run uncompiled)",
     "torch_compile": "(leave it out: models run uncompiled)",
 }
@@ -304,6 +306,15 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "checkpoint": {"off": "none", "false": "none", "no": "none", "disk": "directory"},
     "logging": {"none": "quiet", "off": "quiet", "tensorboard": "standard", "wandb": "standard"},
     "observer": {"earlystopping": "early_stopping", "early_stop": "early_stopping"},
+    "activation": {
+        "checkpoint": "full",
+        "checkpointing": "full",
+        "recompute": "full",
+        "off": "none",
+        "true": "full",
+        "false": "none",
+        "cpu": "offload",
+    },
     "accumulation": {"gradient_accumulation": "steps", "batch_size": "samples"},
 }
 

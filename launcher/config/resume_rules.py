@@ -48,6 +48,10 @@ TABLE: dict[str, tuple[Kind, str]] = {
     ),
     "scheduler": ("allow", "the learning rate follows another schedule, as if from step 0"),
     "precision": ("allow", "numbers are rounded differently from here on"),
+    "activation": ("safe", "the same numbers from another amount of memory"),
+    "compile": ("safe", "fused operations round differently"),
+    "ema": ("allow", "the averages come from other settings"),
+    "ema.kind": ("impossible", "the checkpoint holds the averages of one kind; start a new run"),
     "accumulation": ("allow", "the batch, and with it the meaning of a step, changes"),
     "accumulation.micro_batch_size": (
         "allow",

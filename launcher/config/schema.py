@@ -23,8 +23,11 @@ from launcher.config.problems import problems_in
 from launcher.contracts import (
     GROUPS,
     AccumulationOption,
+    ActivationOption,
     CheckpointOption,
+    CompileOption,
     DataOption,
+    EmaOption,
     LaunchOption,
     LoggingOption,
     ModelOption,
@@ -136,6 +139,14 @@ class RunConfig(Settings):
         SerializeAsAny[PrecisionOption], PlainValidator(_reader("precision")), _GROUP
     ]
     """Number formats of parameters and computation."""
+    activation: Annotated[
+        SerializeAsAny[ActivationOption], PlainValidator(_reader("activation")), _GROUP
+    ]
+    """What becomes of activations between forward and backward pass."""
+    compile: Annotated[SerializeAsAny[CompileOption], PlainValidator(_reader("compile")), _GROUP]
+    """Compilation of the network by torch.compile."""
+    ema: Annotated[SerializeAsAny[EmaOption], PlainValidator(_reader("ema")), _GROUP]
+    """Exponential moving average of the weights."""
     accumulation: Annotated[
         SerializeAsAny[AccumulationOption], PlainValidator(_reader("accumulation")), _GROUP
     ]

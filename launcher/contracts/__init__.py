@@ -50,6 +50,12 @@ from launcher.contracts.group_options import (
     TaskOption,
 )
 from launcher.contracts.model import ModelLimits, ModelOption
+from launcher.contracts.module_options import (
+    ActivationOption,
+    CompileOption,
+    EmaOption,
+    WeightAverage,
+)
 from launcher.contracts.observers import (
     LogContext,
     Observer,
@@ -90,15 +96,18 @@ __all__ = [
     "GROUPS",
     "UNSHARDED",
     "AccumulationOption",
+    "ActivationOption",
     "BatchPlan",
     "Box",
     "CheckpointOption",
     "CheckpointStore",
     "Clipping",
+    "CompileOption",
     "ConfigView",
     "DType",
     "DataOption",
     "DataSplits",
+    "EmaOption",
     "Engine",
     "EngineParts",
     "EngineState",
@@ -153,6 +162,7 @@ __all__ = [
     "Unsharded",
     "UpdateStats",
     "UsualLr",
+    "WeightAverage",
     "Window",
     "World",
     "canonical_name",

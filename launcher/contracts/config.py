@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         TaskOption,
     )
     from launcher.contracts.model import ModelOption
+    from launcher.contracts.module_options import ActivationOption, CompileOption, EmaOption
     from launcher.contracts.optimizer import OptimizerOption
 
 
@@ -55,6 +56,12 @@ class ConfigView(Protocol):
     def scheduler(self) -> SchedulerOption: ...
     @property
     def precision(self) -> PrecisionOption: ...
+    @property
+    def activation(self) -> ActivationOption: ...
+    @property
+    def compile(self) -> CompileOption: ...
+    @property
+    def ema(self) -> EmaOption: ...
     @property
     def accumulation(self) -> AccumulationOption: ...
     @property

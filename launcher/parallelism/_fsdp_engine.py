@@ -22,11 +22,11 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from launcher.blocks import sharded_blocks
 from launcher.contracts import LocalShard, OptimizerTarget, Shard, canonical_name, named_tensors
 from launcher.errors import ConfigError, Problem
 from launcher.parallelism._distributed_engine import DistributedEngine
 from launcher.parallelism._local_parameters import GroupSharding, with_parameters
-from launcher.parallelism._wrapping import find_blocks
 
 if TYPE_CHECKING:
     from launcher.contracts import EngineParts, Window
@@ -58,7 +58,7 @@ class FSDPEngine(DistributedEngine):
     @override
     def wrap_module(self, module: nn.Module) -> nn.Module:
         _check_dims(module)
-        blocks = find_blocks(module, self._option.wrap)
+        blocks = sharded_blocks(module, self._option.wrap, "parallelism.wrap")
         # Without memory, and the place of whole or local parameters when they are needed.
         self._plain = with_parameters(module, {p: _on_meta(p) for p in module.parameters()})
         offload = OffloadPolicy()

@@ -151,9 +151,14 @@ def build(
     takes_meta = config.parallelism.takes_meta_module(world.size)
     build_network = build_meta_module if takes_meta else _build_whole
     module, weights = build_network(config.model, task.head, config.seed)
-    engine = _build_engine(
-        config, world, requests, module=module, weights=weights, task=task, plan=plan
-    )
+    # In this order: what is compiled recomputes, and what is sharded is compiled.
+    config.activation.apply(module)
+    config.compile.apply(module)
+    # An engine may check the network with its weights: not worth a compilation.
+    with config.compile.suspended():
+        engine = _build_engine(
+            config, world, requests, module=module, weights=weights, task=task, plan=plan
+        )
     return Parts(
         task=task,
         train=train_samples,

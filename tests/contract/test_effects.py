@@ -443,6 +443,9 @@ def leaves(group: str, name: str) -> list[str]:
 
 
 GROUPS_WITH_ALL_PRESETS = (
+    "activation",
+    "compile",
+    "ema",
     "scheduler",
     "accumulation",
     "model",

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor, nn
 from typing_extensions import override
 
+from launcher.blocks import sharded_blocks
 from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
@@ -35,7 +36,6 @@ from launcher.parallelism import (
     TorchEngine,
     _fsdp_engine,  # noqa: F401 - imported before ranks are forked
 )
-from launcher.parallelism._wrapping import find_blocks
 from launcher.training.batches import Windows
 from launcher.training.parts import build
 from tests.contract.engine_bench import (
@@ -378,7 +378,7 @@ def test_a_step_after_an_evaluation_sees_the_new_weights(preset: str) -> None:
 
 
 def blocks(network: str, patterns: Sequence[str] | None = None) -> list[str]:
-    return sorted(find_blocks(NETWORKS[network](), patterns))
+    return sorted(sharded_blocks(NETWORKS[network](), patterns, "parallelism.wrap"))
 
 
 def test_blocks_are_found() -> None:
