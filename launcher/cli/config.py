@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         hint = did_you_mean(closest(verb, VERBS)) or f"; it can be: {', '.join(VERBS)}"
+        if "=" in verb or "." in verb:
+            hint = f"; write `trainctl config {'show' if '=' in verb else 'explain'} {verb}`"
         arguments.error(f"no verb {verb!r} of config{hint}")
     here = {"show": _show, "explain": _explain, "diff": _diff, "schema": _schema}
     if verb in here:

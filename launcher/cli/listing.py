@@ -31,9 +31,12 @@ def main(argv: list[str]) -> int:
         json=True,
     )
     add_composition_flags(arguments)
-    flags, words = arguments.words(argv, at_most=1)
     from launcher.contracts import GROUPS
 
+    flags, words = arguments.words(argv, at_most=2)
+    if len(words) > 1:
+        write = f"`trainctl list {words[0]}.{words[1]}`" if words[0] in GROUPS else "one group"
+        arguments.error(f"unexpected word {words[1]!r}; write {write}")
     word = words[0] if words else ""
     group, sign, name = word.partition("=") if "=" in word else word.partition(".")
     if not group:

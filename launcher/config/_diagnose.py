@@ -13,8 +13,13 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.config._provenance import COMMAND_LINE, ConfigFile
-from launcher.config.aliases import instead_of_key, instead_of_option, instead_of_path
-from launcher.config.fields import field_at, other_kinds_with
+from launcher.config.aliases import (
+    instead_of_key,
+    instead_of_option,
+    instead_of_path,
+    reason_without,
+)
+from launcher.config.fields import annotations_of, field_at, other_kinds_with
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
 from launcher.suggest import closest, closest_keys, did_you_mean
@@ -66,15 +71,21 @@ def _other_notation(word: str) -> str:
 
 
 def sweep(word: str, parsed: Override) -> Problem:
+    from launcher.config.schema import RunConfig
+
     key = parsed.key_or_group
     value = word.partition("=")[2]
+    types = annotations_of(RunConfig, key)
+    advice = instead_of_key(key, value) or instead_of_key(key.rpartition(".")[2], value)
+    if not types and key not in _CHOICES and advice:
+        return Problem(key, f"no such setting; {advice}", f"{COMMAND_LINE}: {word}")
     message = "has several values; run one job for each with -m"
     # Hydra takes `1,000` and `0,5` for lists of two values.
     if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", value):
         message += f", or write a number without commas: {key}={value.replace(',', '')}"
-    elif re.fullmatch(r"0,\d+", value):
+    elif re.fullmatch(r"0,\d+", value) and "float" in types:
         message += f", or write a number with a point: {key}={value.replace(',', '.')}"
-    elif key not in _CHOICES:
+    elif "tuple" in types:
         message += f", or write a list: {key}=[{value}]"
     return Problem(key, message, f"{COMMAND_LINE}: {word}")
 
@@ -124,6 +135,8 @@ def _no_option(group: str, value: str, loader: Loader) -> str:
     hint = did_you_mean([meant] if meant in options else closest(value, options))
     if not hint and (advice := instead_of_path(group, value)):
         hint = f"; write {advice}"
+    if not hint and (advice := reason_without(value)):
+        hint = f"; {advice}"
     return f"there is no option {value!r}{hint or '; it can be: ' + ', '.join(options)}"
 
 
@@ -202,6 +215,8 @@ def unknown_key(key: str, mapping: Any, value: str = "") -> str:
     if found := closest_keys(key, known):
         return f"no such setting{did_you_mean(found)}"
     advice = instead_of_key(last, value)
+    if key.partition(".")[0] not in known:
+        advice = advice or reason_without(key.partition(".")[0])
     values = mapping.get(key.partition(".")[0]) if isinstance(mapping, dict) else None
     if isinstance(values, dict):
         return _unknown_in(key.partition(".")[0], last, values, advice)

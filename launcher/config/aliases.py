@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 
@@ -14,6 +15,15 @@ _NO_WORKERS = "(leave it out: batches are made in the training process)"
 _NO_CONFIG = "(leave it out: --config-dir DIR and --config-name NAME name a config file)"
 _NO_ADAPTERS = "(leave it out: all parameters are trained; there are no adapters)"
 _NO_EMA = "(leave it out: no average of the weights is kept; optimizer=schedule_free_adamw has one)"
+_NO_WANDB = "(metrics are written to RUN_DIR/metrics.jsonl and TensorBoard, not to wandb)"
+_DEVICE_LIST = "(write launch.processes=N; the variable CUDA_VISIBLE_DEVICES selects the GPUs)"
+_NODES = "launch=torchrun launch.nodes={}"
+_FSDP: Answer = {"false": "parallelism=ddp", "": "parallelism=fsdp"}
+_DEEPSPEED: Answer = {
+    "true": "parallelism=zero2",
+    "false": "parallelism=ddp",
+    "": "parallelism=zero2 parallelism.config_file={}",
+}
 _KEEP = "checkpoint.keep={}"
 _DEVICES: Answer = {"gpu": "launch.device=cuda", "": "launch.device={}"}
 _FP16: Answer = {"true": "precision=fp16", "false": "precision=fp32", "": "precision=fp16"}
@@ -113,6 +123,10 @@ KEYS: Mapping[str, Answer] = {
     "save_interval": "checkpoint.every_steps={}",
     "save_every": "checkpoint.every_steps={}",
     "checkpointing_steps": "checkpoint.every_steps={}",
+    "checkpoint.interval": "checkpoint.every_steps={}",
+    "checkpoint.steps": "checkpoint.every_steps={}",
+    "checkpoint.dir": "run_root={}",
+    "checkpoint.path": "run_root={}",
     "save_total_limit": _KEEP,
     "save_top_k": _KEEP,
     "keep_last": _KEEP,
@@ -132,9 +146,13 @@ KEYS: Mapping[str, Answer] = {
     "report_to": {
         "none": "logging=quiet",
         "tensorboard": "logging.tensorboard=true",
+        "wandb": _NO_WANDB,
         "": "(metrics go to RUN_DIR/metrics.jsonl and TensorBoard; write logging.tensorboard=true)",
     },
     "logger": "logging={}",
+    "wandb": _NO_WANDB,
+    "use_wandb": _NO_WANDB,
+    "wandb_project": _NO_WANDB,
     "verbose": "logging.console=auto",
     "random_seed": "seed={}",
     "manual_seed": "seed={}",
@@ -164,6 +182,7 @@ KEYS: Mapping[str, Answer] = {
     "val_file": "data.validation_files={}",
     "test_size": "data.validation_fraction={}",
     "validation_split": "data.validation_fraction={}",
+    "dropout": "(leave it out: llama has no dropout; that of a folder is set in its config.json)",
     "num_hidden_layers": "model.num_layers={}",
     "n_layer": "model.num_layers={}",
     "num_attention_heads": "model.num_heads={}",
@@ -212,11 +231,16 @@ KEYS: Mapping[str, Answer] = {
     "rank": _TORCHRUN,
     "master_addr": _TORCHRUN,
     "master_port": _TORCHRUN,
-    "nnodes": "(leave it out: the ranks of a run are on one machine)",
-    "num_nodes": "(leave it out: the ranks of a run are on one machine)",
-    "num_machines": "(leave it out: the ranks of a run are on one machine)",
-    "deepspeed": "(leave it out: parallelism=single and parallelism=ddp are the engines)",
-    "fsdp": "(leave it out: parallelism=single and parallelism=ddp are the engines)",
+    "gpu_ids": _DEVICE_LIST,
+    "device_ids": _DEVICE_LIST,
+    "cuda_visible_devices": _DEVICE_LIST,
+    "nnodes": _NODES,
+    "num_nodes": _NODES,
+    "num_machines": _NODES,
+    "deepspeed": _DEEPSPEED,
+    "zero_stage": "parallelism=zero{}",
+    "fsdp": _FSDP,
+    "use_fsdp": _FSDP,
     "config": _NO_CONFIG,
     "config_file": _NO_CONFIG,
     "config_path": "--config-dir {}",
@@ -299,12 +323,14 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "multi_gpu": "ddp",
         "none": "single",
         "auto": "single",
+        "deepspeed": "zero2",
+        "zero": "zero2",
     },
-    "model": {"gpt2": "hf", "bert": "hf", "huggingface": "hf", "transformers": "hf"},
+    "model": {"huggingface": "hf", "transformers": "hf"},
     "data": {"txt": "text", "files": "text", "file": "text", "local": "text"},
     "task": {"clm": "causal_lm", "lm": "causal_lm", "language_modeling": "causal_lm"},
     "checkpoint": {"off": "none", "false": "none", "no": "none", "disk": "directory"},
-    "logging": {"none": "quiet", "off": "quiet", "tensorboard": "standard", "wandb": "standard"},
+    "logging": {"none": "quiet", "off": "quiet", "tensorboard": "standard"},
     "observer": {"earlystopping": "early_stopping", "early_stop": "early_stopping"},
     "activation": {
         "checkpoint": "full",
@@ -335,9 +361,17 @@ def instead_of_key(key: str, value: str) -> str:
         return ""
     if not isinstance(answer, str):
         answer = answer.get(_canonical(value)) or answer.get("", "")
+    if answer == _PROCESSES and "," in value:
+        answer = _DEVICE_LIST  # `gpus=0,1` names devices
     if answer.startswith("("):
         return answer[1:-1]
     return f"write {answer.format(value or 'VALUE')}" if answer else ""
+
+
+def reason_without(key: str) -> str:
+    """Return the reason why there is nothing like another tool's setting; "" if unknown."""
+    answer = KEYS.get(key.replace("-", "_").lower(), "")
+    return answer[1:-1] if isinstance(answer, str) and answer.startswith("(") else ""
 
 
 def instead_of_option(group: str, option: str) -> str:
@@ -348,6 +382,8 @@ def instead_of_option(group: str, option: str) -> str:
 
 def instead_of_path(group: str, path: str) -> str:
     """Return the override for a path, or a model's name, that was typed as an option."""
+    if group == "model" and re.fullmatch(r"[\w-]+", path):
+        return PATHS["model"].format("FOLDER") + " for a model in a local folder"
     if group == "recipe" and path.endswith((".yaml", ".yml")):
         file = PurePath(path)
         return f"--config-dir {file.parent} --config-name {file.stem}"

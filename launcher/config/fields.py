@@ -46,6 +46,14 @@ def field_at(root: type[BaseModel], mapping: Any, key: str) -> FieldInfo | None:
     return settings.model_fields.get(last) if settings else None
 
 
+def annotations_of(root: type[BaseModel], key: str) -> str:
+    """Return the types that a key has in any kind of its group, as text; "" for an unknown key."""
+    group, _, field = key.partition(".")
+    owners = [option_class(group, kind) for kind in kinds(group)] if group in GROUPS else [root]
+    found = [owner.model_fields.get(field or group) for owner in owners]
+    return " ".join(str(each.annotation) for each in found if each is not None)
+
+
 def other_kinds_with(group: str, field: str, kind: object) -> str:
     """Return the message that other kinds of a group have a field; "" if none has."""
     others = [

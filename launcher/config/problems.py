@@ -74,7 +74,10 @@ def _explained(
     field = field_at(root, mapping, ".".join(map(str, location)))
     # Pydantic does not say that null is allowed, which is what `-1` and `0` often mean.
     nullable = field is not None and type(None) in get_args(field.annotation)
-    return location, _wrong(details, location, nullable=nullable), ()
+    message = _wrong(details, location, nullable=nullable)
+    if kind == "string_pattern_mismatch" and field is not None and field.examples:
+        message = f"{message}; for example {' or '.join(map(str, field.examples))}"
+    return location, message, ()
 
 
 def _real(location: Location, mapping: Any) -> Location:

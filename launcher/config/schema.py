@@ -85,7 +85,7 @@ class _Presets:
 class RunConfig(Settings):
     """Complete config of a run, without defaults in code."""
 
-    name: str = Field(max_length=128, pattern=r"^\w[\w.+=,@-]*$")
+    name: str = Field(max_length=128, pattern=r"^\w[\w.+=,@-]*$", examples=["my-run"])
     """Name of the run, and of its folder in `run_root`: letters, digits and `_ . + = , @ -`."""
     seed: int = Field(ge=0, lt=2**63)
     """Seed of all random numbers: initial weights, data order, dropout."""

@@ -59,15 +59,15 @@ class Slurm(NodesOption):
     """Quality of service."""
     constraint: str | None
     """Features that the nodes must have, e.g. `a100`."""
-    time: str | None = Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$")
+    time: str | None = Field(pattern=r"^(\d+-)?\d+(:\d+){0,2}$", examples=["4:00:00", "2-12"])
     """Time limit, as Slurm writes it: `2-12:00:00`, `12:00:00` or `"90"` (minutes)."""
     gpus_per_node: int | None = Field(ge=0, le=1024)
     """GPUs to request on each node; null requests none."""
     cpus_per_task: int | None = Field(gt=0, le=4096)
     """Cores to request on each node, for all of its ranks."""
-    mem: str | None = Field(pattern=r"^\d+[KMGT]?$")
+    mem: str | None = Field(pattern=r"^\d+[KMGT]?$", examples=["64G"])
     """Memory to request on each node, e.g. `64G`; "0" requests all."""
-    signal: str | None = Field(pattern=r"^(USR1|TERM)@\d+$")
+    signal: str | None = Field(pattern=r"^(USR1|TERM)@\d+$", examples=["USR1@120"])
     """Signal to the ranks, and seconds before the time limit at which they get it: time for a
     checkpoint."""
     flags: list[str]

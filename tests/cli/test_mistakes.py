@@ -42,6 +42,16 @@ WORDS: dict[str, str] = {
     "train_micro_batch_size_per_gpu=4": "write accumulation.micro_batch_size=4",
     "nproc_per_node=2": "write launch.processes=2",
     "optimizer.type=AdamW": "write optimizer=AdamW",
+    "fsdp=full_shard": "write parallelism=fsdp",
+    "deepspeed=ds.json": "write parallelism=zero2 parallelism.config_file=ds.json",
+    "zero_stage=3": "write parallelism=zero3",
+    "nnodes=2": "write launch=torchrun launch.nodes=2",
+    "gpu_ids=0,1": "no such setting; write launch.processes=N",
+    "launch.gpus=0,1": "no such setting; write launch.processes=N",
+    "wandb.project=x": "metrics are written to RUN_DIR/metrics.jsonl",
+    "dropout=0.1": "no dropout",
+    "checkpoint.interval=100": "write checkpoint.every_steps=100",
+    "checkpoint.dir=ckpts": "write run_root=ckpts",
     # Options
     "optimizer=AdamW": "did you mean 'adamw'?",
     "optimizer=adamw_torch_fused": "did you mean 'adamw'?",
@@ -50,6 +60,10 @@ WORDS: dict[str, str] = {
     "scheduler=linear_with_warmup": "did you mean 'linear'?",
     "precision=float16": "did you mean 'fp16'?",
     "parallelism=DDP": "did you mean 'ddp'?",
+    "parallelism=deepspeed": "did you mean 'zero2'?",
+    "model=gpt2": "write model=hf model.path=FOLDER",
+    "model=bert-base-uncased": "write model=hf model.path=FOLDER",
+    "logging=wandb": "metrics are written to RUN_DIR/metrics.jsonl",
     # Keys
     "lr=1e-3": "did you mean 'optimizer.lr'?",
     "max-steps=5": "did you mean 'max_steps'?",
@@ -89,6 +103,7 @@ WORDS: dict[str, str] = {
     "checkpoint.export=yes": "write true",
     "optimizer.weight_decay=sgd": "write optimizer=sgd",
     "seed=1,2": "run one job for each with -m",
+    "seed=0,7": "run one job for each with -m",
     # Words that the shell has split, or that have no `=`
     "optimizer.betas=[0.9, 0.95]": "write 'optimizer.betas=[0.9, 0.95]'",
     "optimizer.lr = 1e-3": "write optimizer.lr=1e-3",
@@ -128,6 +143,11 @@ LINES: dict[str, str] = {
     "resume default": "does not exist; a run is in run_root/<name>/<id>",
     "resume": "a word is missing: the run's directory",
     "list adamw": "write `trainctl list optimizer.adamw`",
+    "list optimizer adamw": "write `trainctl list optimizer.adamw`",
+    "config optimizer.lr": "write `trainctl config explain optimizer.lr`",
+    "config optimizer=sgd": "write `trainctl config show optimizer=sgd`",
+    "check name=": "for example my-run",
+    "check --fsdp full_shard": "write parallelism=fsdp",
 }
 
 
@@ -156,6 +176,10 @@ def test_lines_are_answered(
     monkeypatch.chdir(tmp_path)
     assert main(line.split(" ")) in {2, 3}
     assert LINES[line] in capsys.readouterr().err
+
+
+def test_a_number_is_not_answered_with_a_list(answers: dict[str, str]) -> None:
+    assert answers["seed=0,7"].endswith("with -m")
 
 
 def test_there_are_more_than_sixty() -> None:
