@@ -155,8 +155,10 @@ class AccumulationOption(Option):
 class ParallelismOption(Option):
     """Engine and mesh of ranks."""
 
-    master_dtypes: ClassVar[Collection[str]] = frozenset({*get_args(DType), "float64"})
-    """Formats of the weights that the optimizer updates, as torch names them."""
+    @property
+    def master_dtypes(self) -> Collection[str]:
+        """Formats of the weights that the optimizer updates, as torch names them."""
+        return {*get_args(DType), "float64"}
 
     @override
     def problems(self, config: ConfigView) -> Iterator[Problem]:

@@ -53,7 +53,13 @@ class DDPEngine(DistributedEngine):
 
     @override
     def wrap_module(self, module: nn.Module) -> nn.Module:
-        wrapped = DistributedDataParallel(
+        wrapped = self.distributed(module)
+        wrapped.register_comm_hook(None, self._sum_hook())
+        return wrapped
+
+    def distributed(self, module: nn.Module) -> DistributedDataParallel:
+        """Return the wrapper that exchanges gradients, without a communication hook."""
+        return DistributedDataParallel(
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             device_mesh=self._mesh,
@@ -63,8 +69,6 @@ class DDPEngine(DistributedEngine):
             find_unused_parameters=self._option.find_unused_parameters,
             **_without_buffers(),
         )
-        wrapped.register_comm_hook(None, self._sum_hook())
-        return wrapped
 
     @override
     def accumulation_context(self, *, last: bool) -> AbstractContextManager[object]:

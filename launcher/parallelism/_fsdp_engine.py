@@ -58,36 +58,18 @@ class FSDPEngine(DistributedEngine):
     @override
     def wrap_module(self, module: nn.Module) -> nn.Module:
         _check_dims(module)
-        blocks = sharded_blocks(module, self._option.wrap, "parallelism.wrap")
         # Without memory, and the place of whole or local parameters when they are needed.
         self._plain = with_parameters(module, {p: _on_meta(p) for p in module.parameters()})
-        offload = OffloadPolicy()
-        if self._option.offload:
-            offload = CPUOffloadPolicy(pin_memory=self.device.type != "cpu")
-        policy = MixedPrecisionPolicy(reduce_dtype=self._reduce_dtype(), cast_forward_inputs=False)
-        for block in blocks.values():
-            fully_shard(
-                block,
-                mesh=self._mesh,
-                reshard_after_forward=self._option.reshard_after_forward,
-                mp_policy=policy,
-                offload_policy=offload,
-            )
-        # Without an argument, torch keeps the parameters of this group until the backward pass,
-        # which begins with them.
-        fully_shard(module, mesh=self._mesh, mp_policy=policy, offload_policy=offload)
+        kinds = self.shard(module)
         for part in _fsdp_modules(module):
             # Losses are divided by the targets of all ranks: gradients are added, not averaged.
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(enable=True)
         if self.world.rank == 0:
-            kinds = ", ".join(
-                sorted({type(b).__name__.removeprefix("FSDP") for b in blocks.values()})
-            )
             _log.info(
                 "fsdp gathers %d blocks%s one by one, and the other parameters together",
-                len(blocks),
-                f" ({kinds})" if kinds else "",
+                len(kinds),
+                f" ({', '.join(sorted(set(kinds)))})" if kinds else "",
             )
         if self._weights is not None:
             # fully_shard keeps the parameters in the host's memory, but not the buffers.
@@ -99,6 +81,33 @@ class FSDPEngine(DistributedEngine):
             self._weights.check(module)
             self.end_evaluation()
         return module
+
+    def shard(self, module: nn.Module) -> list[str]:
+        """Shard the module in place; return the class names of its blocks."""
+        blocks = sharded_blocks(module, self._option.wrap, "parallelism.wrap")
+        offload = OffloadPolicy()
+        if self._option.offload:
+            offload = CPUOffloadPolicy(pin_memory=self.device.type != "cpu")
+        policy = self.reduction()
+        for block in blocks.values():
+            fully_shard(
+                block,
+                mesh=self._mesh,
+                reshard_after_forward=self._option.reshard_after_forward,
+                mp_policy=policy,
+                offload_policy=offload,
+            )
+        # Without an argument, torch keeps the parameters of this group until the backward pass,
+        # which begins with them.
+        fully_shard(module, mesh=self._mesh, mp_policy=policy, offload_policy=offload)
+        return [type(block).__name__.removeprefix("FSDP") for block in blocks.values()]
+
+    def reduction(self) -> MixedPrecisionPolicy:
+        """Return the format in which gradients are added up; forward passes have autocast."""
+        dtype = self._precision.param_dtype
+        # A sum over many ranks in 16 bits loses the small gradients.
+        wide = torch.float32 if dtype.itemsize < torch.float32.itemsize else None
+        return MixedPrecisionPolicy(reduce_dtype=wide, cast_forward_inputs=False)
 
     @override
     def optimizer_target(self) -> OptimizerTarget:
@@ -187,12 +196,6 @@ class FSDPEngine(DistributedEngine):
             self._mesh.get_group("dp_shard"), shards, self.device
         )
         self._live = {n: LocalShard(p.detach(), shards[p]) for _, p, n in self._pairs}
-
-    def _reduce_dtype(self) -> torch.dtype | None:
-        """Return the format in which gradients are added up, if it is not their own."""
-        dtype = self._precision.param_dtype
-        # A sum over many ranks in 16 bits loses the small gradients.
-        return torch.float32 if dtype.itemsize < torch.float32.itemsize else None
 
     def _gathered(self, local: Tensor, shard: Shard) -> Tensor:
         """Return a whole parameter, on the device of the collectives."""

@@ -60,14 +60,9 @@ class ZeroEngine(DistributedEngine):
             module, {param: self._locals[name] for name, param in self._params.items()}
         )
         trained = [param for param in self._params.values() if param.requires_grad]
-        self._handover = Handover(trained)
-        deepspeed = import_deepspeed(self.device.type)
-        self._deepspeed, zero, *_ = deepspeed.initialize(
-            model=InPrecision(module, self._precision),
-            optimizer=self._handover,
-            config=self._option.deepspeed_config(sum(param.numel() for param in trained)),
-            dist_init_required=False,
-        )
+        self.handover = Handover(trained)
+        config = self._option.deepspeed_config(sum(param.numel() for param in trained))
+        self._deepspeed, zero = self.initialize(InPrecision(module, self._precision), config)
         leave_out_norm(zero)
         kind = ShardedParameters if self._option.stage == 3 else ReplicatedParameters
         self._partitions: Partitions = kind(zero)
@@ -77,6 +72,14 @@ class ZeroEngine(DistributedEngine):
             self.evaluated = self._deepspeed.module
         wrapped: nn.Module = self._deepspeed
         return wrapped
+
+    def initialize(self, module: nn.Module, config: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return DeepSpeed's engine, and its optimizer that steps `handover`."""
+        deepspeed = import_deepspeed(self.device.type)
+        engine, zero, *_ = deepspeed.initialize(
+            model=module, optimizer=self.handover, config=config, dist_init_required=False
+        )
+        return engine, zero
 
     def _take_parts(self) -> None:
         """Let the local parameters share memory with what DeepSpeed keeps on this rank."""
@@ -172,9 +175,9 @@ class ZeroEngine(DistributedEngine):
 
     @override
     def update(self, lr: float | None) -> UpdateStats:
-        self._handover.update = lambda: self._update(lr)
+        self.handover.update = lambda: self._update(lr)
         self._deepspeed.step()
-        self._handover.update = None
+        self.handover.update = None
         error, stats, self._error, self._stats = self._error, self._stats, None, None
         if error is not None:
             raise error

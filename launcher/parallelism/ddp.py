@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import ConfigView, Engine, EngineParts, Layout, ParallelismOption
+from launcher.contracts import Engine, EngineParts, Layout
+from launcher.parallelism._several_ranks import SeveralRanks
 
 
-class DDP(ParallelismOption):
+class DDP(SeveralRanks):
     """Data parallelism with full weights on every rank (DistributedDataParallel).
 
     Source: Li et al. 2020, arXiv:2006.15704.
     """
+
+    on_one_rank: ClassVar[str] = "one rank exchanges no gradients"
 
     kind: Literal["ddp"]
     bucket_mb: int = Field(gt=0, le=4096)
@@ -37,20 +39,7 @@ class DDP(ParallelismOption):
         return Layout(dp_replicate=ranks)
 
     @override
-    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
-        found = super().not_applicable(config)
-        if config.launch.ranks > 1:
-            return found
-        fields = type(self).model_fields.keys() - {"kind"}
-        return {**found, **dict.fromkeys(sorted(fields), "one rank exchanges no gradients")}
-
-    @override
-    def build(self, parts: EngineParts) -> Engine:
-        if parts.world.size == 1:
-            # There is no process group, and no gradient to sum.
-            from launcher.parallelism._torch_engine import SingleEngine
-
-            return SingleEngine(parts)
+    def build_distributed(self, parts: EngineParts) -> Engine:
         from launcher.parallelism._ddp_engine import DDPEngine
 
         return DDPEngine(parts, self)

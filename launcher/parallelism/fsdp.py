@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -13,13 +13,13 @@ from launcher.contracts import (
     Engine,
     EngineParts,
     Layout,
-    ParallelismOption,
     Pattern,
 )
 from launcher.errors import Problem
+from launcher.parallelism._several_ranks import SeveralRanks
 
 
-class FSDP(ParallelismOption):
+class FSDP(SeveralRanks):
     """Parameters, gradients and optimizer state sharded over the ranks (FSDP2, `fully_shard`).
 
     The parameters of a block are gathered before its forward and backward pass and freed
@@ -27,6 +27,8 @@ class FSDP(ParallelismOption):
 
     Source: Zhao et al. 2023, arXiv:2304.11277.
     """
+
+    on_one_rank: ClassVar[str] = "one rank holds everything"
 
     kind: Literal["fsdp"]
     replicas: int = Field(ge=1, le=2**20)
@@ -73,24 +75,11 @@ class FSDP(ParallelismOption):
         return {}
 
     @override
-    def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
-        found = super().not_applicable(config)
-        if config.launch.ranks > 1:
-            return found
-        fields = type(self).model_fields.keys() - {"kind"}
-        return {**found, **dict.fromkeys(sorted(fields), "one rank holds everything")}
-
-    @override
     def takes_meta_module(self, ranks: int) -> bool:
         return ranks > 1
 
     @override
-    def build(self, parts: EngineParts) -> Engine:
-        if parts.world.size == 1:
-            # There is no process group, and nothing to shard.
-            from launcher.parallelism._torch_engine import SingleEngine
-
-            return SingleEngine(parts)
+    def build_distributed(self, parts: EngineParts) -> Engine:
         from launcher.parallelism._fsdp_engine import FSDPEngine
 
         return FSDPEngine(parts, self)

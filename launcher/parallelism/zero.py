@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import ConfigView, Engine, EngineParts, Layout, ParallelismOption
+from launcher.contracts import ConfigView, Engine, EngineParts, Layout
 from launcher.errors import DataError, Problem
 from launcher.parallelism import _zero_json
+from launcher.parallelism._several_ranks import SeveralRanks
 
 
-class Zero(ParallelismOption):
+class Zero(SeveralRanks):
     """ZeRO: each rank updates a part of the weights, and keeps only what that needs (DeepSpeed).
 
     DeepSpeed moves gradients and weights between ranks; norm, clipping and the optimizer are those
@@ -22,8 +23,7 @@ class Zero(ParallelismOption):
     Source: Rajbhandari et al. 2019, arXiv:1910.02054.
     """
 
-    # DeepSpeed keeps a float32 copy of weights in any other format.
-    master_dtypes: ClassVar[Collection[str]] = frozenset({"float32"})
+    on_one_rank: ClassVar[str] = "one rank shares nothing"
 
     kind: Literal["zero"]
     stage: Literal[1, 2, 3]
@@ -50,6 +50,12 @@ class Zero(ParallelismOption):
     config_file: str | None
     """File of a DeepSpeed config (JSON) with further settings; null for none. Its values for
     optimizer, precision, clipping and batch sizes must equal trainctl's, or be `auto`."""
+
+    @property
+    @override
+    def master_dtypes(self) -> Collection[str]:
+        # DeepSpeed keeps a float32 copy of weights in any other format.
+        return {"float32"}
 
     @override
     def layout(self, ranks: int) -> Layout:
@@ -105,9 +111,8 @@ class Zero(ParallelismOption):
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
         found = dict(super().not_applicable(config))
-        fields = type(self).model_fields.keys() - {"kind"}
         if config.launch.ranks == 1:
-            return {**found, **dict.fromkeys(sorted(fields), "one rank shares nothing")}
+            return found
         if self.stage == 3:
             found["gather_bucket_elements"] = "stage 3 gathers weights layer by layer"
         else:
@@ -154,12 +159,7 @@ class Zero(ParallelismOption):
         }
 
     @override
-    def build(self, parts: EngineParts) -> Engine:
-        if parts.world.size == 1:
-            # There is no process group, and nothing to share.
-            from launcher.parallelism._torch_engine import SingleEngine
-
-            return SingleEngine(parts)
+    def build_distributed(self, parts: EngineParts) -> Engine:
         from launcher.parallelism._zero_engine import ZeroEngine
 
         return ZeroEngine(parts, self)

@@ -353,7 +353,31 @@ def test_every_leaf_reaches_the_engine() -> None:
 
 ZERO = ["zero1", "zero2", "zero3", "zero_offload"]
 FSDP_PRESETS = ["fsdp", "fsdp_grad_op", "fsdp_hybrid", "fsdp_offload"]
-PARALLELISM = ["ddp", *FSDP_PRESETS, "single", *ZERO]
+ACCELERATE = ["accelerate", "accelerate_deepspeed", "accelerate_fsdp"]
+PARALLELISM = [*ACCELERATE, "ddp", *FSDP_PRESETS, "single", *ZERO]
+
+
+@pytest.mark.parametrize("name", ACCELERATE)
+def test_every_leaf_reaches_the_engine_that_accelerate_wraps(name: str, tmp_path: Path) -> None:
+    """But those that a plugin ignores, and says so."""
+
+    def same_engine(option: Any) -> Any:
+        return type(option.engine_option()), option.engine_option().model_dump()
+
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(
+        "distributed_type: FSDP\n"
+        "fsdp_config: {fsdp_version: 2, fsdp_offload_params: true}\n"
+        "deepspeed_config: {zero_stage: 1}\n"
+    )
+    values = preset("parallelism", name)
+    option = option_of("parallelism", values)
+    launch = option_of("launch", preset("launch", "local") | {"processes": 2})
+    config = toy().model_copy(update={"launch": launch, "parallelism": option})
+    hints = {"config_file": Hint((str(file),)), "plugin": Hint(("ddp", "fsdp", "deepspeed"))}
+    make = partial(option_of, "parallelism")
+    found = without_witness(make, values, {"": same_engine}, hints)
+    assert sorted(found) == sorted(option.not_applicable(config))
 
 
 @pytest.mark.parametrize("name", ZERO)

@@ -34,10 +34,11 @@ from tests.contract.engine_bench import (
 from tests.distributed import RankError, run_on_ranks
 
 CONF = Path(__file__).parents[2] / "conf" / "parallelism"
-PRESETS = sorted(path.stem for path in CONF.glob("[!_]*.yaml"))
+WITH_ALL_OPTIMIZERS = ("single", "ddp")
+"""Engines that the standard suite runs with every optimizer; others differ in the wrapping only."""
 ADAMW = "adamw"
 SAMPLED = (ADAMW, "adafactor")
-"""Optimizers that the standard suite runs on engines that shard; `-m slow` runs all of them."""
+"""Optimizers that the standard suite runs on other engines; `-m slow` runs all of them."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 LIMITS = {"float32": 1e-5, "float64": 1e-8}
 
@@ -49,6 +50,13 @@ def parallelism(preset: str, *words: str, ranks: int = 2) -> ParallelismOption:
         "parallelism", f"parallelism={preset}", *words, *processes, *batch
     )
     return found
+
+
+PRESETS = [
+    path.stem
+    for path in sorted(CONF.glob("[!_]*.yaml"))
+    if not parallelism(path.stem, ranks=1).unsupported_on("cpu")
+]
 
 
 def ranks_of(preset: str) -> list[int]:
@@ -63,10 +71,6 @@ def fits(chosen: ParallelismOption, ranks: int) -> bool:
     except ValueError:
         return False
     return True
-
-
-def is_sharded(preset: str) -> bool:
-    return any(parallelism(preset, ranks=1).layout(ranks).is_sharded for ranks in ranks_of(preset))
 
 
 Setting = tuple[str, int, str]
@@ -84,7 +88,7 @@ def settings(preset: str, ranks: int, dtype: str, *, every: bool) -> list[Settin
         return SETTINGS
     start = ranks + list(DTYPES).index(dtype)
     names = list(CLIPPINGS)
-    optimizers = SAMPLED if is_sharded(preset) else OPTIMIZERS
+    optimizers = OPTIMIZERS if preset in WITH_ALL_OPTIMIZERS else SAMPLED
     return [
         (optimizer, accumulation, clipping)
         for optimizer, accumulation, clipping in SETTINGS
@@ -168,8 +172,8 @@ TRAINED = [
 def is_in_standard_suite(
     preset: str, ranks: int, optimizer: str = ADAMW, dtype: str = "float32"
 ) -> bool:
-    """Engines are many: of those that shard, two presets of each kind are sampled."""
-    if not is_sharded(preset):
+    """Engines are many: two presets of each kind are sampled."""
+    if preset in WITH_ALL_OPTIMIZERS:
         return True
     sampled = preset in {of_kind(preset)[0], of_kind(preset)[-1]}
     first = ranks == ranks_of(preset)[0] and optimizer in SAMPLED and dtype == "float32"
