@@ -13,6 +13,7 @@ from launcher.contracts.checkpoints import (
     Snapshot,
     StoredConfig,
 )
+from launcher.contracts.columns import Column, is_text
 from launcher.contracts.config import ConfigView
 from launcher.contracts.data import (
     BatchPlan,
@@ -102,6 +103,7 @@ __all__ = [
     "CheckpointOption",
     "CheckpointStore",
     "Clipping",
+    "Column",
     "CompileOption",
     "ConfigView",
     "DType",
@@ -167,6 +169,7 @@ __all__ = [
     "World",
     "canonical_name",
     "is_sharded_state",
+    "is_text",
     "named_tensors",
     "param_of",
     "recorded",

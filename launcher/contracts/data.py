@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import override
@@ -22,6 +23,8 @@ class Records(Protocol):
     """Names of the columns that every record has."""
     fingerprint: str
     """Hash of the content, in order."""
+    class_names: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Names of the classes of columns that hold numbers of classes, where the source has names."""
 
     def __len__(self) -> int:
         """Number of records."""

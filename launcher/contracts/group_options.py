@@ -6,7 +6,7 @@ import shlex
 import socket
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
 
 from pydantic import Field
 from typing_extensions import override
@@ -18,6 +18,7 @@ from launcher.errors import Problem
 
 if TYPE_CHECKING:
     from launcher.contracts.checkpoints import CheckpointStore
+    from launcher.contracts.columns import Column
     from launcher.contracts.config import ConfigView
     from launcher.contracts.data import BatchPlan, DataSplits, Tokenizer
     from launcher.contracts.engine import Engine, EngineParts, Layout, World
@@ -60,6 +61,16 @@ class MicroBatchSearch(Protocol):
 class DataOption(Option):
     """The source of the raw records."""
 
+    def peek(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the place and the columns of the first record of each file, without reading more.
+
+        By default none: the columns are compared with the task's when the run starts.
+
+        Raises:
+            DataError: A file is missing, or its beginning is malformed.
+        """
+        yield from ()
+
     @abstractmethod
     def build(self) -> DataSplits:
         """Open the source and split it, in the same way on every rank and machine.
@@ -78,6 +89,10 @@ class TaskOption(Option):
     """All scores of an evaluation; None if they depend on the data (names of labels)."""
     seq_len: int = Field(gt=0, le=2**24)
     """Longest example, in tokens."""
+
+    def column_specs(self) -> Sequence[Column]:
+        """Return the columns that the task reads; by default none are known before it is built."""
+        return ()
 
     @abstractmethod
     def build(self, tokenizer: Tokenizer) -> Task:

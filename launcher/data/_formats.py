@@ -41,6 +41,8 @@ _UNPACK = {
     "xz": "unxz --keep {file}",
     "ZIP": "unzip {file}",
 }
+# Formats that other sources read.
+_SOURCES = {"Parquet": "parquet", "Arrow": "arrow"}
 # Formats that are UTF-8 text: `data.allow_structured` accepts them.
 STRUCTURED = frozenset({"JSON", "JSON Lines", "CSV"})
 _SNIFFED_LINES = 2
@@ -133,27 +135,28 @@ def _cure(path: Path, name: str, head: bytes) -> str:
     file, text = quote(str(path)), quote(str(path.with_suffix(".txt")))
     if name in _UNPACK:
         return f"unpack it: {_UNPACK[name].format(file=file)}"
+    if name in _SOURCES:
+        return f"write data={_SOURCES[name]}"
     if name not in STRUCTURED:
         return "write its text to a .txt file"
     allow = "(data.allow_structured=true reads it as it is, syntax included)"
     first = head.split(b"\n", 1)[0]
     if name == "JSON Lines":
         column = _text_column(_text_keys(_json_object(first)))
-        return f"convert it: jq -r .{column} {file} > {text} {allow}"
+        return f"write data=jsonl{_mapped(column)} {allow}"
     if name == "JSON":
         content = head.decode("utf-8", "replace")
         begins = _FIRST_OF_ARRAY.match(content)
         found, _ = _first_object(content[begins.end() :] if begins else "")
         column = f".{_text_column(_text_keys(found))}" if found else ""
         return f"convert it: jq -r '.[]{column}' {file} > {text} {allow}"
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    preset, delimiter = ("tsv", "\t") if path.suffix.lower() == ".tsv" else ("csv", ",")
     header = next(csv.reader([first.decode("utf-8", "replace")], delimiter=delimiter), [])
-    code = (
-        "import csv, sys; [print(r[sys.argv[1]]) for r in csv.DictReader(sys.stdin, "
-        f"delimiter={delimiter!r})]"
-    )
-    column = _text_column(header)
-    return f'convert it: python -c "{code}" {quote(column)} < {file} > {text} {allow}'
+    return f"write data={preset}{_mapped(_text_column(header))} {allow}"
+
+
+def _mapped(column: str) -> str:
+    return "" if column == "text" else f" task.columns.text={quote(column)}"
 
 
 def _text_keys(record: dict[str, object]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 from collections import Counter
@@ -16,12 +15,10 @@ from typing_extensions import override
 from launcher.contracts import ConfigView, DataOption, DataSplits
 from launcher.data._files import BadFile, FilePart, TextRecords, is_held_out, scan_file, split_part
 from launcher.data._formats import format_of_name, other_format, table_columns
-from launcher.errors import DataError
+from launcher.data._paths import split_files, stop_at
 
 _log = logging.getLogger("trainctl.data")
 
-# Maximum number of bad files that an error names.
-_SHOWN = 5
 _SNIFFED = 4096
 
 
@@ -59,7 +56,8 @@ class TextFiles(DataOption):
     def preflight(self) -> None:
         train, validation = self._find()
         if self.on_error == "stop":
-            _stop_at([bad for path in [*train, *validation] if (bad := self._glance(path))])
+            bad = [bad.message for path in [*train, *validation] if (bad := self._glance(path))]
+            stop_at(bad, "files")
 
     @override
     def build(self) -> DataSplits:
@@ -71,17 +69,7 @@ class TextFiles(DataOption):
         return _split(parts, self.validation_fraction)
 
     def _find(self) -> tuple[list[Path], list[Path]]:
-        """Return the files to train on and those to hold out."""
-        train = _matches(self.files, "data.files")
-        if self.validation_files is None:
-            return train, []
-        validation = _matches(self.validation_files, "data.validation_files")
-        # The same file may be matched through a link.
-        held_out = {path.resolve() for path in validation}
-        train = [path for path in train if path.resolve() not in held_out]
-        if not train:
-            raise DataError("data.validation_files matches every file that data.files matches")
-        return train, validation
+        return split_files(self.files, self.validation_files)
 
     def _glance(self, path: Path) -> BadFile | None:
         """Return the problem of a file that is visible without reading all of it."""
@@ -101,7 +89,7 @@ class TextFiles(DataOption):
         parts = [result for result in results if isinstance(result, FilePart)]
         bad = [result for result in results if isinstance(result, BadFile)]
         if (self.on_error == "stop" or not parts) and bad:
-            _stop_at(bad)
+            stop_at([each.message for each in bad], "files")
         if bad:
             tally = ", ".join(f"{n} {kind}" for kind, n in Counter(b.kind for b in bad).items())
             _log.warning(
@@ -127,47 +115,12 @@ def _warn_of_tables(parts: Sequence[FilePart]) -> None:
         path, columns = tables[0]
         more = f" (and {len(tables) - 1} more files)" if len(tables) > 1 else ""
         _log.warning(
-            "%s: looks like a CSV file with the columns %s%s, but is read as plain text; name it "
-            ".csv to see how to convert it, or set data.allow_structured=true",
+            "%s: looks like a CSV file with the columns %s%s, but is read as plain text; write "
+            "data=csv to read it by columns, or set data.allow_structured=true",
             path,
             ", ".join(columns),
             more,
         )
-
-
-def _matches(patterns: str | Sequence[str], key: str) -> list[Path]:
-    """Return the regular files that match patterns, each once, ordered by path."""
-    found: dict[Path, Path] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        expanded = str(Path(pattern).expanduser())
-        # Path.glob follows no linked folders, and enters hidden ones.
-        matches = [Path(match) for match in glob.glob(expanded, recursive=True)]  # noqa: PTH207
-        files = [path for path in matches if path.is_file()]
-        if not files:
-            raise DataError(f"{key}: {pattern!r} {_no_file(pattern, matches)}")
-        for path in files:
-            found.setdefault(path.resolve(), path)
-    # Sorted: the order of a folder's entries differs between file systems.
-    return sorted(found.values(), key=Path.as_posix)
-
-
-def _no_file(pattern: str, matches: Sequence[Path]) -> str:
-    if any(path.is_dir() for path in matches):
-        return f"matches only folders in {Path.cwd()}; write {pattern.rstrip('/*')}/**/*.txt"
-    for path in matches:
-        if path.is_symlink() and not path.exists():
-            return f"matches only a broken link: {path} points to {path.readlink()}"
-        return f"matches no regular file: {path} is a pipe, a socket or a device; copy it to a file"
-    return f"matches no file in {Path.cwd()}"
-
-
-def _stop_at(bad: Sequence[BadFile]) -> None:
-    if not bad:
-        return
-    lines = [b.message for b in bad[:_SHOWN]]
-    if len(bad) > _SHOWN:
-        lines.append(f"and {len(bad) - _SHOWN} more files")
-    raise DataError("\n  ".join([*lines, "(data.on_error=skip leaves such files out)"]))
 
 
 def _split(parts: Sequence[FilePart], fraction: float) -> DataSplits:

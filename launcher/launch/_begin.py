@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher import run_dir as run_dirs
+from launcher.config.columns import check_first_records
 from launcher.config.rules import unsupported
 from launcher.config.schema import RunConfig
 from launcher.contracts import GROUPS, Option
@@ -44,6 +45,9 @@ def preflight(config: RunConfig) -> None:
             option.preflight()
         except TrainctlError as error:
             found.append(error)
+    if not found:
+        # After the options' own checks, which report unreadable files in their words.
+        check_first_records(config)
     if found:
         for other in found[1:]:
             found[0].add_note(f"and: {other}")

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from launcher.contracts import Head, Metrics, Records, Samples, Task, Tokenizer
+from launcher.contracts import Column, Head, Metrics, Records, Samples, Task, Tokenizer
 from launcher.errors import DataError
+from launcher.task._columns import TEXT
 from launcher.task._export import export
 from launcher.task._generation import GenerationSettings, generate
 from launcher.task._token_samples import NO_TARGET, PackedSamples, TokenSamples, UnpackedSamples
@@ -35,7 +36,7 @@ class LanguageModel(Task):
     """Predicts each token from the previous ones; see the options in `causal_lm`."""
 
     head = Head("causal_lm")
-    columns = ("text",)
+    columns: tuple[str, ...] = ("text",)
 
     def __init__(
         self,
@@ -45,7 +46,10 @@ class LanguageModel(Task):
         packing: bool,
         generation: GenerationSettings,
         add_bos_token: bool | None = None,
+        text: Column = TEXT,
     ) -> None:
+        self.columns = (text.name,)
+        self._text = text
         self._tokenizer = tokenizer
         self._seq_len = seq_len
         self._layout = PackedSamples if packing else UnpackedSamples
@@ -55,7 +59,7 @@ class LanguageModel(Task):
 
     @override
     def samples(self, records: Records) -> Samples:
-        stream = read_tokens(records, self._tokenizer, bos_id=self._bos_id)
+        stream = read_tokens(records, self._tokenizer, bos_id=self._bos_id, text=self._text)
         if stream.lossy and not self._is_lossy:
             self._is_lossy = True
             _log.warning(
@@ -91,7 +95,7 @@ class LanguageModel(Task):
     @override
     def references(self, records: Records) -> Mapping[str, float]:
         # They are baselines of bits per byte, which a lossy tokenizer does not have.
-        return {} if self._is_lossy else byte_references(records)
+        return {} if self._is_lossy else byte_references(records, self._text)
 
     @override
     def sample(self, module: nn.Module) -> str | None:
@@ -189,12 +193,12 @@ def _exp(value: float) -> float:
         return math.inf
 
 
-def byte_references(records: Records) -> dict[str, float]:
+def byte_references(records: Records, text: Column = TEXT) -> dict[str, float]:
     """Return bits per byte of two baselines on the text: unigram entropy, and `xz -9`."""
     counts = np.zeros(256, dtype=np.int64)
     head = bytearray()
     for index in range(len(records)):
-        content = records.record(index)["text"].encode("utf-8")
+        content = text.read(records, index).encode("utf-8")
         counts += np.bincount(np.frombuffer(content, dtype=np.uint8), minlength=256)
         head += content[: _XZ_LIMIT - len(head)]
     if not head:

@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from launcher.contracts import Records, Tokenizer
+from launcher.contracts import Column, Records, Tokenizer
 from launcher.errors import DataError
+from launcher.task._columns import TEXT
 
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -66,11 +68,19 @@ class TokenStream:
         return f"{self.names[record]}, line {line} (byte {byte})"
 
 
-def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -> TokenStream:
-    """Encode the column `text` of records, without empty texts."""
+def read_tokens(
+    records: Records, tokenizer: Tokenizer, *, bos_id: int | None, text: Column = TEXT
+) -> TokenStream:
+    """Encode a column of records, without empty texts."""
     # 16 bits hold most vocabularies in half the memory.
     dtype: type[np.integer[Any]] = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-    tokens = _Tokens(dtype)
+    with closing(_Tokens(dtype)) as tokens:
+        return _read_tokens(records, tokenizer, tokens, bos_id=bos_id, text=text)
+
+
+def _read_tokens(
+    records: Records, tokenizer: Tokenizer, tokens: _Tokens, *, bos_id: int | None, text: Column
+) -> TokenStream:
     texts = _Texts(tokens, tokenizer.eos_id, bos_id)
     names: list[str] = []
     starts: list[int] = []
@@ -78,18 +88,18 @@ def read_tokens(records: Records, tokenizer: Tokenizer, *, bos_id: int | None) -
     roundtrip = _RoundTrip(tokenizer)
     shown = time.monotonic()
     for index in range(len(records)):
-        text = records.record(index)["text"]
-        ids = tokenizer.encode(text)
+        content = text.read(records, index)
+        ids = tokenizer.encode(content)
         if not records.continues(index):
             texts.end()
         if len(ids) == 0:
             continue
         names.append(records.describe(index))
-        roundtrip.check(text, ids, names[-1])
+        roundtrip.check(content, ids, names[-1])
         texts.begin()
         starts.append(tokens.length)
         tokens.append(ids)
-        num_bytes += _utf8_length(text)
+        num_bytes += _utf8_length(content)
         # By time, so that small data sets stay quiet.
         if time.monotonic() - shown > _PROGRESS_S:
             shown = time.monotonic()
@@ -133,13 +143,16 @@ class _Tokens:
         self.length += len(ids)
 
     def array(self) -> Tokens:
-        with self._file as file:
-            if self.length * self._dtype.itemsize <= _IN_MEMORY:
-                file.seek(0)
-                return np.frombuffer(file.read(), dtype=self._dtype)
-            file.flush()
-            # The map keeps the file, which has no name, as long as the array exists.
-            return np.memmap(file, dtype=self._dtype, mode="r", shape=(self.length,))
+        file = self._file
+        if self.length * self._dtype.itemsize <= _IN_MEMORY:
+            file.seek(0)
+            return np.frombuffer(file.read(), dtype=self._dtype)
+        file.flush()
+        # The map keeps the file, which has no name, as long as the array exists.
+        return np.memmap(file, dtype=self._dtype, mode="r", shape=(self.length,))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _Texts:

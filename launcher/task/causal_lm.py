@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field, field_validator
 from typing_extensions import override
 
-from launcher.contracts import ConfigView, Task, TaskOption, Tokenizer
+from launcher.contracts import Column, ConfigView, Task, TaskOption, Tokenizer
+from launcher.task._columns import TextColumn
 
 _LOWEST_TEMPERATURE = 0.01
 
@@ -26,6 +27,8 @@ class CausalLM(TaskOption):
         {"eval_loss", "eval_perplexity", "eval_bits_per_byte"}
     )
 
+    columns: TextColumn
+    """Names of the columns in the data."""
     packing: bool
     """True: records are concatenated and cut into blocks of `seq_len` tokens, without the
     incomplete last one; attention crosses the ends of records. False: each record is cut by itself,
@@ -58,6 +61,10 @@ class CausalLM(TaskOption):
         return {**found, "sample_prompt": reason, "sample_temperature": reason}
 
     @override
+    def column_specs(self) -> Sequence[Column]:
+        return self.columns.specs()
+
+    @override
     def build(self, tokenizer: Tokenizer) -> Task:
         from launcher.task._generation import GenerationSettings
         from launcher.task._language_model import LanguageModel
@@ -71,4 +78,5 @@ class CausalLM(TaskOption):
             packing=self.packing,
             generation=generation,
             add_bos_token=self.add_bos_token,
+            text=self.columns.specs()[0],
         )

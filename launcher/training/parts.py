@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from launcher.config import derive
+from launcher.config.columns import missing_column
 from launcher.config.rules import unknown_scores
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
     BatchPlan,
     Clipping,
+    Column,
     DataSplits,
     Engine,
     EngineParts,
@@ -83,7 +85,13 @@ def read_data(config: RunConfig, max_records: int | None = None) -> Data:
     tokenizer = config.model.build_tokenizer()
     task = config.task.build(tokenizer)
     splits = config.data.build()
-    check_columns(splits, task, task_kind=config.task.kind, data_kind=config.data.kind)
+    check_columns(
+        splits,
+        task,
+        task_kind=config.task.kind,
+        data_kind=config.data.kind,
+        specs=config.task.column_specs(),
+    )
     train, held_out = splits.train, splits.validation
     if max_records is not None:
         train, held_out = FirstRecords(train, max_records), FirstRecords(held_out, max_records)
@@ -205,13 +213,23 @@ def _build_engine(
     )
 
 
-def check_columns(splits: DataSplits, task: Task, *, task_kind: str, data_kind: str) -> None:
+def check_columns(
+    splits: DataSplits,
+    task: Task,
+    *,
+    task_kind: str,
+    data_kind: str,
+    specs: Sequence[Column] = (),
+) -> None:
     """Raise DataError if records lack a column of the task."""
+    by_name = {spec.name: spec for spec in specs}
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     for name, records in parts.items():
         if records is None:
             continue
         if missing := [column for column in task.columns if column not in records.columns]:
+            if spec := by_name.get(missing[0]):
+                raise missing_column(spec, records.columns, f"the {name} part of data={data_kind}")
             raise DataError(
                 f"task={task_kind} needs the columns {', '.join(task.columns)}, but the {name} "
                 f"part of data={data_kind} has no {', '.join(missing)} (it has: "

@@ -455,7 +455,10 @@ def test_every_leaf_reaches_fully_shard(name: str) -> None:
 
 def test_no_preset_is_left_out() -> None:
     seen = {"optimizer", *GROUPS_WITH_ALL_PRESETS}
-    alone = {"data": ["stdlib", "text"], "parallelism": PARALLELISM}
+    alone = {
+        "data": ["arrow", "csv", "jsonl", "parquet", "stdlib", "text", "tsv"],
+        "parallelism": PARALLELISM,
+    }
     assert seen | alone.keys() == {group for group, _ in toy().options()}
     assert all(presets(group) == names for group, names in alone.items())
     # Nothing can be set in these.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from tests.contract.witness import (
     replaced,
     without_witness,
 )
+from tests.tables import save_to_disk
 from tests.toy.shared import Texts
 
 
@@ -67,6 +71,58 @@ def test_every_leaf_changes_the_standard_library() -> None:
         partial(option_of, "data"), preset("data", "stdlib"), {"": records}, hints
     )
     assert found == []
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet", "tsv"])
+def test_every_leaf_changes_the_records(name: str, tmp_path: Path) -> None:
+    rows = [{"text": f"a,b {i}", "label": f"c{i % 3}"} for i in range(60)]
+    values = preset("data", name)
+    for file, chosen in {"a": rows, "b": rows[:20], "c": rows[40:]}.items():
+        write_rows(tmp_path / file, values, chosen)
+    (tmp_path / "broken").write_bytes(b"\xff\xfe\xff")
+    good = str(tmp_path / "a")
+    hints = {
+        "files": Hint((str(tmp_path / "b"),)),
+        "validation_files": Hint((str(tmp_path / "c"),)),
+        "validation_fraction": Hint((0.5,)),
+        "delimiter": Hint((";",), observe=CHECK),
+        "columns": Hint((["x", "y"],)),
+        "on_error": Hint(observe=CHECK, where={"files": [good, str(tmp_path / "broken")]}),
+    }
+    make = partial(option_of, "data")
+    observe = {"": records, CHECK: records}
+    assert without_witness(make, replaced(values, {"files": good}), observe, hints) == []
+
+
+def write_rows(path: Path, values: Mapping[str, Any], rows: list[dict[str, str]]) -> None:
+    """Write rows as a preset reads them."""
+    if values["kind"] == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path)
+    elif values["kind"] == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "label"], delimiter=values["delimiter"])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def test_every_leaf_changes_the_saved_data_set(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}"} for i in range(60)]
+    for folder in ("one", "two"):
+        for split, chosen in {"train": rows, "other": rows[:9]}.items():
+            save_to_disk(tmp_path / folder / split, chosen[: 40 if folder == "two" else 60])
+        (tmp_path / folder / "dataset_dict.json").write_text("{}")
+    hints = {
+        "path": Hint((str(tmp_path / "two"),)),
+        "train_split": Hint(("other",)),
+        "validation_split": Hint(("other",)),
+        "validation_fraction": Hint((0.5,)),
+    }
+    values = replaced(preset("data", "arrow"), {"path": str(tmp_path / "one")})
+    make = partial(option_of, "data")
+    assert without_witness(make, values, {"": records, CHECK: records}, hints) == []
 
 
 LLAMA = {
@@ -162,6 +218,7 @@ def test_every_leaf_changes_the_samples(name: str) -> None:
     values = replaced(preset("task", name), {"seq_len": 16, "sample_tokens": 8})
     hints = {
         "seq_len": Hint((8,)),
+        "columns.text": Hint(("other",), observe=CHECK),
         # Refused: bytes have no such token.
         "add_bos_token": Hint((True,), observe=CHECK),
         "sample_prompt": Hint(("x",)),

@@ -276,9 +276,9 @@ OTHER_FORMATS = [
     (
         "a.jsonl",
         '{"id": 1, "body": "x"}\n',
-        r"a.jsonl: is a JSON Lines file.*jq -r .body a.jsonl > a",
+        r"a.jsonl: is a JSON Lines file.*write data=jsonl task.columns.text=body \(",
     ),
-    ("a.NDJSON", "anything", r"is a JSON Lines file, .*: jq -r .text a.NDJSON > a.txt"),
+    ("a.NDJSON", "anything", r"is a JSON Lines file, .*; write data=jsonl \("),
     ("a.txt", '{"text": "x"}\n{"text": "y"}\n', r"a.txt: is a JSON Lines file"),
     (
         "a.json",
@@ -287,9 +287,9 @@ OTHER_FORMATS = [
     ),
     ("a.json", '\n[\n  "x",\n  "y"\n]\n', r"is a JSON file, .*jq -r '\.\[\]' a.json > a.txt"),
     ("a.txt", '\ufeff[\n {"text": "x"},\n {"text": "y"}\n]\n', r"a.txt: is a JSON file"),
-    ("a.csv", "id,text,n\n1,x,2\n", r"is a CSV file, .*csv.DictReader.* text < a.csv > a.txt"),
-    ("a.tsv", "id\tbody\n1\tx\n", r"is a CSV file, .*delimiter='\\t'.* body < a.tsv"),
-    ("a.parquet", b"PAR1\x15\x04", r"is a Parquet file, .*; write its text to a .txt file"),
+    ("a.csv", "id,text,n\n1,x,2\n", r"is a CSV file, .*; write data=csv \("),
+    ("a.tsv", "id\tbody\n1\tx\n", r"is a CSV file, .*; write data=tsv task.columns.text=body"),
+    ("a.parquet", b"PAR1\x15\x04", r"is a Parquet file, .*; write data=parquet"),
     ("my file.txt.gz", b"\x1f\x8b\x08\x00", r"is a gzip file, .*gunzip --keep 'my file.txt.gz'"),
     ("a.txt", b"\x28\xb5\x2f\xfd\x00", r"is a zstd file, but data=text reads plain text; .*unzstd"),
 ]

@@ -1,0 +1,1 @@
+"""Records with columns, from files of rows."""
