@@ -26,6 +26,29 @@ def batch_plan(config: RunConfig) -> BatchPlan:
     return config.accumulation.plan(seq_len=config.task.seq_len, ranks=layout.data_ranks)
 
 
+def resized(config: RunConfig, ranks: int) -> RunConfig:
+    """Return the config on another number of ranks, with the same global batch.
+
+    Raises:
+        ConfigError: The run cannot have that number of ranks, or they cannot share the batch.
+    """
+    launch = config.launch.resized(ranks)
+    if launch is None:
+        message = f"the run has {config.launch.ranks} ranks, but {ranks} were started"
+        raise ConfigError([Problem("launch", message)])
+    if launch is config.launch:
+        return config
+    try:
+        data_ranks = config.parallelism.layout(ranks).data_ranks
+        accumulation = config.accumulation.resized(batch_plan(config), data_ranks)
+        changed = config.model_copy(update={"launch": launch, "accumulation": accumulation})
+        batch_plan(changed)
+    except ValueError as error:
+        message = f"the run cannot continue on {ranks} ranks with its global batch: {error}"
+        raise ConfigError([Problem("accumulation", message)]) from error
+    return changed
+
+
 def peak_lr(config: RunConfig) -> float | None:
     """Return the learning rate that the schedule scales; None if the optimizer sets its own."""
     if config.scheduler.uses_optimizer_lr:

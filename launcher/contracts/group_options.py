@@ -6,7 +6,7 @@ import shlex
 import socket
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, get_args
 
 from pydantic import Field
 from typing_extensions import override
@@ -153,6 +153,15 @@ class AccumulationOption(Option):
     def search(self) -> MicroBatchSearch | None:
         """Search for a micro-batch size that the launcher must do before the run, if any."""
         return None
+
+    def resized(self, plan: BatchPlan, ranks: int) -> Self:
+        """Return the option with the global batch of a plan on another number of data ranks.
+
+        Raises:
+            ValueError: The ranks cannot share the global batch evenly.
+        """
+        del plan, ranks
+        return self
 
     @abstractmethod
     def plan(self, *, seq_len: int, ranks: int) -> BatchPlan:
@@ -308,6 +317,14 @@ class LaunchOption(Option):
     @abstractmethod
     def ranks(self) -> int:
         """Number of processes in the whole run."""
+
+    def resized(self, ranks: int) -> Self | None:
+        """Return the option for another number of ranks, with which a program may start the run.
+
+        Returns:
+            None where the run has one number of ranks only, and this is not it.
+        """
+        return self if ranks == self.ranks else None
 
     def possible_devices(self) -> Sequence[str]:
         """Kinds of device that the ranks may use; several for `auto`."""

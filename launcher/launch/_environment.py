@@ -11,6 +11,8 @@ EARLY_FD = "TRAINCTL_EARLY_FD"
 LAUNCHER_PID = "TRAINCTL_LAUNCHER_PID"
 # Number of restarts by torchrun.
 ATTEMPT = "TORCHELASTIC_RESTART_COUNT"
+_MAX_RESTARTS = "TORCHELASTIC_MAX_RESTARTS"
+_RUN_ID = "TORCHELASTIC_RUN_ID"
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 # Variables that set the rank of a process.
@@ -29,9 +31,9 @@ RANK_VARIABLES = frozenset(
         "MASTER_ADDR",
         "MASTER_PORT",
         "TORCHELASTIC_ERROR_FILE",
-        "TORCHELASTIC_MAX_RESTARTS",
+        _MAX_RESTARTS,
         ATTEMPT,
-        "TORCHELASTIC_RUN_ID",
+        _RUN_ID,
         _AGENT_STORE,
         # Variables from which DeepSpeed and Accelerate find the ranks of an MPI job.
         "CROSS_RANK",
@@ -56,6 +58,18 @@ def attempt(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return the number of restarts so far; None where nothing restarts the ranks."""
     count = environment.get(ATTEMPT)
     return None if count is None else int(count)
+
+
+def most_attempts(environment: Mapping[str, str] = os.environ) -> int:
+    """Return the restarts that torchrun is allowed to make."""
+    return int(environment.get(_MAX_RESTARTS, "0"))
+
+
+def in_program(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return True if the program that starts the ranks has started this process."""
+    # torchrun with one process makes no world of ranks. Its agents on several machines may have
+    # been started by the user, and not by a launcher.
+    return LAUNCHER_PID in environment or _RUN_ID in environment
 
 
 def agent_has_store(environment: Mapping[str, str] = os.environ) -> bool:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from launcher.config.schema import RunConfig
 from launcher.errors import LaunchError
-from launcher.launch import StartOptions, _stored
+from launcher.launch import StartOptions, _outcome, _stored
 from launcher.launch._begin import run_ranks
-from launcher.launch._environment import LAUNCHER_PID
+from launcher.launch._environment import LAUNCHER_PID, attempt, in_program, most_attempts
 from launcher.launch._lock import locked
 from launcher.launch._node import Node, OneOfNodes, WholeRun
 from launcher.launch._outcome import Result
 from launcher.launch._outer import OuterWorld, outer_world
+from launcher.launch._restarts import record_restart
 from launcher.launch._start import run_node
 from launcher.run_dir import RunDir
 
@@ -34,6 +35,12 @@ def join(path: Path, number: int | None) -> Result | None:
     run_dir = RunDir(path.resolve())
     config = RunConfig.from_json(_stored.verified_config(run_dir, ()))
     node = _node(config, number, outer_world())
+    if (restarts := attempt()) and (error := _outcome.last_failure(run_dir)) is not None:
+        # torchrun restarts after every failure; one that would come again ends this attempt.
+        if not error.is_transient:
+            raise error
+        if node.is_first:
+            record_restart(run_dir, error, attempt=restarts, of=most_attempts())
     # Under `launch=torchrun` and the like the launcher that has the lock is above us.
     if node.is_first and LAUNCHER_PID not in os.environ:
         with locked(run_dir, patience_s=_SUBMITTER_S) as lock:
@@ -61,7 +68,7 @@ def _node(config: RunConfig, number: int | None, world: OuterWorld | None) -> No
     if number is None and world is not None:
         if world.size == nodes:
             number = world.rank
-        elif world.size == ranks:
+        elif config.launch.resized(world.size) is not None:
             return world
         else:
             raise LaunchError(
@@ -79,4 +86,4 @@ def _node(config: RunConfig, number: int | None, world: OuterWorld | None) -> No
     if nodes > 1:
         return OneOfNodes(config.launch, number)
     # torchrun with one process: another program here would start this command again, without end.
-    return WholeRun(config.launch, is_in_program=LAUNCHER_PID in os.environ)
+    return WholeRun(config.launch, is_in_program=in_program())

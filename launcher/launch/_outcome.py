@@ -123,6 +123,22 @@ def cause_elsewhere(run_dir: RunDir, ranks: Sequence[RankProcess]) -> TrainctlEr
     return _error(run_dir, first.rank, records.get(first.rank), None, len(ranks))
 
 
+def last_failure(run_dir: RunDir) -> TrainctlError | None:
+    """Return the failure of the newest attempt that has left records; None without one."""
+    records = {
+        rank: values
+        for rank in _recorded(run_dir, ())
+        if (values := _stored(run_dir, rank)) is not None and "error" in values
+    }
+    newest = max((values["attempt"] for values in records.values()), default=0)
+    failures = [
+        _Failure(_severity(values), values["time"], rank)
+        for rank, values in records.items()
+        if values["attempt"] == newest
+    ]
+    return errors.revive(records[min(failures).rank]) if failures else None
+
+
 @dataclass(slots=True)
 class FailuresElsewhere:
     """Finds failures of ranks that other launchers started.
@@ -268,14 +284,19 @@ def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, "scores": scores}
 
 
-def _read(run_dir: RunDir, rank: int) -> dict[str, Any] | None:
+def _stored(run_dir: RunDir, rank: int) -> dict[str, Any] | None:
     try:
         values: dict[str, Any] = json.loads(run_dir.rank_result(rank).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return values
+
+
+def _read(run_dir: RunDir, rank: int) -> dict[str, Any] | None:
+    values = _stored(run_dir, rank)
     # Where torchrun restarts the ranks, those of an earlier attempt have left records.
     own = attempt()
-    return values if own is None or values["attempt"] >= own else None
+    return None if values is None or values["attempt"] < (own or 0) else values
 
 
 def _failure(process: RankProcess, values: Mapping[str, Any] | None) -> _Failure | None:

@@ -74,9 +74,17 @@ def with_restarts(run: Callable[[Attempt], T], run_dir: RunDir, budget: int) -> 
 
 
 def record_restart(
-    run_dir: RunDir, error: TrainctlError, *, attempt: int, of: int, reached: int | None
+    run_dir: RunDir, error: TrainctlError, *, attempt: int, of: int, reached: int | None = None
 ) -> None:
-    """Print that the ranks start again, and add it to RUN_DIR/restarts.jsonl."""
+    """Print that the ranks start again, and add it to RUN_DIR/restarts.jsonl.
+
+    Args:
+        run_dir: The run directory.
+        error: The cause.
+        attempt: Number of the restart, from 1.
+        of: Most restarts.
+        reached: Most steps that a rank had done; None where that is not known.
+    """
     step = _saved_step(run_dir)
     values = {
         "attempt": attempt,

@@ -66,6 +66,7 @@ def main(path: str, run: Callable[[RunDir, StopFlag], Outcome] | None = None) ->
 
 def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
     # Imported after the handlers are installed: the imports take time, in which a signal may come.
+    from launcher.config.derive import resized
     from launcher.config.schema import RunConfig
     from launcher.contracts import recorded
 
@@ -75,6 +76,8 @@ def _run(run_dir: RunDir, stop: StopFlag) -> Outcome:
         reason = getattr(error, "strerror", None) or error
         raise LaunchError(f"cannot read {run_dir.config}: {reason}") from error
     with recorded(config) as reads:
+        # An elastic launcher may have started fewer ranks than configured.
+        config = resized(config, int(os.environ.get("WORLD_SIZE", "1")))
         outcome = _run_config(config, run_dir, stop)
     return replace(outcome, unread=reads.unread())
 

@@ -142,3 +142,14 @@ def test_no_kind_imports_torch() -> None:
         "assert not {'torch', 'hydra', 'omegaconf'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=CONF.parents[1])
+
+
+def test_fewer_ranks_keep_the_global_batch() -> None:
+    option = Steps(kind="steps", micro_batch_size=3, steps=2)
+    plan = option.plan(seq_len=128, ranks=6)
+    changed = option.resized(plan, 4)
+    assert changed.plan(seq_len=128, ranks=4) == BatchPlan(3, 3, 4, 128)
+    with pytest.raises(ValueError, match=r"multiple of 15 .* ranks 5\), but is 36"):
+        option.resized(plan, 5)
+    samples = Samples(kind="samples", micro_batch_size=3, samples_per_step=36)
+    assert samples.resized(plan, 4).plan(seq_len=128, ranks=4).samples_per_step == 36

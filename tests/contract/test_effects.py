@@ -296,6 +296,8 @@ LAUNCH_HINTS = {
     "rdzv_backend": Hint(("static",), where=RENDEZVOUS),
     "rdzv_endpoint": Hint(("node1:29400",), where={"nodes": 2}),
     "rdzv_id": Hint(("job",), where=RENDEZVOUS),
+    "rdzv_conf": Hint(("is_host=1",), where=RENDEZVOUS),
+    "min_nodes": Hint((1,), where=RENDEZVOUS),
     "hostfile": Hint(("hosts",)),
     "include": Hint(("node0",)),
     "exclude": Hint(("node0",)),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,6 +218,94 @@ def test_incomplete_variables_of_another_launcher(
 )
 def test_the_first_host_of_a_list_of_slurm(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+ELASTIC = (
+    "parallelism=ddp",
+    "launch=torchrun",
+    "launch.nodes=2",
+    "launch.min_nodes=1",
+    "launch.max_restarts=3",
+)
+
+
+def test_a_run_on_fewer_nodes_keeps_its_batch(
+    trainctl: Console, undisturbed: tuple[object, bytes]
+) -> None:
+    out, _ = trainctl.toy(*ELASTIC, "launch.rdzv_endpoint=127.0.0.1:29400")
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes=1:2 " in out
+    run_dir = trainctl.run_dir()
+    # As torchrun starts the only rank that is left.
+    alone: Any = {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
+    trainctl("join", str(run_dir), **alone)
+    keys = ("step", "lr", "samples", "tokens")
+    expected: Any = undisturbed[0]
+    assert [[row[key] for key in keys] for row in trace(trainctl, run_dir)] == [
+        [row[key] for key in keys] for row in expected
+    ]
+
+
+def test_torchrun_does_not_repeat_what_a_restart_cannot_cure(trainctl: Console) -> None:
+    trainctl.toy(*ELASTIC, "launch.rdzv_endpoint=127.0.0.1:29400", "task.poison=17")
+    run_dir = trainctl.run_dir()
+    words = ("join", str(run_dir))
+    alone: Any = {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
+    trainctl(*words, status=10, **alone)
+    before = (run_dir / "result/rank-0.json").read_text()
+    _, err = trainctl(*words, status=10, **alone, TORCHELASTIC_RESTART_COUNT="1")
+    assert "made-up/17" in err
+    assert (run_dir / "result/rank-0.json").read_text() == before
+    assert not (run_dir / "restarts.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_continues_on_the_nodes_that_are_left(
+    trainctl_as_installed: Console, undisturbed: tuple[object, bytes], port: int
+) -> None:
+    """Two agents on this machine; one is killed with its rank."""
+    trainctl = trainctl_as_installed
+    words = (f"launch.rdzv_endpoint=127.0.0.1:{port}", "launch.rdzv_conf='last_call_timeout=3'")
+    out, _ = trainctl.toy(*ELASTIC, *words, "task.step_s=0.1")
+    command = shlex.split(out.splitlines()[-1])[3:]
+    variable, program, *flags = command
+    assert program == "torchrun"
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *flags],
+            cwd=trainctl.folder,
+            env=trainctl.environment | dict([variable.split("=")]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    run_dir = wait_for_step(trainctl, 5)
+    [rank] = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if _is_rank(path, 1, run_dir) and b"_worker" in path.with_name("cmdline").read_bytes()
+    ]
+    parents = {agent.pid: agent for agent in agents}
+    lost = next(pid for pid in ancestors(rank) if pid in parents)
+    os.kill(lost, signal.SIGKILL)
+    os.kill(rank, signal.SIGKILL)
+    left = next(agent for pid, agent in parents.items() if pid != lost)
+    [(status, _, err)] = ends(left)
+    assert status == 0, err
+    parents[lost].communicate()
+    assert "restart 1 of 3 from step" in err
+    keys = ("step", "lr", "samples", "tokens")
+    expected: Any = undisturbed[0]
+    assert [[row[key] for key in keys] for row in trace(trainctl, run_dir)] == [
+        [row[key] for key in keys] for row in expected
+    ]
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pid
 
 
 @pytest.mark.slow
