@@ -69,6 +69,10 @@ def closest_keys(key: str, known: Iterable[str]) -> list[str]:
     shorter = {".".join(parts[:i] + parts[i + 1 :]) for i in range(len(parts) - 1)}
     if found := sorted(shorter & set(known)):
         return found
+    # `optimizer.no_decay` finds `optimizer.groups.no_decay`.
+    longer = [k for k in known if _without_one(k.split("."), parts)]
+    if longer and len(parts) > 1:
+        return sorted(longer)
     ends = [k for k in known if k.split(".")[-len(parts) :] == parts]
     if ends:
         return sorted(ends)
@@ -78,6 +82,10 @@ def closest_keys(key: str, known: Iterable[str]) -> list[str]:
         if _similar(parts, end):
             by_end.setdefault(".".join(end), []).append(k)
     return sorted(k for end in closest(key, by_end, len(key)) for k in by_end[end])
+
+
+def _without_one(longer: Sequence[str], parts: Sequence[str]) -> bool:
+    return any([*longer[:i], *longer[i + 1 :]] == [*parts] for i in range(len(longer)))
 
 
 def _similar(parts: Sequence[str], others: Sequence[str]) -> bool:

@@ -77,12 +77,14 @@ class Arguments(argparse.ArgumentParser):
         # `--lr 1e-3` and `--learning-rate=1e-3` of other tools are settings here.
         flag, equals, value = word.partition("=")
         known = [option for option in self._option_string_actions if option.startswith("--")]
-        if "--config-name" in known and not closest(flag, known):
+        if "--config-name" in known:
+            from launcher.config.aliases import instead_of_key
             from launcher.config.load import advice_for_flag
 
             if not equals and not following.startswith("-"):
                 value = following
-            if advice := advice_for_flag(flag, value):
+            advice = instead_of_key(flag, value)
+            if advice or (not closest(flag, known) and (advice := advice_for_flag(flag, value))):
                 raise UsageError(f"no option {flag!r}; {advice}")
         self.error(f"no option {flag!r}{did_you_mean(closest(flag, known))}")
 

@@ -108,7 +108,9 @@ def bad_option(word: Override, loader: Loader) -> Problem | None:
     if speaks_to_hydra or (word.is_delete() and value is None):
         return None
     if value is None:
-        message = f"needs an option; ~{group} leaves the group out"
+        message = f"needs an option; choose one with {group}=OPTION (`trainctl list {group}`)"
+        if group not in GROUPS:
+            message = f"needs an option; ~{group} leaves the group out"
     elif not isinstance(value, str) and (meant := instead_of_option(group, str(value))):
         message = f"there is no option {value!r}{did_you_mean([meant])}"
     elif not isinstance(value, str):

@@ -99,6 +99,7 @@ KEYS: Mapping[str, Answer] = {
     "num_epochs": "max_epochs={}",
     "epochs": "max_epochs={}",
     "epoch": "max_epochs={}",
+    "max_tokens": "(write max_steps=N; `trainctl check` prints the tokens of one step)",
     "steps": "max_steps={}",
     "num_steps": "max_steps={}",
     "train_steps": "max_steps={}",
@@ -244,6 +245,7 @@ KEYS: Mapping[str, Answer] = {
     "config": _NO_CONFIG,
     "config_file": _NO_CONFIG,
     "config_path": "--config-dir {}",
+    "cfg": "(write `trainctl config show`)",
     # Not supported
     "num_workers": _NO_WORKERS,
     "dataloader_num_workers": _NO_WORKERS,
@@ -324,7 +326,6 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "none": "single",
         "auto": "single",
         "deepspeed": "zero2",
-        "zero": "zero2",
     },
     "model": {"huggingface": "hf", "transformers": "hf"},
     "data": {"txt": "text", "files": "text", "file": "text", "local": "text"},

@@ -33,7 +33,7 @@ from launcher.config._hydra_settings import FOREIGN, NoSearchPathLoader
 from launcher.config._interpolation import escaped, resolved
 from launcher.config._provenance import COMMAND_LINE, ConfigFile, Origin, Origins
 from launcher.config.paths import CONF, expand_home, is_packaged
-from launcher.config.problems import leaves
+from launcher.config.problems import leaves, without_consequences
 from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
 from launcher.suggest import closest
@@ -220,7 +220,7 @@ def compose_leniently(
             return None, problems + origins.refused
         mapping = resolved(cfg, problems)
     composed = Composed(mapping, tuple(origins.written))
-    return composed, composed.attributed(problems + origins.refused)
+    return composed, composed.attributed(without_consequences(problems + origins.refused))
 
 
 def recompose(

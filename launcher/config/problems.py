@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from launcher.config.aliases import instead_of_key
 from launcher.config.fields import field_at, other_kinds_with, settings_at
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
@@ -53,6 +54,19 @@ def merged(composing: Sequence[Problem], schema: Sequence[Problem]) -> list[Prob
     kept = [p for p in composing if not (p.key in unknown and p.message.startswith(NO_VALUE))]
     reported = {p.key for p in kept}
     return [*kept, *(p for p in schema if p.key not in reported)]
+
+
+def without_consequences(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems without those that another of them causes."""
+    # Settings below an option that does not exist are compared with the packaged option.
+    unchosen = {p.key for p in problems if p.key in GROUPS}
+    wrong = {p.key for p in problems if not p.message.startswith(NO_VALUE)}
+    return [
+        p
+        for p in problems
+        if not (p.message.startswith(f"{UNKNOWN} of") and p.key.partition(".")[0] in unchosen)
+        and not (p.message.startswith(NO_VALUE) and p.key in wrong)
+    ]
 
 
 def _explained(
@@ -143,7 +157,14 @@ def _wrong(details: ErrorDetails, location: Location, *, nullable: bool) -> str:
     else:
         message = message[:1].lower() + message[1:]
     meant = _meant(value, details["type"], location, nullable=nullable)
-    return f"{message}, but is {_shown(value)}{meant and f'; write {meant}'}"
+    hint = f"; write {meant}" if meant else ""
+    if details["type"] == "literal_error" and isinstance(value, str):
+        key = ".".join(map(str, location))
+        advice = instead_of_key(str(location[-1]), value)
+        choices = re.findall(r"'([^']*)'", message)
+        is_valid = advice in {f"write {key}={choice}" for choice in choices}
+        hint = f"; {advice}" if is_valid else did_you_mean(closest(value, choices))
+    return f"{message}, but is {_shown(value)}{hint}"
 
 
 def _meant(value: Any, wrong: str, location: Location, *, nullable: bool) -> str:
@@ -162,7 +183,9 @@ def _meant(value: Any, wrong: str, location: Location, *, nullable: bool) -> str
     if group in GROUPS and text in kinds(group):
         return f"{group}={text}"
     is_text = isinstance(value, str) and wrong in {"int_type", "float_type"}
-    return _number(text) if is_text else ""
+    # The unit that the key names already.
+    unit = {"minutes": "m", "s": "s"}.get(str(location[-1]).rpartition("_")[2] if location else "")
+    return _number(text.removesuffix(unit or "")) if is_text else ""
 
 
 def _number(text: str) -> str:

@@ -50,6 +50,8 @@ WORDS: dict[str, str] = {
     "launch.gpus=0,1": "no such setting; write launch.processes=N",
     "wandb.project=x": "metrics are written to RUN_DIR/metrics.jsonl",
     "dropout=0.1": "no dropout",
+    "max_tokens=1e9": "write max_steps=N",
+    "optimizer.no_decay=[bias]": "did you mean 'optimizer.groups.no_decay'?",
     "checkpoint.interval=100": "write checkpoint.every_steps=100",
     "checkpoint.dir=ckpts": "write run_root=ckpts",
     # Options
@@ -146,6 +148,13 @@ LINES: dict[str, str] = {
     "list optimizer adamw": "write `trainctl list optimizer.adamw`",
     "config optimizer.lr": "write `trainctl config explain optimizer.lr`",
     "config optimizer=sgd": "write `trainctl config show optimizer=sgd`",
+    "check optimizer=null": "choose one with optimizer=OPTION",
+    "check launch.device=gpu": "write launch.device=cuda",
+    "check launch.device=cuda:0": "did you mean 'cuda'?",
+    "check checkpoint.every_minutes=30m": "write 30",
+    "check launch.timeout_s=90s": "write 90",
+    "check --cfg job": "write `trainctl config show`",
+    "check --config-path conf": "--config-dir conf",
     "check name=": "for example my-run",
     "check --fsdp full_shard": "write parallelism=fsdp",
 }
@@ -180,6 +189,15 @@ def test_lines_are_answered(
 
 def test_a_number_is_not_answered_with_a_list(answers: dict[str, str]) -> None:
     assert answers["seed=0,7"].endswith("with -m")
+
+
+@pytest.mark.parametrize(
+    "line", ["optimizer=SGD optimizer.nesterov=true", "data=text data.files=a.txt,b.txt"]
+)
+def test_a_mistake_is_reported_without_its_consequences(line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(line.split(" "))
+    assert len(caught.value.problems) == 1, caught.value
 
 
 def test_there_are_more_than_sixty() -> None:
