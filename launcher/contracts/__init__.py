@@ -41,7 +41,6 @@ from launcher.contracts.group_options import (
     AccumulationOption,
     CheckpointOption,
     DataOption,
-    LaunchOption,
     LoggingOption,
     MicroBatchSearch,
     ObserverOption,
@@ -50,6 +49,7 @@ from launcher.contracts.group_options import (
     SchedulerOption,
     TaskOption,
 )
+from launcher.contracts.launch import LaunchOption
 from launcher.contracts.model import ModelLimits, ModelOption
 from launcher.contracts.module_options import (
     ActivationOption,

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
         AccumulationOption,
         CheckpointOption,
         DataOption,
-        LaunchOption,
         LoggingOption,
         ObserverOption,
         ParallelismOption,
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         SchedulerOption,
         TaskOption,
     )
+    from launcher.contracts.launch import LaunchOption
     from launcher.contracts.model import ModelOption
     from launcher.contracts.module_options import ActivationOption, CompileOption, EmaOption
     from launcher.contracts.optimizer import OptimizerOption
