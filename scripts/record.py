@@ -38,7 +38,7 @@ def main() -> None:
     console = Console(record=True, width=100, file=sys.stderr)
     console.print(Text(f"$ trainctl {' '.join(words)}", style="bold"))
     for line in lines:
-        style = "cyan" if "eval_" in line else "dim" if line.startswith("train on") else ""
+        style = "cyan" if "eval_" in line else "dim" if line.startswith("train longer") else ""
         console.print(Text(line, style=style))
     PICTURE.parent.mkdir(exist_ok=True)
     # The reader's own monospace font will do: a picture must not load anything from elsewhere.

@@ -155,14 +155,15 @@ def print_result(result: Result, run_dir: RunDir, *, can_resume: bool) -> None:
     if result.stopped is not None:
         print(f"stopped after step {result.step:,}: {result.stopped}")  # noqa: T201
     if result.scores:
-        print(f"held out: {_figures(result.scores)}; {_figures(result.references)}")  # noqa: T201
+        figures = filter(None, [_figures(result.scores), _figures(result.references)])
+        print(f"held out: {'; '.join(figures)}")  # noqa: T201
     if result.sample is not None:
         print(f"sample:\n{result.sample}\n")  # noqa: T201 - what was learned is the result
     if run_dir.export.exists():
         print(f"exported to {_shown(run_dir.export)}")  # noqa: T201
     if can_resume:
         change = f"max_steps={2 * result.step}" if result.stopped is None else "observer=none"
-        print(f"train on with: {_resume_command(run_dir)} {change}")  # noqa: T201 - the last line
+        print(f"train longer with: {_resume_command(run_dir)} {change}")  # noqa: T201 - the last line
     sys.stdout.flush()
 
 

@@ -103,9 +103,9 @@ def _check_resumable(config: RunConfig, run_dir: RunDir) -> None:
 def _finished(result: Result, run_dir: RunDir, config: RunConfig) -> str:
     done = f"nothing to do: the run is finished (step {result.step:,})"
     if not config.checkpoint.has_saved(run_dir):
-        return f"{done}, and has no checkpoint to train on from"
+        return f"{done}, and has no checkpoint to continue from"
     more = f"max_steps={2 * result.step}" if result.stopped is None else "observer=none"
-    return f"{done}; train on with: trainctl resume {run_dir.path} {more}"
+    return f"{done}; train longer with: trainctl resume {run_dir.path} {more}"
 
 
 def _saved(run_dir: RunDir) -> set[str]:

@@ -65,8 +65,8 @@ def test_two_nodes_run_the_same_training(
     second, first = (trainctl.start(*command.split()) for command in reversed(commands))
     (status, out, err), (other, other_out, other_err) = ends(first, second)
     assert (status, other) == (0, 0), (err, other_err)
-    assert "train on with" in out
-    assert "train on with" not in other_out
+    assert "train longer with" in out
+    assert "train longer with" not in other_out
     assert (trace(trainctl, run_dir), weights(run_dir)) == undisturbed
     assert not (run_dir / "result/store.json").exists()
 
@@ -330,5 +330,5 @@ def test_torchrun_restarts_a_killed_rank(
     os.kill(pid, signal.SIGKILL)
     [(status, out, err)] = ends(process)
     assert status == 0, err
-    assert "train on with" in out
+    assert "train longer with" in out
     assert (trace(trainctl, run_dir), weights(run_dir)) == undisturbed

@@ -25,10 +25,10 @@ def test_a_score_that_is_not_finite_is_printed_as_nan(
     result = outcome(run_dir, [])
     print_result(result, run_dir, can_resume=True)
     printed = capsys.readouterr().out
-    assert "held out: eval_loss 1541, eval_perplexity nan" in printed
-    assert printed.endswith(f"train on with: trainctl resume {tmp_path} max_steps=16\n")
+    assert "held out: eval_loss 1541, eval_perplexity nan\n" in printed
+    assert printed.endswith(f"train longer with: trainctl resume {tmp_path} max_steps=16\n")
     print_result(result, run_dir, can_resume=False)
-    assert "train on" not in capsys.readouterr().out
+    assert "train longer" not in capsys.readouterr().out
     write_result(run_dir, result, 1.0)
     assert json.loads(run_dir.result.read_text())["scores"]["eval_perplexity"] is None
     again = completed(run_dir)

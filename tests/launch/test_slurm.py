@@ -117,7 +117,7 @@ def test_a_preempted_job_is_queued_again_and_finishes(trainctl: Console, cluster
     assert cluster.await_end(101) == "COMPLETED"
     log = (run_dir / "logs/slurm-101.log").read_text()
     assert "job 101 is queued again" in log
-    assert "train on with" in log
+    assert "train longer with" in log
     # The job does not read what was requested of Slurm; that is no mistake of the user.
     assert "had no effect" not in log
     assert json.loads((run_dir / "result.json").read_text())["status"] == "completed"
@@ -149,7 +149,7 @@ def test_ctrl_c_cancels_the_job_that_is_waited_for(trainctl: Console, cluster: C
     words = ("resume", str(run_dir), f"max_steps={last + 2}")
     out, _ = trainctl(*words, status=0, **cluster.variables)
     assert "submitted job 102 (1 node)" in out
-    assert "train on with: trainctl resume runs/toy/" in out.splitlines()[-1]
+    assert "train longer with: trainctl resume runs/toy/" in out.splitlines()[-1]
     assert json.loads((run_dir / "result.json").read_text())["step"] == last + 2
 
 
