@@ -23,15 +23,30 @@ CheckpointStore, and `conf/checkpoint/<kind>.yaml`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.checkpoint._listing import Listed, listed
+from launcher.checkpoint._saved import Entry, SavedCheckpoint
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from launcher.contracts import PublishedCheckpoint, StoredConfig
     from launcher.run_dir import RunDir
+
+__all__ = [
+    "Entry",
+    "Listed",
+    "SavedCheckpoint",
+    "file_backed",
+    "listed",
+    "load_tensors",
+    "published",
+    "stored_config",
+]
 
 
 def published(run_dir: RunDir) -> list[PublishedCheckpoint]:
@@ -61,3 +76,25 @@ def load_tensors(path: Path, live: Mapping[str, Tensor]) -> None:
     from launcher.checkpoint import _published
 
     _published.load_tensors(path, live)
+
+
+def file_backed(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Tensor:
+    """Return a tensor whose memory is a nameless file in a folder; see `_file_backed`."""
+    from launcher.checkpoint import _file_backed
+
+    return _file_backed.file_backed(shape, dtype, folder)
+
+
+def write_parts(saved: SavedCheckpoint, folder: Path, parts: int) -> None:
+    """Write a verified checkpoint again, cut into another number of parts."""
+    from launcher.checkpoint import _convert
+
+    _convert.write_parts(saved, folder, parts)
+
+
+def write_tensors(saved: SavedCheckpoint, file: Path, names: Sequence[str], to: str) -> None:
+    """Write tensors of a verified checkpoint into one file, `to` safetensors or torch."""
+    from launcher.checkpoint import _convert
+
+    write = _convert.write_safetensors if to == "safetensors" else _convert.write_torch
+    write(saved, file, list(names))

@@ -63,21 +63,37 @@ class Plan:
 
 def make_plan(state: State, ranks: Ranks) -> Plan:
     """Decide, together with the other ranks, which rank writes which box."""
-    planner = DefaultSavePlanner(flatten_state_dict=False)
     found: list[Metadata] = []
 
     def decide(plans: list[SavePlan]) -> Sequence[SavePlan]:
-        plans, metadata = planner.create_global_plan(plans)
-        _check_all_is_there(metadata)
+        plans, metadata = _global_plan(plans)
         found.append(metadata)
         return plans
 
-    def local() -> SavePlan:
-        return SavePlan([item for name, value in state.items() for item in _items(name, value)])
+    plan = ranks.scatter(lambda: _local_plan(state), decide)
+    return Plan(_in_file(plan, ranks.rank), found[0] if found else None)
 
-    plan = ranks.scatter(local, decide)
-    plan = dataclasses.replace(plan, storage_data=_StoragePrefix(f"__{ranks.rank}_"))
-    return Plan(plan, found[0] if found else None)
+
+def plan_parts(states: Sequence[State]) -> list[Plan]:
+    """Plan the files of several parts in one process; the first plan has the index of all."""
+    plans, metadata = _global_plan([_local_plan(state) for state in states])
+    return [
+        Plan(_in_file(plan, part), None if part else metadata) for part, plan in enumerate(plans)
+    ]
+
+
+def _local_plan(state: State) -> SavePlan:
+    return SavePlan([item for name, value in state.items() for item in _items(name, value)])
+
+
+def _global_plan(plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+    plans, metadata = DefaultSavePlanner(flatten_state_dict=False).create_global_plan(plans)
+    _check_all_is_there(metadata)
+    return plans, metadata
+
+
+def _in_file(plan: SavePlan, rank: int) -> SavePlan:
+    return dataclasses.replace(plan, storage_data=_StoragePrefix(f"__{rank}_"))
 
 
 def write(state: State, plan: Plan, draft: Draft) -> list[WriteResult]:

@@ -26,6 +26,7 @@ from launcher.checkpoint._dcp import STATE
 from launcher.checkpoint._state import State, check_cover, fill, parts
 from launcher.contracts import Box
 from launcher.errors import CheckpointError
+from launcher.training.failures import is_out_of_memory
 
 # `.metadata` is a pickle, and loading one can run any code; torch's own reader does. It is read
 # with an unpickler that accepts only these classes. Its content is then checked, because a checksum
@@ -68,6 +69,13 @@ class Index:
         """Return shape and dtype of every tensor."""
         return {
             key: (tuple(entry.size), entry.properties.dtype) for key, entry in self._entries.items()
+        }
+
+    def boxes(self) -> dict[str, list[Box]]:
+        """Return the boxes into which every tensor was cut."""
+        return {
+            key: [Box(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks]
+            for key, entry in self._entries.items()
         }
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -224,6 +232,8 @@ def _refused(path: Path, what: str = "the index") -> Iterator[None]:
     except (CheckpointError, OSError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
+        if is_out_of_memory(error):
+            raise
         # Any class: a crafted file can make unpickling raise anything, and torch's
         # CheckpointException is a BaseException.
         raise CheckpointError(

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.checkpoint import _manifest
+from launcher.checkpoint._saved import SavedCheckpoint
 from launcher.contracts import PublishedCheckpoint, StoredConfig
-from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir, step_of
 
 if TYPE_CHECKING:
@@ -40,21 +40,6 @@ def stored_config(run_dir: RunDir) -> StoredConfig | None:
 
 
 def load_tensors(path: Path, live: Mapping[str, Tensor]) -> None:
-    from launcher.checkpoint._index import Index
-
-    verdict = _manifest.examine(path)
-    if verdict.manifest is None or verdict.faults:
-        raise CheckpointError(f"{path} is damaged: {'; '.join(verdict.faults)}")
-    index = Index(path, {name: record.size for name, record in verdict.manifest.files.items()})
-    saved = index.describe()
-    wrong = [
-        name
-        for name, tensor in live.items()
-        if saved.get(name) != (tuple(tensor.shape), tensor.dtype)
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{path} is a checkpoint of another model: {len(wrong)} tensors are missing or "
-            f"differ in shape or dtype, the first is {min(wrong)}"
-        )
-    index.fill(live)
+    saved = SavedCheckpoint(path)
+    saved.verify()
+    saved.fill(live)

@@ -20,6 +20,7 @@ VERBS = {
     "join": "start this machine's ranks of a run on several machines",
     "check": "find the problems of a config without starting anything",
     "verify": "prove that a config trains the same on other engines, ranks and accumulations",
+    "checkpoint": "list, verify, show, export and convert the checkpoints of a run",
     "config": "show, explain or compare resolved configs",
     "list": "config groups, their kinds and presets, and the fields of a kind",
     "recipes": "complete, named experiments",
@@ -41,6 +42,8 @@ _MEANT = {
     **dict.fromkeys(("doctor", "info"), "env"),
     "estimate-memory": "config memory",
     "cfg": "config show",
+    **dict.fromkeys(("checkpoints", "ckpt"), "checkpoint list"),
+    **dict.fromkeys(("export", "convert"), "checkpoint VERB"),
     "schema": "config schema",
     "recipe": "recipes",
 }

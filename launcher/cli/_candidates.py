@@ -35,15 +35,17 @@ def _is_key(word: str) -> bool:
 
 def _possible(words: Sequence[str], last: str) -> Iterable[str]:
     """Return all words that the verb takes, whatever the last word begins with."""
+    from launcher.cli.checkpoint import VERBS as CHECKPOINT_VERBS
     from launcher.cli.config import VERBS as CONFIG_VERBS
 
     if not words:
         return VERBS
     verb, *rest = words
-    if verb == "config":
+    nested = {"config": CONFIG_VERBS, "checkpoint": CHECKPOINT_VERBS}
+    if verb in nested:
         if not rest:
-            return CONFIG_VERBS
-        verb, *rest = f"config {rest[0]}", *rest[1:]
+            return nested[verb]
+        verb, *rest = f"{verb} {rest[0]}", *rest[1:]
     if last.startswith("-"):
         return _flags(verb)
     if rest and rest[-1] in {"--config-dir", "-cd"}:
@@ -59,8 +61,11 @@ def _own_words(verb: str, rest: Sequence[str], last: str) -> Iterator[str]:
             yield from presets("recipe", _config_dirs(rest)) if rest == ["show"] else ["show"]
         case "list":
             yield from _kinds(last)
-        case "resume" | "config diff":
+        case "resume" | "config diff" | "checkpoint list":
             yield from _runs()
+        case "checkpoint verify" | "checkpoint show" | "checkpoint export" | "checkpoint convert":
+            yield from _runs()
+            yield from map(str, Path("runs").glob("*/*/checkpoints/step-*"))
     if verb == "config diff":
         yield from presets("recipe", _config_dirs(rest))
 

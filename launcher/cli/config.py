@@ -167,14 +167,14 @@ def _diff(argv: list[str]) -> int:
     )
     found = diff(left, right)
     if flags.json:
-        print_json([_difference_facts(each) for each in found])
+        print_json([difference_facts(each) for each in found])
     else:
         rows = [(each.key, _side_text(each.left), _side_text(each.right)) for each in found]
         print(table([("key", "A", "B"), *rows]) if rows else "equal")
     return 1 if found else 0
 
 
-def _difference_facts(difference: Difference) -> dict[str, Any]:
+def difference_facts(difference: Difference) -> dict[str, Any]:
     """Return the key and the values of the configs that have it."""
     from launcher.config.explain import ABSENT
 

@@ -63,21 +63,22 @@ def measured(config: RunConfig) -> dict[str, Any]:
 def _as_text(facts: dict[str, Any]) -> str:
     trained = "" if facts["trained"] == facts["parameters"] else f", {facts['trained']:,} trained"
     rows = [
-        ("weights", _size(facts["weights"]), facts["param_dtype"]),
-        ("gradients", _size(facts["gradients"]), facts["param_dtype"]),
+        ("weights", size_text(facts["weights"]), facts["param_dtype"]),
+        ("gradients", size_text(facts["gradients"]), facts["param_dtype"]),
     ]
     rows += [
-        ("optimizer", _size(size), key)
+        ("optimizer", size_text(size), key)
         for key, size in facts["optimizer"].items()
         # Step counts and the like are too small to be shown.
         if size * 1000 >= facts["total"] or size == max(facts["optimizer"].values())
     ]
-    rows.append(("total", _size(facts["total"]), "without activations"))
+    rows.append(("total", size_text(facts["total"]), "without activations"))
     head = bold(f"{facts['parameters']:,} parameters")
     return f"{head}{trained}\n{table(rows)}"
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
+    """Return a number of bytes as people write it; 1 GB is 10^9 bytes."""
     for unit, bytes_ in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= bytes_:
             return f"{size / bytes_:.2f} {unit}"

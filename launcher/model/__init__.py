@@ -12,14 +12,17 @@ alone.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
     from launcher.contracts import DType, Head, InitialWeights, ModelOption
 
 _log = logging.getLogger("trainctl.model")
+_CHUNK_ELEMENTS = 1 << 20
 
 
 def build_module(option: ModelOption, head: Head, seed: int) -> nn.Module:
@@ -51,18 +54,40 @@ def build_meta_module(
     return module, DrawnWeights(option, head, seed, option.build(head, "meta"))
 
 
-def cast_parameters(module: nn.Module, dtype: DType) -> None:
-    """Cast all parameters in place, unless a finite value is too large for the format."""
+def cast_parameters(
+    module: nn.Module,
+    dtype: DType,
+    allocate: Callable[[tuple[int, ...], torch.dtype], Tensor] | None = None,
+) -> None:
+    """Cast all parameters in place, unless a finite value is too large for the format.
+
+    Args:
+        module: The network.
+        dtype: The new format.
+        allocate: Returns memory of a shape and a format for each; None for the device's.
+    """
     import torch
 
     # Not buffers: router biases and running means lose too much in 16 bits.
     target: torch.dtype = getattr(torch, dtype)
+    limit = torch.finfo(target).max
     for name, parameter in module.named_parameters():
-        largest = parameter.detach().abs().nan_to_num(posinf=0).max() if parameter.numel() else 0
-        if largest > torch.finfo(target).max:
-            # bfloat16 weights above 65,504 would be infinite in float16: the export would be
-            # useless.
-            _log.warning("%s does not fit into %s: exported as trained", name, dtype)
-            return
+        # In chunks: a copy of the largest matrix may be all that the host has room for.
+        for chunk in torch.split(parameter.detach().reshape(-1), _CHUNK_ELEMENTS):
+            if chunk.numel() and chunk.abs().nan_to_num(posinf=0).max() > limit:
+                # bfloat16 weights above 65,504 would be infinite in float16: the export would be
+                # useless.
+                _log.warning("%s does not fit into %s: exported as trained", name, dtype)
+                return
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(target)
+        if allocate is None or parameter.dtype == target:
+            parameter.data = parameter.data.to(target)
+        else:
+            parameter.data = allocate(tuple(parameter.shape), target).copy_(parameter.data)
+
+
+def replace_tensors(module: nn.Module, replaced: Mapping[Tensor, Tensor]) -> None:
+    """Replace parameters and buffers in a network, under each of their names."""
+    from launcher.model import _initial_weights
+
+    _initial_weights.replace_tensors(module, replaced)

@@ -25,6 +25,11 @@ def check_weights(folder: Path) -> None:
         _header(path)
 
 
+def has_weights(folder: Path) -> bool:
+    """Return True if a folder has weights in safetensors, valid or not."""
+    return (folder / _SINGLE).exists() or (folder / _INDEX).exists()
+
+
 def weights_dtype(folder: Path) -> DType | None:
     """Return the number format of most weights; None if it is no plain float format."""
     elements: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from launcher.errors import DataError, Problem, TrainctlError
 from launcher.model._folder import check_tokenizer, read_config, read_limits, read_size, short
 from launcher.model._shrunk import shrunk_config
 from launcher.model._tokenizer_name import BYT5, build_tokenizer
-from launcher.model._weights import check_weights, weights_dtype
+from launcher.model._weights import check_weights, has_weights, weights_dtype
 from launcher.run_dir import write_atomically
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class HuggingFace(ModelOption):
             config = AutoConfig.from_pretrained(
                 self._folder, local_files_only=True, trust_remote_code=False
             )
-            if self.init == "random" or device == "meta":
+            # Names and shapes can be asked for without weights, too.
+            if self.init == "random" or (device == "meta" and not has_weights(self._folder)):
                 return build_on_meta(config, head)
             check_weights(self._folder)
             return self._load(config, head, device)
@@ -184,9 +185,12 @@ class HuggingFace(ModelOption):
             output_loading_info=True,
             # Refused by _check_loaded, with all other problems in one message.
             ignore_mismatched_sizes=True,
+            # On the meta device it compares names and shapes, and reads no weights.
+            device_map="meta" if device == "meta" else None,
         )
         drawn = self._check_loaded(module, report)
-        module.to(device)
+        if device != "meta":
+            module.to(device)
         move_to_meta(module, drawn)
         if drawn:
             _log.warning(

@@ -14,10 +14,11 @@ from launcher.checkpoint import load_tensors
 from launcher.config.schema import RunConfig
 from launcher.contracts import CheckpointStore, TrainState, World, named_tensors
 from launcher.errors import CheckpointError, ConfigError, Problem
-from launcher.model import build_module, cast_parameters
+from launcher.model import build_module
 from launcher.run_dir import RunDir
 from launcher.training import rng
 from launcher.training.execution import Execution
+from launcher.training.exporting import export_model
 from launcher.training.failures import closing, out_of_memory_context
 from launcher.training.finite import check_weights, param_names
 from launcher.training.parts import Parts, build
@@ -157,10 +158,7 @@ def _export(
         if module is None:
             return None
         if config.checkpoint.export:
-            chosen = config.checkpoint.export_dtype
-            if dtype := config.model.source_dtype() if chosen == "source" else chosen:
-                cast_parameters(module, dtype)
-            parts.task.export(module, run_dir.export)
+            export_model(config, parts.task, module, run_dir.export)
         return parts.task.sample(module)
 
 
