@@ -89,7 +89,8 @@ def end_of_ranks(
     }
     with tempfile.TemporaryDirectory() as folder:
         world = (function, args, ranks, timeout_s, Path(folder))
-        ended, _, _ = call(_world, *world, cwd=ROOT, env=environment)
+        module = function.__module__
+        ended, _, _ = call(_world, *world, cwd=ROOT, env=environment, module=module)
     return [Ended(*each) for each in ended]
 
 

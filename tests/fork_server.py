@@ -7,6 +7,10 @@ Two things differ: what a library reads from the environment when it is imported
 thread and no network), and the memory that a process has from its start. A test of those, or of the
 start itself, starts a real process.
 
+`call(…, module=M)` forks from a second server, which imports also what engines import when they are
+built, 4 s of CPU for ZeRO on each rank, and each test module once. Programs do without: they must
+import what they need.
+
 The server never runs an OpenMP region and has no threads: forking pytest itself, whose thread pool
 is alive, makes children hang.
 """
@@ -46,6 +50,8 @@ _PRELOADED = (
     "hydra.main",
     "hydra.core.override_parser.overrides_parser",
 )
+# DeepSpeed, and what it compiles its optimizers with when an engine is built.
+_PRELOADED_FOR_FUNCTIONS = ("torch._inductor.compile_fx", "tests.contract.engine_bench")
 # Programs, which `runpy` imports again, and what imports libraries that need not be installed.
 _LEFT_OUT = (
     "launcher.__main__",
@@ -55,8 +61,17 @@ _LEFT_OUT = (
 )
 
 
-def start(words: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start a program, with pipes for its standard output and error."""
+def start(
+    words: Sequence[str], *, cwd: Path, env: Mapping[str, str], module: str = ""
+) -> subprocess.Popen[str]:
+    """Start a program, with pipes for its standard output and error.
+
+    Args:
+        words: Words after `python -P`.
+        cwd: The working directory.
+        env: The environment variables.
+        module: Fork from the server for functions, after it has imported this test module.
+    """
     return _Requested(
         [*_PROGRAM[:2], *words],
         cwd=cwd,
@@ -65,13 +80,21 @@ def start(words: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> subproc
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        module=module,
     )
 
 
 def call(
-    function: Callable[..., Any], *args: Any, cwd: Path, env: Mapping[str, str]
+    function: Callable[..., Any], *args: Any, cwd: Path, env: Mapping[str, str], module: str = ""
 ) -> tuple[Any, str, str]:
     """Call a function of a test module in a process of its own.
+
+    Args:
+        function: A function of a test module, by name.
+        args: Its arguments; must be picklable.
+        cwd: The working directory.
+        env: The environment variables.
+        module: As of `start`.
 
     Returns:
         What it returned, and what was printed on standard output and error.
@@ -82,7 +105,8 @@ def call(
     with tempfile.TemporaryDirectory() as folder:
         job = (function.__module__, function.__qualname__, args)
         Path(folder, "job").write_bytes(pickle.dumps(job))
-        process = start(["-m", "tests.fork_server", "call", folder], cwd=cwd, env=env)
+        words = ["-m", "tests.fork_server", "call", folder]
+        process = start(words, cwd=cwd, env=env, module=module)
         out, err = process.communicate()
         assert process.returncode == 0, f"status {process.returncode}\n{err}"
         return pickle.loads(Path(folder, "result").read_bytes()), out, err
@@ -97,15 +121,21 @@ def _call(folder: Path) -> None:
 
 
 class _Requested(subprocess.Popen[str]):
-    """A process that the server forks and waits for."""
+    """A process that a server forks and waits for."""
+
+    def __init__(self, *args: Any, module: str, **options: Any) -> None:
+        self._module = module
+        super().__init__(*args, **options)
 
     def _execute_child(self, *args: Any) -> None:
         given = _named(args)
         status, theirs = os.pipe()
+        server = _server_for_functions() if self._module else _server()
         with tempfile.TemporaryFile() as job:
-            pickle.dump((given["args"], os.fspath(given["cwd"]), dict(given["env"])), job)
+            folder, variables = os.fspath(given["cwd"]), dict(given["env"])
+            pickle.dump((self._module, given["args"], folder, variables), job)
             job.flush()
-            socket.send_fds(_server(), [b"job"], [job.fileno(), theirs, *_files(given)])
+            socket.send_fds(server, [b"job"], [job.fileno(), theirs, *_files(given)])
         os.close(theirs)
         self._close_pipe_fds(*(given[name] for name in _PIPES))  # type: ignore[attr-defined]
         self._status = os.fdopen(status, "rb", buffering=0)
@@ -187,6 +217,14 @@ def _server() -> socket.socket:
     return ours
 
 
+@cache
+def _server_for_functions() -> socket.socket:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        socket.send_fds(_server(), [b"server"], [theirs.fileno()])
+    return ours
+
+
 class _Server:
     """Forks one program after another, until the connection ends."""
 
@@ -213,10 +251,17 @@ class _Server:
         message, descriptors, _, _ = socket.recv_fds(self._connection, 16, 5)
         if not message:
             return False
+        if message == b"server":
+            self._fork_server(*descriptors)
+            return True
         job, report, *files = descriptors
         with os.fdopen(job, "rb") as file:
             file.seek(0)
-            command, cwd, environment = pickle.load(file)
+            module, command, cwd, environment = pickle.load(file)
+        if module:
+            # The forked process reports what cannot be imported.
+            with contextlib.suppress(Exception):
+                importlib.import_module(module)
         pid = os.fork()
         if pid == 0:
             subprocess.Popen = _Forked  # type: ignore[misc] # for what the program starts
@@ -226,6 +271,15 @@ class _Server:
         for descriptor in files:
             os.close(descriptor)
         return True
+
+    def _fork_server(self, connection: int) -> None:
+        """Fork a server that has imported more."""
+        if os.fork() == 0:
+            for descriptor in (self._connection.fileno(), *self._reports.values()):
+                os.close(descriptor)
+            _serve(connection, _PRELOADED_FOR_FUNCTIONS)
+            os._exit(0)
+        os.close(connection)
 
     def _reap(self) -> bool:
         os.read(self._ended, 1 << 16)
@@ -319,7 +373,10 @@ def _run(module: str) -> NoReturn:
     """Run a module as the interpreter does, to its exit."""
     status = 1
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "tests.fork_server":
+            _main(*sys.argv[1:])
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
@@ -338,13 +395,17 @@ def _run(module: str) -> NoReturn:
         os._exit(status & 0xFF)
 
 
+def _serve(connection: int, modules: Sequence[str]) -> None:
+    for name in modules:
+        importlib.import_module(name)
+    _Server(socket.socket(fileno=connection)).serve()
+
+
 def _main(command: str, argument: str) -> None:
     if command == "call":
         _call(Path(argument))
         return
-    for name in [*_PRELOADED, *_modules_of_launcher()]:
-        importlib.import_module(name)
-    _Server(socket.socket(fileno=int(argument))).serve()
+    _serve(int(argument), [*_PRELOADED, *_modules_of_launcher()])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.contracts import BatchPlan, EngineParts, Request, World
+from launcher.contracts import BatchPlan, EngineParts, OptimizerOption, Request, World
 from launcher.errors import ConfigError
 from launcher.parallelism import DDPEngine
 from launcher.parallelism.ddp import DDP
@@ -71,7 +71,16 @@ class Run:
             self.engine.update(1e-2)
 
 
-def start(option: DDP, *, steps_done: int = 0, idle: bool = False) -> Run:
+Options = tuple[DDP, OptimizerOption]
+
+
+def options(**values: Any) -> Options:
+    """The options of an engine, composed once for all ranks."""
+    return ddp(**values), optimizer_option("adamw")
+
+
+def start(chosen: Options, *, steps_done: int = 0, idle: bool = False) -> Run:
+    option, optimizer = chosen
     size = dist.get_world_size()
     world = World(dist.get_rank(), size, dist.get_rank(), "cpu", option.layout(size))
     plan = BatchPlan(2, 3, size, LENGTH)
@@ -79,7 +88,7 @@ def start(option: DDP, *, steps_done: int = 0, idle: bool = False) -> Run:
     parts = EngineParts(
         module=Normed(idle=idle),
         task=NextToken(),
-        optimizer=optimizer_option("adamw"),
+        optimizer=optimizer,
         precision=InFormat(kind="in_format", float64=False),
         clipping=CLIPPINGS["norm"],
         skip_nonfinite=False,
@@ -100,16 +109,16 @@ def copied(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
-def resumed(option: DDP) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def resumed(chosen: Options) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """States after four steps: in one go, and with a resume after the second."""
-    first = start(option)
+    first = start(chosen)
     first.train(2)
     saved = copied(first.engine.state())
     # What a checkpoint holds of a tensor that all ranks have may come from any of them.
     for value in saved.values():
         dist.broadcast(value, src=dist.get_world_size() - 1)
     first.train(2)
-    second = start(option, steps_done=2)
+    second = start(chosen, steps_done=2)
     second.engine.load_state(saved)
     second.train(2)
     return copied(first.engine.state()), copied(second.engine.state())
@@ -117,28 +126,27 @@ def resumed(option: DDP) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("static_graph", [False, True])
 def test_a_resume_continues_bitwise(static_graph: bool) -> None:
-    option = ddp(static_graph=static_graph)
-    by_rank = run_on_ranks(resumed, option)
+    by_rank = run_on_ranks(resumed, options(static_graph=static_graph))
     expected, _ = by_rank[0]
     for each in (state for states in by_rank for state in states):
         for name, value in each.items():
             assert torch.equal(value, expected[name]), name
 
 
-def idle_error(option: DDP, steps: int) -> str:
+def idle_error(chosen: Options, steps: int) -> str:
     try:
-        start(option, idle=True).train(steps)
+        start(chosen, idle=True).train(steps)
     except ConfigError as error:
         return str(error)
     return ""
 
 
 def test_a_parameter_that_takes_no_part_is_refused_before_the_first_update() -> None:
-    for message in run_on_ranks(idle_error, ddp(), 1):
+    for message in run_on_ranks(idle_error, options(), 1):
         assert "parallelism.find_unused_parameters" in message
         assert "idle.weight" in message
 
 
 @pytest.mark.parametrize("looks", ["static_graph", "find_unused_parameters"])
 def test_a_parameter_that_takes_no_part_is_found_where_torch_looks(looks: str) -> None:
-    assert run_on_ranks(idle_error, ddp(**{looks: True}), 3) == ["", ""]
+    assert run_on_ranks(idle_error, options(**{looks: True}), 3) == ["", ""]

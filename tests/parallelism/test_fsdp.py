@@ -24,6 +24,7 @@ from launcher.contracts import (
     Head,
     Layout,
     LocalShard,
+    OptimizerOption,
     ParallelismOption,
     PrecisionOption,
     Request,
@@ -51,6 +52,7 @@ from tests.contract.engine_bench import (
 from tests.distributed import run_on_ranks
 
 STEPS = 3
+SAMPLES_PER_STEP = 12
 
 
 class Block(nn.Module):
@@ -164,7 +166,7 @@ class Job:
 
     parallelism: ParallelismOption
     network: str = "tied"
-    optimizer: str = "adamw"
+    optimizer: OptimizerOption = field(default_factory=partial(optimizer_option, "adamw"))
     precision: PrecisionOption = field(
         default_factory=lambda: InFormat(kind="in_format", float64=False)
     )
@@ -181,7 +183,7 @@ class Found:
 
 
 def fsdp(*words: str, ranks: int = 2, preset: str = "fsdp") -> ParallelismOption:
-    batch = ["accumulation.samples_per_step=24", "accumulation.micro_batch_size=1"]
+    batch = [f"accumulation.samples_per_step={SAMPLES_PER_STEP}", "accumulation.micro_batch_size=1"]
     found: ParallelismOption = option(
         "parallelism", f"parallelism={preset}", f"launch.processes={ranks}", *words, *batch
     )
@@ -191,12 +193,12 @@ def fsdp(*words: str, ranks: int = 2, preset: str = "fsdp") -> ParallelismOption
 def start(job: Job) -> tuple[TorchEngine, Windows]:
     size = dist.get_world_size()
     world = World(dist.get_rank(), size, dist.get_rank(), "cpu", job.parallelism.layout(size))
-    plan = BatchPlan(1, 24 // size, size, LENGTH)
+    plan = BatchPlan(1, SAMPLES_PER_STEP // size, size, LENGTH)
     torch.manual_seed(0)
     parts = EngineParts(
         module=NETWORKS[job.network](),
         task=AnyModel(job.network),
-        optimizer=optimizer_option(job.optimizer),
+        optimizer=job.optimizer,
         precision=job.precision,
         clipping=CLIPPINGS["norm"],
         skip_nonfinite=False,
@@ -206,7 +208,7 @@ def start(job: Job) -> tuple[TorchEngine, Windows]:
     )
     engine = job.parallelism.build(parts)
     assert isinstance(engine, TorchEngine)
-    samples = Ragged(24 * 2 * STEPS, seed=7)
+    samples = Ragged(SAMPLES_PER_STEP * 2 * STEPS, seed=7)
     windows = Windows(samples, plan, seed=0, data_rank=world.data_rank, start=0, stop=None)
     return engine, windows
 
@@ -250,12 +252,13 @@ def jobs(parallelism: Callable[..., ParallelismOption]) -> dict[str, Job]:
     found = {name: Job(parallelism=parallelism(*words)) for name, words in SETTINGS.items()}
     for name in TRANSFORMERS:
         # Adafactor does not divide rounding errors by their own size, as Adam does.
-        found[name] = Job(parallelism=parallelism(), network=name, optimizer="adafactor")
+        optimizer = optimizer_option("adafactor")
+        found[name] = Job(parallelism=parallelism(), network=name, optimizer=optimizer)
     for name in FORMATS:
         precision = option("precision", f"precision={name}")
         found[name] = Job(parallelism=parallelism(), network="gpt2", precision=precision)
     for name in ("adamw", "adafactor", "lamb"):
-        found[name] = Job(parallelism=parallelism(), optimizer=name)
+        found[name] = Job(parallelism=parallelism(), optimizer=optimizer_option(name))
     return found
 
 
@@ -349,7 +352,8 @@ def resume(job: Job) -> tuple[bool, bool]:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_a_resume_on_the_same_ranks_is_exact(optimizer: str) -> None:
-    assert run_on_ranks(resume, Job(parallelism=fsdp(), optimizer=optimizer)) == [(True, True)] * 2
+    job = Job(parallelism=fsdp(), optimizer=optimizer_option(optimizer))
+    assert run_on_ranks(resume, job) == [(True, True)] * 2
 
 
 def evaluate_between(job: Job) -> tuple[list[float], list[float]]:

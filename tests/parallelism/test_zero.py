@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from launcher.contracts import (
     Engine,
     EngineParts,
     LocalShard,
+    OptimizerOption,
     ParallelismOption,
     Request,
     Snapshot,
@@ -74,9 +76,17 @@ Z3 = ("zero3", "parallelism.persistence_elements=0")
 OFFLOAD = ("zero_offload", "parallelism.persistence_elements=20")
 
 
-def start(words: tuple[str, ...], *, done: int = 0, optimizer: str = "adamw") -> Any:
+Job = tuple[ParallelismOption, OptimizerOption]
+
+
+def job(words: tuple[str, ...], optimizer: str = "adamw") -> Job:
+    """The options of an engine, composed once for all ranks."""
+    return parallelism(*words), optimizer_option(optimizer)
+
+
+def start(options: Job, *, done: int = 0) -> Any:
     """An engine on this rank, and its windows from a step on."""
-    chosen = parallelism(*words)
+    chosen, optimizer = options
     size = dist.get_world_size()
     world = World(dist.get_rank(), size, dist.get_rank(), "cpu", chosen.layout(size))
     plan = BatchPlan(SAMPLES_PER_STEP // 2 // size, 2, size, LENGTH)
@@ -84,7 +94,7 @@ def start(words: tuple[str, ...], *, done: int = 0, optimizer: str = "adamw") ->
     parts = EngineParts(
         module=Branching(),
         task=NextToken(),
-        optimizer=optimizer_option(optimizer),
+        optimizer=optimizer,
         precision=InFormat(kind="in_format", float64=False),
         clipping=CLIPPINGS["norm"],
         skip_nonfinite=False,
@@ -121,19 +131,35 @@ def weights(engine: Engine) -> dict[str, Tensor]:
         return {name: param.detach().clone() for name, param in module.named_parameters()}
 
 
-def trained(words: tuple[str, ...], optimizer: str) -> tuple[list[float], dict[str, Tensor]]:
-    engine, windows = start(words, optimizer=optimizer)
-    losses = train(engine, windows, 3)
-    found = losses, weights(engine)
-    engine.close()
+Trained = tuple[list[float], dict[str, Tensor]]
+ENGINES = (("zero1",), ("zero2",), Z3, OFFLOAD)
+OPTIMIZERS = ("adamw", "adafactor")
+
+
+def trained(jobs: Sequence[Job]) -> list[Trained]:
+    found = []
+    for options in jobs:
+        engine, windows = start(options)
+        losses = train(engine, windows, 3)
+        found.append((losses, weights(engine)))
+        engine.close()
     return found
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-@pytest.mark.parametrize("words", [("zero1",), ("zero2",), Z3, OFFLOAD], ids=lambda w: w[0])
+@cache
+def outcomes(*engines: tuple[str, ...]) -> dict[tuple[tuple[str, ...], str], list[Trained]]:
+    """Every rank's losses and weights, for each engine and optimizer, in one world."""
+    listed = [(words, optimizer) for words in engines for optimizer in OPTIMIZERS]
+    ranks = 1 if engines == (("single",),) else 2
+    by_rank = run_on_ranks(trained, [job(*each) for each in listed], ranks=ranks)
+    return dict(zip(listed, map(list, zip(*by_rank, strict=True)), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("words", ENGINES, ids=lambda w: w[0])
 def test_frozen_tied_and_unused_parameters(words: tuple[str, ...], optimizer: str) -> None:
-    [(expected, whole)] = run_on_ranks(trained, ("single",), optimizer, ranks=1)
-    (losses, found), (others, _) = run_on_ranks(trained, words, optimizer)
+    [(expected, whole)] = outcomes(("single",))[("single",), optimizer]
+    (losses, found), (others, _) = outcomes(*ENGINES)[words, optimizer]
     assert losses == others
     assert losses == pytest.approx(expected, rel=1e-6)
     assert found.keys() == whole.keys()
@@ -156,9 +182,9 @@ def held(engine: Engine) -> dict[str, Any]:
     }
 
 
-def leg(path: Path, words: tuple[str, ...], first: int, steps: int) -> list[float]:
+def leg(path: Path, options: Job, first: int, steps: int) -> list[float]:
     """Load the newest checkpoint, train some steps, save."""
-    engine, windows = start(words, done=first)
+    engine, windows = start(options, done=first)
     checkpoints = store(path)
     if first:
         snapshot = checkpoints.load(engine.state())
@@ -193,22 +219,23 @@ LEGS += [(Z3, 2), (("zero1",), 2)]
 def test_a_state_moves_between_engines(tmp_path: Path) -> None:
     for name in ("alone", "moved"):
         (tmp_path / name).mkdir()
-    [expected] = run_on_ranks(leg, tmp_path / "alone", ("single",), 0, len(LEGS), ranks=1)
+    [expected] = run_on_ranks(leg, tmp_path / "alone", job(("single",)), 0, len(LEGS), ranks=1)
     found = []
     for place, (words, ranks) in enumerate(LEGS):
-        losses, *others = run_on_ranks(leg, tmp_path / "moved", words, place, 1, ranks=ranks)
+        moved = (tmp_path / "moved", job(words), place, 1)
+        losses, *others = run_on_ranks(leg, *moved, ranks=ranks)
         assert all(other == losses for other in others)
         found += losses
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def resumed(words: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+def resumed(options: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     """States after four steps: in one go, and with a resume after the second."""
-    first, windows = start(words)
+    first, windows = start(options)
     train(first, windows, 2)
     saved = held(first)
     train(first, windows, 2)
-    second, windows = start(words, done=2)
+    second, windows = start(options, done=2)
     second.load_state(saved)
     train(second, windows, 2)
     return held(first), held(second)
@@ -216,15 +243,15 @@ def resumed(words: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @pytest.mark.parametrize("words", [("zero2",), Z3], ids=lambda w: w[0])
 def test_a_resume_on_the_same_ranks_continues_bitwise(words: tuple[str, ...]) -> None:
-    for first, second in run_on_ranks(resumed, words):
+    for first, second in run_on_ranks(resumed, job(words)):
         assert same(first, second)
         shards = [value for value in first.values() if isinstance(value, LocalShard)]
         assert any(not shard.shard.is_whole for shard in shards)
 
 
-def evaluated_otherwise(words: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def evaluated_otherwise(options: Job) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights for evaluation and for training of a schedule-free optimizer, on every rank."""
-    engine, windows = start(words, optimizer="schedule_free_adamw")
+    engine, windows = start(options)
     train(engine, windows, 3)
     found = weights(engine)
     train(engine, windows, 1)
@@ -232,19 +259,20 @@ def evaluated_otherwise(words: tuple[str, ...]) -> tuple[dict[str, Tensor], dict
 
 
 def test_weights_for_evaluation_reach_the_module() -> None:
-    [expected] = run_on_ranks(evaluated_otherwise, ("single",), ranks=1)
-    found, _ = run_on_ranks(evaluated_otherwise, ("zero2",))
+    alone, two = (job((name,), "schedule_free_adamw") for name in ("single", "zero2"))
+    [expected] = run_on_ranks(evaluated_otherwise, alone, ranks=1)
+    found, _ = run_on_ranks(evaluated_otherwise, two)
     for own, other in zip(found, expected, strict=True):
         for name, weight in other.items():
             torch.testing.assert_close(own[name], weight, rtol=1e-5, atol=1e-6)
 
 
-def built(folder: Path) -> bool:
+def built(folder: Path, jobs: Sequence[Job]) -> bool:
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
-    trained(("zero1",), "adamw")
-    trained(OFFLOAD, "adamw")
+    trained(jobs)
     return folder.exists()
 
 
 def test_nothing_is_compiled(tmp_path: Path) -> None:
-    assert run_on_ranks(built, tmp_path / "extensions") == [False, False]
+    jobs = [job(("zero1",)), job(OFFLOAD)]
+    assert run_on_ranks(built, tmp_path / "extensions", jobs) == [False, False]
