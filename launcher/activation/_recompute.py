@@ -12,7 +12,6 @@ from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
-    noop_context_fn,
 )
 from typing_extensions import override
 
@@ -39,19 +38,14 @@ class Recomputed(nn.Module):
     # In `forward`, and not around the module: hooks of the block, such as those of FSDP that
     # gather its parameters, must not run again.
 
-    context_fn: ClassVar[Any] = staticmethod(noop_context_fn)
+    # One partial with all options: torch.compile does not resolve them from other places.
+    recompute: ClassVar[Any] = staticmethod(partial(checkpoint, use_reentrant=False))
 
     @override
     def forward(self, *args: Any, **inputs: Any) -> Any:
         if not torch.is_grad_enabled():
             return super().forward(*args, **inputs)
-        return checkpoint(
-            super().forward,
-            *args,
-            use_reentrant=False,
-            context_fn=self.context_fn,
-            **inputs,
-        )
+        return self.recompute(super().forward, *args, **inputs)
 
 
 def recompute_blocks(blocks: Iterable[nn.Module], save: Sequence[str]) -> None:
@@ -68,7 +62,8 @@ def recompute_blocks(blocks: Iterable[nn.Module], save: Sequence[str]) -> None:
     if save:
         policy = partial(_policy, _operations(save))
         contexts = partial(create_selective_checkpoint_contexts, policy)
-        mixin = type("Recomputed", (Recomputed,), {"context_fn": staticmethod(contexts)})
+        recompute = partial(checkpoint, use_reentrant=False, context_fn=contexts)
+        mixin = type("Recomputed", (Recomputed,), {"recompute": staticmethod(recompute)})
     for block in blocks:
         give_class(block, mixin)
 

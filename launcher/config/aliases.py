@@ -29,6 +29,7 @@ _DEVICES: Answer = {"gpu": "launch.device=cuda", "": "launch.device={}"}
 _FP16: Answer = {"true": "precision=fp16", "false": "precision=fp32", "": "precision=fp16"}
 _BF16: Answer = {"true": "precision=bf16", "false": "precision=fp32", "": "precision=bf16"}
 _RECOMPUTE: Answer = {"false": "activation=none", "": "activation=full"}
+_COMPILE: Answer = {"false": "compile=off", "": "compile=default"}
 _EVERY_STEPS = "(write the number of steps: eval_every_steps=N and checkpoint.every_steps=N)"
 
 # By key in lower case with `_` for `-`. `{}` is the value that was typed; an answer that depends on
@@ -266,8 +267,10 @@ KEYS: Mapping[str, Answer] = {
     "gradient_checkpointing": _RECOMPUTE,
     "activation_checkpointing": _RECOMPUTE,
     "gradient_checkpointing_enable": _RECOMPUTE,
-    "compile": "(leave it out: models run uncompiled)",
-    "torch_compile": "(leave it out: models run uncompiled)",
+    "torch_compile": _COMPILE,
+    "use_torch_compile": _COMPILE,
+    "torch_compile_backend": "compile=default compile.backend={}",
+    "torch_compile_mode": "compile=default compile.mode={}",
 }
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
@@ -341,6 +344,15 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "true": "full",
         "false": "none",
         "cpu": "offload",
+    },
+    "compile": {
+        "true": "default",
+        "on": "default",
+        "inductor": "default",
+        "false": "off",
+        "none": "off",
+        "no": "off",
+        "regional": "blocks",
     },
     "accumulation": {"gradient_accumulation": "steps", "batch_size": "samples"},
 }

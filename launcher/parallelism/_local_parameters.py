@@ -27,6 +27,8 @@ def with_parameters(
         copied.__dict__ = {
             key: value.copy() if isinstance(value, dict) else value
             for key, value in part.__dict__.items()
+            # What `compile` has set calls the original.
+            if key != "_compiled_call_impl"
         }
         copies[id(part)] = copied
     for part in module.modules():

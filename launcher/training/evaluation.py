@@ -34,7 +34,8 @@ class Evaluator:
         save: Saves the state of a step whose evaluation is due.
         interrupted: Called when a signal has ended the evaluation of a step, after the save.
         watchers: Called with the number of evaluated samples, and of all.
-        seconds: Time spent on evaluations.
+        compiling: Returns the seconds spent on compilation so far.
+        seconds: Time spent on evaluations, without compilation.
         last: The newest scores.
     """
 
@@ -51,6 +52,7 @@ class Evaluator:
     save: Callable[[StepReport], None]
     interrupted: Callable[[StepReport], None]
     watchers: list[Callable[[int, int], None]] = field(default_factory=list)
+    compiling: Callable[[], float] = lambda: 0.0
     seconds: float = 0.0
     last: Mapping[str, float] = field(default_factory=dict)
     _evaluated: tuple[int, int] = (-1, 0)
@@ -91,7 +93,7 @@ class Evaluator:
     def _evaluate(self, count: int, step: int) -> Signals | None:
         """Set `last` to the scores of `count` samples, unless a signal comes; return it."""
         total = len(self.samples)
-        start = time.perf_counter()
+        start = time.perf_counter() - self.compiling()
         indices = [i * total // count for i in range(count)]
         batches = _Agreed(self, indices, step)
         metrics = self.task.metrics(self.samples)
@@ -99,7 +101,7 @@ class Evaluator:
             metrics.add(predictions)
         if batches.signal is None:
             self.last = metrics.compute()
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.perf_counter() - self.compiling() - start
         return batches.signal
 
 

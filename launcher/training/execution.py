@@ -81,6 +81,7 @@ class Execution:
             requests=requests,
             save=self._save_unevaluated,
             interrupted=self._log_interrupted,
+            compiling=lambda: config.compile.seconds,
         )
         self._unfinished = evaluation_due(state, parts.max_steps)
         # The row of a step that is evaluated again is written again.
@@ -98,6 +99,7 @@ class Execution:
             start=state,
             logged_step=self._logged_step,
             evaluating=lambda: self._evaluate.seconds,
+            compiling=lambda: config.compile.seconds,
         )
         self._progress = Progress(state)
         self._best = BestScores(config.objective, config.objective_mode, state.observers)
@@ -159,7 +161,7 @@ class Execution:
             stop=derive.max_samples(config, len(parts.train)),
         )
         here = out_of_memory_context(lambda: f"step {progress.state.step + 1}", _SMALLER_STEPS)
-        with here, _describing_samples(progress, parts.train):
+        with here, config.compile.explained(), _describing_samples(progress, parts.train):
             return train(
                 parts.engine,
                 windows,

@@ -27,6 +27,7 @@ class RowBuilder(Observer):
         start: The state that the run starts from.
         logged_step: Last step whose row is final.
         evaluating: Returns the seconds spent on evaluations, which tokens_per_s does not count.
+        compiling: Returns the seconds spent on compilation, which it does not count either.
     """
 
     # The sum of losses stays on the device: reading it makes the host wait for the step, so that is
@@ -39,11 +40,13 @@ class RowBuilder(Observer):
         start: TrainState,
         logged_step: int,
         evaluating: Callable[[], float],
+        compiling: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._every_steps = every_steps
         self._logged_step = logged_step
         self._evaluating = evaluating
-        self._evaluated = evaluating()
+        self._compiling = compiling
+        self._paused = evaluating() + compiling()
         self._tokens = start.tokens
         self._time = self._start = time.perf_counter()
         # A checkpoint between two rows has the sum so far: a resumed run logs the same numbers.
@@ -90,10 +93,11 @@ class RowBuilder(Observer):
 
     def _build(self, report: StepReport) -> Row:
         state, now = report.state, time.perf_counter()
-        evaluated = self._evaluating()
+        compiled = self._compiling()
+        paused = self._evaluating() + compiled
         tokens = state.tokens - self._tokens
-        seconds = now - self._time - (evaluated - self._evaluated)
-        self._tokens, self._time, self._evaluated = state.tokens, now, evaluated
+        seconds = now - self._time - (paused - self._paused)
+        self._tokens, self._time, self._paused = state.tokens, now, paused
         loss = report.loss.item()
         total, count = loss, 1
         if self._count > report.update.applied:  # more than this step's own
@@ -113,6 +117,7 @@ class RowBuilder(Observer):
             "skipped": state.skipped,
             **({"loss_scale": scale} if (scale := report.update.loss_scale) else {}),
             "elapsed_s": now - self._start,
+            **({"compile_s": compiled} if compiled else {}),
             "memory_mib": _memory_mib(),
             **{key: _number(value) for key, value in report.scores.items()},
         }

@@ -144,7 +144,8 @@ def _export(
     config: RunConfig, run_dir: RunDir, parts: Parts, store: CheckpointStore, step: int
 ) -> str | None:
     """Export the trained model, and return a sample of its output if the task has one."""
-    with parts.engine.full_module() as module:
+    # A text of growing length would be compiled again and again.
+    with parts.engine.full_module() as module, config.compile.suspended():
         weights = {} if module is None else named_tensors(module)
         names = param_names(parts.module)
         check_weights(

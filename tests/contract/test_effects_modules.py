@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from typing_extensions import override
 
+from launcher.blocks import give_class
 from tests.contract.witness import Hint, option_of, preset, presets, without_witness
 from tests.levers import Operations, counting_saved_bytes
 from tests.networks import small_llama
@@ -41,3 +45,36 @@ def test_every_leaf_changes_what_is_kept(name: str) -> None:
     make = partial(option_of, "activation")
     found = without_witness(make, preset("activation", name), {"": computed}, ACTIVATION_HINTS)
     assert found == []
+
+
+def compiled(option: Any) -> Any:
+    """What is compiled, with which arguments, and where the compiler keeps its results."""
+    made: list[Any] = []
+
+    class Noted(nn.Module):
+        @override
+        def compile(self, *args: Any, **options: Any) -> None:
+            made.append((args, options))
+
+    network = small_llama(num_hidden_layers=2)
+    for module in (network, *network.model.layers):
+        give_class(module, Noted)
+    before = os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    option.apply(network)
+    folder = os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    if before is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+    return made, folder
+
+
+COMPILE_HINTS = {
+    "blocks": Hint((["layers.1"],)),
+    "backend": Hint(("eager",)),
+    "cache_dir": Hint(("cache",)),
+}
+
+
+@pytest.mark.parametrize("name", sorted({*presets("compile")} - {"off"}))
+def test_every_leaf_changes_what_is_compiled(name: str) -> None:
+    make = partial(option_of, "compile")
+    assert without_witness(make, preset("compile", name), {"": compiled}, COMPILE_HINTS) == []
