@@ -100,6 +100,19 @@ class DistributedEngine(TorchEngine):
         return NonFinite(str(error), [index for *_, indices in found for index in indices])
 
     @override
+    def first_nonfinite_gradient(self) -> str | None:
+        if self.gradient_sharding.ranks == 1:
+            return super().first_nonfinite_gradient()
+        # Each rank sees its own shards, and all must name the same parameter.
+        bad = torch.zeros(len(self.params), device=self.params[0].device)
+        for place, param in enumerate(self.params):
+            if param.grad is not None and not param.grad.isfinite().all():
+                bad[place] = 1
+        self.gradient_sharding.add_up({"nonfinite": bad})
+        names = self.parameter_names()
+        return next((names[p] for p, n in zip(self.params, bad.tolist(), strict=True) if n), None)
+
+    @override
     def gather_predictions(
         self, predictions: Sequence[Mapping[str, Tensor]]
     ) -> Iterable[Mapping[str, Tensor]]:

@@ -142,16 +142,6 @@ class FSDPEngine(DistributedEngine):
             part.reshard()
 
     @override
-    def first_nonfinite_gradient(self) -> str | None:
-        bad = torch.zeros(len(self.params), device=self.params[0].device)
-        for place, param in enumerate(self.params):
-            if param.grad is not None and not param.grad.isfinite().all():
-                bad[place] = 1
-        self._sharding.add_up({"nonfinite": bad})
-        names = self.parameter_names()
-        return next((names[p] for p, n in zip(self.params, bad.tolist(), strict=True) if n), None)
-
-    @override
     def parameter_names(self) -> dict[Tensor, str]:
         return {local: name for _, local, name in self._pairs}
 

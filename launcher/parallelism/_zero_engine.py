@@ -164,7 +164,13 @@ class ZeroEngine(DistributedEngine):
     @override
     def forward_backward(self, window: Window) -> Tensor:
         self._has_gradient.fill_(False)
-        return super().forward_backward(window)
+        # With one micro-batch there is none before the last, and none after the first.
+        if is_accumulated := len(window.micro_batches) > 1:
+            self._partitions.begin_window()
+        loss = super().forward_backward(window)
+        if is_accumulated:
+            self._partitions.end_window()
+        return loss
 
     @override
     def check_gradients(self) -> None:

@@ -57,6 +57,12 @@ class Partitions(Protocol):
     def publish(self) -> None:
         """Copy `flat` into the module's parameters on all ranks; collective."""
 
+    def begin_window(self) -> None:
+        """Prepare for gradients of parameters that the window's first micro-batch does not use."""
+
+    def end_window(self) -> None:
+        """Complete gradients of parameters that the window's last micro-batch did not use."""
+
 
 class ReplicatedParameters:
     """Stages 1 and 2: every rank holds the full parameters."""
@@ -90,6 +96,12 @@ class ReplicatedParameters:
 
     def publish(self) -> None:
         self._zero.update_lp_params()
+
+    def begin_window(self) -> None:
+        pass
+
+    def end_window(self) -> None:
+        pass
 
 
 class ShardedParameters:
@@ -127,6 +139,17 @@ class ShardedParameters:
         self._zero._reassign_or_swap_out_partitioned_parameters(0)  # noqa: SLF001 - no public name
         if persistent := self._zero.persistent_parameters:
             persistent[0].all_gather(persistent)
+
+    def begin_window(self) -> None:
+        # DeepSpeed overwrites the gradients of the window before in the first micro-batch only, and
+        # later ones are added: a parameter of later ones would keep its old gradient.
+        self._zero.grad_partitions_flat_buffer.zero_()
+
+    def end_window(self) -> None:
+        # DeepSpeed copies the gradients to the host in the last micro-batch's backward pass: only
+        # of parameters that it uses.
+        if self._zero.offload_optimizer:
+            self._zero._finalize_offload_gradient_accumulation()  # noqa: SLF001 - no public name
 
 
 def _held(param: Any) -> tuple[int, int]:

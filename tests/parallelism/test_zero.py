@@ -25,6 +25,7 @@ from launcher.contracts import (
     Snapshot,
     World,
 )
+from launcher.errors import NonFinite
 from launcher.training.batches import Windows
 from tests.checkpoint.sharded import bits, store
 from tests.contract.engine_bench import (
@@ -62,6 +63,38 @@ class Branching(nn.Module):
         return logits
 
 
+class Alternating(nn.Module):
+    """A layer of every first micro-batch of a window, one of every second, and one of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+        self.calls = 0
+
+    @override
+    def forward(self, ids: Tensor) -> Tensor:
+        self.calls += 1
+        layer = self.layers[self.calls % 2]
+        logits: Tensor = self.head(torch.tanh(layer(self.embed(ids))))
+        return logits
+
+
+class Overflowing(Branching):
+    """The gradient of one element is infinite, the loss is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm.bias.register_hook(self._spoiled)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _spoiled(grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        grad[-1] = torch.inf
+        return grad
+
+
 def parallelism(name: str, *words: str) -> ParallelismOption:
     ranks = 1 if name == "single" else 2
     more = ["accumulation.samples_per_step=12", "accumulation.micro_batch_size=1"]
@@ -84,7 +117,7 @@ def job(words: tuple[str, ...], optimizer: str = "adamw") -> Job:
     return parallelism(*words), optimizer_option(optimizer)
 
 
-def start(options: Job, *, done: int = 0) -> Any:
+def start(options: Job, *, done: int = 0, network: type[nn.Module] = Branching) -> Any:
     """An engine on this rank, and its windows from a step on."""
     chosen, optimizer = options
     size = dist.get_world_size()
@@ -92,7 +125,7 @@ def start(options: Job, *, done: int = 0) -> Any:
     plan = BatchPlan(SAMPLES_PER_STEP // 2 // size, 2, size, LENGTH)
     torch.manual_seed(0)
     parts = EngineParts(
-        module=Branching(),
+        module=network(),
         task=NextToken(),
         optimizer=optimizer,
         precision=InFormat(kind="in_format", float64=False),
@@ -136,10 +169,10 @@ ENGINES = (("zero1",), ("zero2",), Z3, OFFLOAD)
 OPTIMIZERS = ("adamw", "adafactor")
 
 
-def trained(jobs: Sequence[Job]) -> list[Trained]:
+def trained(jobs: Sequence[Job], network: type[nn.Module] = Branching) -> list[Trained]:
     found = []
     for options in jobs:
-        engine, windows = start(options)
+        engine, windows = start(options, network=network)
         losses = train(engine, windows, 3)
         found.append((losses, weights(engine)))
         engine.close()
@@ -170,6 +203,34 @@ def test_frozen_tied_and_unused_parameters(words: tuple[str, ...], optimizer: st
     fresh = Branching()
     assert torch.equal(found["idle.weight"], fresh.idle.weight)
     assert torch.equal(found["frozen.weight"], fresh.frozen.weight)
+
+
+def test_parameters_of_some_micro_batches() -> None:
+    [[(expected, _)]] = run_on_ranks(trained, [job(("single",))], Alternating, ranks=1)
+    jobs = [job(words) for words in (("zero2",), Z3, OFFLOAD, ("fsdp",))]
+    for (losses, _), (others, _) in zip(*run_on_ranks(trained, jobs, Alternating), strict=True):
+        assert losses == others
+        assert losses == pytest.approx(expected, rel=1e-6)
+
+
+def refused(jobs: Sequence[Job]) -> list[str]:
+    found = []
+    for options in jobs:
+        engine, windows = start(options, network=Overflowing)
+        engine.forward_backward(next(windows))
+        with pytest.raises(NonFinite) as error:
+            engine.update(1e-2)
+        engine.close()
+        found.append(str(error.value))
+    return found
+
+
+def test_all_ranks_name_the_same_gradient() -> None:
+    """Only one of them holds the element that is not finite."""
+    first, second = run_on_ranks(refused, [job(("zero2",)), job(Z3)])
+    assert first == second
+    for message in first:
+        assert "the first such gradient is norm.bias" in message
 
 
 def held(engine: Engine) -> dict[str, Any]:
