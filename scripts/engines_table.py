@@ -64,7 +64,7 @@ FORMATS = [f"{name} {word}" for name in ("adamw", "adafactor") for word in ("fp6
 TABLES = {
     "Optimizers": OPTIMIZERS,
     "Number formats": FORMATS,
-    "Networks of transformers": [f"adafactor {name}" for name in NETWORKS],
+    "Networks of transformers": [f"sgd {name}" for name in NETWORKS],
 }
 """Columns by table: an optimizer, with a number format or a network where it is not the usual."""
 INTRO = """# Engines compared with one process
