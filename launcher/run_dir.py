@@ -14,6 +14,7 @@ runs/<name>/<id>/
     result/rank-0.json    the same of each rank
     restarts.jsonl    one object per restart of the ranks after a failure: cause, step
     references.json   the task's baselines on the held-out data, kept for resumed runs
+    base_model.json   hashes of the frozen weights, which checkpoints of an adapter do not have
     metrics.jsonl     one object per logged step
     logs/rank-0.log
     job.sh, slurm.json    launch=slurm: the script for sbatch, and the job's number
@@ -103,6 +104,11 @@ class RunDir:
     def references(self) -> Path:
         """The task's baselines on the held-out data."""
         return self.path / "references.json"
+
+    @property
+    def base_model(self) -> Path:
+        """Hashes of the pretrained weights that an adapter was trained on."""
+        return self.path / "base_model.json"
 
     @property
     def env(self) -> Path:

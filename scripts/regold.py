@@ -17,7 +17,9 @@ from launcher.config.paths import RECIPES
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 CONFIGS = GOLDEN / "configs"
-NEEDED = {"text_finetune": ["model.path=MODEL", "data.files=TEXT"]}
+NEEDED = dict.fromkeys(
+    ("text_finetune", "lora_finetune"), ["model.path=MODEL", "data.files=TEXT"]
+)
 """Settings that a recipe leaves to the user."""
 
 

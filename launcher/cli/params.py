@@ -28,8 +28,10 @@ def main(argv: list[str]) -> int:
     )
     add_composition_flags(arguments)
     flags, overrides = arguments.split(argv)
+    from launcher.config import derive
+
     config = composition(flags, overrides).load().config
-    rows = described(meta_module(config), config.optimizer)
+    rows = described(meta_module(config), derive.optimizer(config))
     if flags.json:
         print_json({"params": rows})
     else:
@@ -41,7 +43,10 @@ def meta_module(config: RunConfig) -> nn.Module:
     """Build the network of a config on the meta device: names and shapes, no weights."""
     from launcher.contracts import Head
 
-    return config.model.build(Head(config.task.head), "meta")
+    head = Head(config.task.head)
+    module = config.model.build(head, "meta")
+    config.adapter.adapt(module, head, config.seed)
+    return module
 
 
 def described(module: nn.Module, option: OptimizerOption) -> list[dict[str, Any]]:

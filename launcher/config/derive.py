@@ -84,6 +84,11 @@ def max_steps(config: RunConfig, num_samples: int) -> int:
     return min(steps for steps in (config.max_steps, by_epochs) if steps is not None)
 
 
+def optimizer(config: RunConfig) -> OptimizerOption:
+    """Return the optimizer with the learning rates of the adapter's groups."""
+    return config.adapter.adjusted(config.optimizer)
+
+
 def horizon(config: RunConfig, num_samples: int) -> Horizon:
     """Return the run's length, for schedules."""
     plan = batch_plan(config)

@@ -24,6 +24,7 @@ from launcher.contracts import (
     GROUPS,
     AccumulationOption,
     ActivationOption,
+    AdapterOption,
     CheckpointOption,
     CompileOption,
     DataOption,
@@ -127,6 +128,8 @@ class RunConfig(Settings):
     """The training task: samples, loss and metrics."""
     data: Annotated[SerializeAsAny[DataOption], PlainValidator(_reader("data")), _GROUP]
     """The source of the raw records."""
+    adapter: Annotated[SerializeAsAny[AdapterOption], PlainValidator(_reader("adapter")), _GROUP]
+    """Small added weights that are trained in place of the network's."""
     optimizer: Annotated[
         SerializeAsAny[OptimizerOption], PlainValidator(_reader("optimizer")), _GROUP
     ]

@@ -7,6 +7,7 @@ from here; `launcher.parallelism`, `launcher.optimizer` and `launcher.task` expo
 engines, optimizers and tasks.
 """
 
+from launcher.contracts.adapter import Adapted, AdapterOption, ExportTarget
 from launcher.contracts.checkpoints import (
     CheckpointStore,
     PublishedCheckpoint,
@@ -98,6 +99,8 @@ __all__ = [
     "UNSHARDED",
     "AccumulationOption",
     "ActivationOption",
+    "Adapted",
+    "AdapterOption",
     "BatchPlan",
     "Box",
     "CheckpointOption",
@@ -113,6 +116,7 @@ __all__ = [
     "Engine",
     "EngineParts",
     "EngineState",
+    "ExportTarget",
     "GroupOverride",
     "Head",
     "HeadName",

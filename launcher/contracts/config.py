@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from launcher.contracts.adapter import AdapterOption
     from launcher.contracts.group_options import (
         AccumulationOption,
         CheckpointOption,
@@ -50,6 +51,8 @@ class ConfigView(Protocol):
     def task(self) -> TaskOption: ...
     @property
     def data(self) -> DataOption: ...
+    @property
+    def adapter(self) -> AdapterOption: ...
     @property
     def optimizer(self) -> OptimizerOption: ...
     @property

@@ -14,6 +14,7 @@ from launcher.contracts.sharding import LocalShard
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from launcher.contracts.adapter import Adapted
     from launcher.contracts.data import BatchPlan, MicroBatch, Window
     from launcher.contracts.group_options import PrecisionOption
     from launcher.contracts.optimizer import OptimizerOption
@@ -189,6 +190,8 @@ class EngineParts:
     requests: Callable[[], Request]
     weights: InitialWeights | None = None
     """Fills the shards of a module on the meta device; None for a module with memory."""
+    adapter: Adapted | None = None
+    """What an adapter did to the module; None if all of its weights are trained."""
     auxiliary_losses: Callable[[Any], Mapping[str, Tensor]] = _no_losses
     """Losses that the module itself adds, by name, given the outputs of a forward pass: see
     `ModelOption.auxiliary_losses`."""

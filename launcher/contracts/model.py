@@ -121,6 +121,14 @@ class ModelOption(Option):
         """Return the number format of the pretrained weights; None for new ones."""
         return None
 
+    def weights_fingerprint(self) -> Mapping[str, str]:
+        """Return a hash of each file of pretrained weights, by its name; none for new weights.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
+        return {}
+
     def shrunk(self, folder: Path, seq_len: int) -> ModelOption:
         """Return the option of a small network of the same architecture, with new weights.
 

@@ -232,10 +232,11 @@ class OptimizerOption(DeviceOption):
             advice = f"set optimizer.{field}"
             if usual is not None:
                 # The geometric mean: learning rates are searched on a logarithmic scale.
+                chosen = usual.adapter if config.adapter.is_active else usual.full
                 advice = (
                     f"usual for {self.kind} are {_range(usual.full)} for full fine-tuning and "
                     f"{_range(usual.adapter)} for adapters; write optimizer.{field}="
-                    f"{_number(math.sqrt(math.prod(usual.full)))}"
+                    f"{_number(math.sqrt(math.prod(chosen)))}"
                 )
             yield Problem(
                 f"optimizer.{field}",

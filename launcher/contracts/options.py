@@ -21,6 +21,7 @@ GROUPS = (
     "model",
     "task",
     "data",
+    "adapter",
     "optimizer",
     "scheduler",
     "precision",

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+# peft keeps the layer that it wraps below itself, and names each adapter.
+_ADAPTER = re.compile(
+    r"(?<![^.])base_layer\."
+    r"|(?<=\blora_[AB])\.default\b|(?<=\blora_embedding_[AB])\.default\b"
+    r"|(?<=\blora_magnitude_vector)\.default\b|(?<=\bmodules_to_save)\.default\b"
+)
 _PARALLEL = re.compile(r"^(module\.)+")
 
 
@@ -22,9 +28,10 @@ def canonical_name(name: str) -> str:
     Patterns, optimizer groups and checkpoints use only this name, so that they mean the same under
     every engine.
     """
-    # torch.compile, activation checkpointing and FSDP wrap at any depth; DistributedDataParallel
-    # and DeepSpeed wrap the root only, and a model may have a submodule that is called `module`.
-    return _PARALLEL.sub("", _WRAPPERS.sub("", name))
+    # A frozen matrix keeps its name under an adapter. torch.compile, activation checkpointing and
+    # FSDP wrap at any depth; DistributedDataParallel and DeepSpeed wrap the root only, and a model
+    # may have a submodule that is called `module`.
+    return _PARALLEL.sub("", _ADAPTER.sub("", _WRAPPERS.sub("", name)))
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

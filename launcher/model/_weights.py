@@ -15,6 +15,7 @@ from launcher.model._folder import read_json
 _FORMATS: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # The limit of the safetensors library.
 _LARGEST_HEADER = 10**8
+_BLOCK = 2**24
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -38,6 +39,23 @@ def weights_dtype(folder: Path) -> DType | None:
         for tensor in _header(path).values():
             elements[tensor["dtype"]] += math.prod(tensor["shape"])
     return _FORMATS.get(elements.most_common(1)[0][0]) if elements else None
+
+
+def weights_hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of each weight file, headers included, by its name."""
+    import xxhash
+
+    found = {}
+    for path in _files(folder):
+        digest = xxhash.xxh3_128()
+        try:
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        found[path.name] = f"xxh3_128:{digest.hexdigest()}:{path.stat().st_size}"
+    return found
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from launcher.errors import DataError, Problem, TrainctlError
 from launcher.model._folder import check_tokenizer, read_config, read_limits, read_size, short
 from launcher.model._shrunk import shrunk_config
 from launcher.model._tokenizer_name import BYT5, build_tokenizer
-from launcher.model._weights import check_weights, has_weights, weights_dtype
+from launcher.model._weights import check_weights, has_weights, weights_dtype, weights_hashes
 from launcher.run_dir import write_atomically
 
 if TYPE_CHECKING:
@@ -152,6 +152,10 @@ class HuggingFace(ModelOption):
         config = read_config(self._folder)
         named = config.get("dtype", config.get("torch_dtype"))
         return next((dtype for dtype in get_args(DType) if dtype == named), None)
+
+    @override
+    def weights_fingerprint(self) -> Mapping[str, str]:
+        return weights_hashes(self._folder) if self.init == "pretrained" else {}
 
     @override
     def auxiliary_losses(self, module: nn.Module, outputs: Any) -> Mapping[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from launcher.errors import NonFinite
 from launcher.parallelism._clipping import clip_, gradient_norm
+from launcher.parallelism._gradient_check import GradientCheck
 from launcher.parallelism._optimizer_state import (
     load_optimizer,
     optimizer_template,
@@ -69,6 +70,9 @@ class TorchEngine:
         parts.optimizer.groups.freeze(parts.module)
         # Before the move: 16-bit parameters then take half the device memory from the start.
         self._precision.prepare(parts.module)
+        self._adapter = parts.adapter
+        if self._adapter is not None:
+            self._adapter.prepare(parts.module)
         self.module = self.place_module(parts.module)
         self.module.train()
         self.evaluated = self.module
@@ -82,6 +86,9 @@ class TorchEngine:
         self._optimizer_sharding = target.sharding
         self.optimizer = self._precision.build_optimizer(parts.optimizer, target)
         self.params = self.trainable_parameters()
+        self._gradient_check = GradientCheck(
+            () if self._adapter is None else self._adapter.trained, self._optimizer_sharding
+        )
         self._window: Window | None = None
         self._losses: list[Tensor] = []
         self.mean_loss = torch.zeros(())
@@ -133,6 +140,7 @@ class TorchEngine:
         finite, requests = self.check_finite(norm)
         if finite:
             self._warn_unused_parameters()
+            self._gradient_check(self.params, self.parameter_names(), lr)
             clip_(self.params, self._clipping, norm, self.gradient_sharding)
             for group in self.optimizer.param_groups:
                 if lr is not None:
@@ -192,7 +200,7 @@ class TorchEngine:
 
     def state(self) -> EngineState:
         self._end_evaluation()
-        model = {f"model.{name}": value for name, value in self.model_tensors().items()}
+        model = {f"model.{name}": value for name, value in self._saved_tensors().items()}
         formats = {f"precision.{name}": value for name, value in self._precision.state().items()}
         return {**model, **formats, **self._optimizer_state()}
 
@@ -206,7 +214,7 @@ class TorchEngine:
         load_optimizer(
             self.optimizer, self.parameter_names(), local_tensors(rest, live), self._stateless
         )
-        load_model(self.model_tensors(), model)
+        load_model(self._saved_tensors(), model)
         self.publish_weights()
         self._has_stepped = True
         load_formats(self._precision, {k.removeprefix("precision."): v for k, v in formats.items()})
@@ -308,6 +316,12 @@ class TorchEngine:
         else:
             tensors = optimizer_template(self.optimizer, names, self._stateless)
         return optimizer_shards(tensors, self.optimizer, names, self._optimizer_sharding)
+
+    def _saved_tensors(self) -> Mapping[str, Tensor | LocalShard]:
+        tensors = self.model_tensors()
+        if self._adapter is None:
+            return tensors
+        return {name: tensors[name] for name in self._adapter.saved}
 
     def _add_auxiliary_losses(self, loss: Tensor, outputs: Any, share: float) -> Tensor:
         # Such losses (of routers) are means over the micro-batch: its share of the targets makes

@@ -75,6 +75,11 @@ def export_checkpoint(path: Path, folder: Path, dtype: DType | None = None) -> N
         raise CheckpointError(f"{folder} exists already: give a folder that does not")
     saved.verify()
     config = RunConfig.from_json(saved.config)
+    if config.adapter.is_active:
+        raise CheckpointError(
+            f"{path}: has only the weights of adapter={config.adapter.kind}; the run exports them "
+            "when it ends: `trainctl resume RUN_DIR max_steps=STEP` ends it at a step"
+        )
     task = config.task.build(config.model.build_tokenizer())
     if task.head.name in _LABELLED:
         task = read_data(config).task

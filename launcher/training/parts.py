@@ -17,6 +17,7 @@ from launcher.config.columns import missing_column
 from launcher.config.rules import unknown_scores
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
+    Adapted,
     BatchPlan,
     Clipping,
     Column,
@@ -156,16 +157,18 @@ def build(
     baselines: Mapping[str, float] = {}
     if references is not None:
         baselines = references_of(task, data.held_out, references, rank=world.rank)
-    takes_meta = config.parallelism.takes_meta_module(world.size)
-    build_network = build_meta_module if takes_meta else _build_whole
-    module, weights = build_network(config.model, task.head, config.seed)
-    # In this order: what is compiled recomputes, and what is sharded is compiled.
-    config.activation.apply(module)
-    config.compile.apply(module)
+    module, weights, adapter = _build_network(config, world, task.head)
     # An engine may check the network with its weights: not worth a compilation.
     with config.compile.suspended():
         engine = _build_engine(
-            config, world, requests, module=module, weights=weights, task=task, plan=plan
+            config,
+            world,
+            requests,
+            module=module,
+            weights=weights,
+            task=task,
+            plan=plan,
+            adapter=adapter,
         )
     return Parts(
         task=task,
@@ -178,6 +181,22 @@ def build(
         module=module,
         engine=engine,
     )
+
+
+def _build_network(
+    config: RunConfig, world: World, head: Head
+) -> tuple[nn.Module, InitialWeights | None, Adapted | None]:
+    # The weights that an adapter starts from depend on those of the network.
+    takes_meta = (
+        config.parallelism.takes_meta_module(world.size) and not config.adapter.is_active
+    )
+    build_network = build_meta_module if takes_meta else _build_whole
+    module, weights = build_network(config.model, head, config.seed)
+    adapter = config.adapter.adapt(module, head, config.seed)
+    # In this order: what is compiled recomputes, and what is sharded is compiled.
+    config.activation.apply(module)
+    config.compile.apply(module)
+    return module, weights, adapter
 
 
 def _build_whole(option: ModelOption, head: Head, seed: int) -> tuple[nn.Module, None]:
@@ -193,12 +212,14 @@ def _build_engine(
     weights: InitialWeights | None,
     task: Task,
     plan: BatchPlan,
+    adapter: Adapted | None,
 ) -> Engine:
     return config.parallelism.build(
         EngineParts(
             module=module,
             task=task,
-            optimizer=config.optimizer,
+            optimizer=derive.optimizer(config),
+            adapter=adapter,
             precision=config.precision,
             clipping=Clipping(
                 config.max_grad_norm, config.max_grad_value, config.max_grad_norm_per_parameter
@@ -267,13 +288,15 @@ def summary(
 ) -> list[tuple[str, str]]:
     """Return the header that is printed before the first step: (label, text) in order."""
     params = sum(p.numel() for p in parts.module.parameters())
+    trained = sum(p.numel() for p in parts.module.parameters() if p.requires_grad)
+    only = "" if trained == params else f", {trained:,} of them trained"
     plan = parts.plan
     epochs = parts.max_steps * plan.samples_per_step / len(parts.train)
     held_out = len(parts.validation)
     limit = config.final_eval_max_samples
     scored = f" ({limit:,} of them scored at the end)" if limit and limit < held_out else ""
     lines = [
-        ("model", f"{config.model.kind}, {params:,} parameters"),
+        ("model", f"{config.model.kind}, {params:,} parameters{only}"),
         (
             "data",
             f"{config.data.kind}, {len(parts.train):,} samples, {held_out:,} held out{scored}",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from signal import Signals
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.checkpoint import load_tensors
 from launcher.config.schema import RunConfig
-from launcher.contracts import CheckpointStore, TrainState, World, named_tensors
+from launcher.contracts import CheckpointStore, ExportTarget, TrainState, World, named_tensors
 from launcher.errors import CheckpointError, ConfigError, Problem
 from launcher.model import build_module
-from launcher.run_dir import RunDir
+from launcher.run_dir import RunDir, write_atomically
 from launcher.training import rng
 from launcher.training.execution import Execution
 from launcher.training.exporting import export_model
@@ -77,6 +79,7 @@ def run(
     rng.seed_everything(config.seed)
     with contextlib.ExitStack() as stack:
         with out_of_memory_context(lambda: "before the first step", _SMALLER_PARTS):
+            _check_base_model(config, run_dir, world)
             requests = RankRequests(stop, config.checkpoint.every_minutes)
             parts = build(config, world, requests, references=run_dir.references)
             stack.enter_context(closing(parts.engine.close))
@@ -103,6 +106,28 @@ def run(
             _log.info("stopped after step %d: %s", state.step, state.stopped)
         sample = _export(config, run_dir, parts, store, state.step)
         return Outcome(state, execution.scores, parts.references, sample, execution.best)
+
+
+def _check_base_model(config: RunConfig, run_dir: RunDir, world: World) -> None:
+    """Record the files of the frozen weights, or refuse to continue on others."""
+    # Checkpoints of an adapter do not have these weights: with others it would be a new start.
+    if not config.adapter.is_active or world.rank:
+        return
+    found = dict(config.model.weights_fingerprint())
+    try:
+        known = json.loads(run_dir.base_model.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_atomically(run_dir.base_model, json.dumps(found, indent=1) + "\n")
+        return
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run_dir.base_model}: cannot be read: {error}") from error
+    changed = sorted(k for k in known.keys() | found.keys() if known.get(k) != found.get(k))
+    if changed:
+        raise CheckpointError(
+            f"the weights of the base model have changed since the start of this run "
+            f"({', '.join(changed)}), and the adapter was trained on the old ones; restore the "
+            "files, or start a new run"
+        )
 
 
 def _restore(config: RunConfig, parts: Parts, store: CheckpointStore) -> TrainState:
@@ -159,7 +184,14 @@ def _export(
         if module is None:
             return None
         if config.checkpoint.export:
-            export_model(config, parts.task, module, run_dir.export)
+
+            def inputs() -> Mapping[str, Any]:
+                return parts.task.forward_inputs(parts.train.micro_batch([0], 0).inputs)
+
+            target = ExportTarget(
+                folder=run_dir.export, write=partial(export_model, config, parts.task), inputs=inputs
+            )
+            config.adapter.write(module, target)
         return parts.task.sample(module)
 
 
@@ -167,8 +199,13 @@ def load_model(config: RunConfig, checkpoint: Path) -> nn.Module:
     """Build a run's model on the CPU with the weights of a checkpoint, in evaluation mode."""
     task = config.task.build(config.model.build_tokenizer())
     module = build_module(config.model, task.head, config.seed)
+    adapter = config.adapter.adapt(module, task.head, config.seed)
     # The checkpoint has the parameters in the number format of training.
     config.precision.build("cpu").prepare(module)
-    live = {f"model.{name}": tensor for name, tensor in named_tensors(module).items()}
+    if adapter is not None:
+        adapter.prepare(module)
+    tensors = named_tensors(module)
+    names = tensors if adapter is None else adapter.saved
+    live = {f"model.{name}": tensors[name] for name in names}
     load_tensors(checkpoint, live)
     return module.eval()

@@ -14,6 +14,7 @@ REQUIRED = {
     "model=hf": ["model.path=/nowhere", "optimizer.lr=1e-5"],
     "data=text": ["data.files=/nowhere/*.txt"],
     "recipe=text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
+    "recipe=lora_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
 }
 
 

@@ -25,6 +25,7 @@ NEEDED = {
     "hf": ["model.path=/nowhere", "optimizer.lr=1e-5"],
     "text": ["data.files=/nowhere/*.txt"],
     "text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
+    "lora_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
 }
 
 

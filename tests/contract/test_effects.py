@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.fsdp import FSDPModule
@@ -24,6 +25,8 @@ from launcher.config.schema import RunConfig
 from launcher.contracts import (
     Engine,
     EngineParts,
+    ExportTarget,
+    Head,
     LaunchOption,
     Layout,
     LogContext,
@@ -53,6 +56,7 @@ from tests.contract.witness import (
     presets,
     without_witness,
 )
+from tests.networks import small_llama
 from tests.toy.options import ToyData, ToyModel, ToyTask
 
 WORLD = World(rank=0, size=1, local_rank=0, device="cpu", layout=Layout())
@@ -211,6 +215,49 @@ def test_every_leaf_changes_when_a_run_is_stopped(name: str) -> None:
     make = partial(option_of, "observer")
     hints = {"metric": Hint(("eval_other",)), "min_delta": Hint((0.05,))}
     assert without_witness(make, preset("observer", name), {"": stops}, hints) == []
+
+
+def adapted(option: Any) -> Any:
+    """The network with its pairs, rates and modes, and what a run exports."""
+    torch.manual_seed(0)
+    module = small_llama()
+    made = option.adapt(module, Head("causal_lm"), 0)
+    made.prepare(module)
+    layers = {
+        name: (
+            getattr(part, "scaling", None),
+            getattr(part, "p", None),
+            getattr(part, "compute_dtype", None),
+        )
+        for name, part in module.named_modules()
+    }
+    optimizer = option.adjusted(toy().optimizer)
+    with TemporaryDirectory() as folder:
+        weights = {name: value.clone() for name, value in dict(module.state_dict()).items()}
+        written = ExportTarget(
+            folder=Path(folder),
+            write=lambda merged, path: merged.save_pretrained(path),
+            inputs=lambda: {"input_ids": torch.arange(8).view(1, 8)},
+        )
+        option.write(module.eval(), written)
+        files = sorted(path.name for path in Path(folder).rglob("*.safetensors"))
+    return weights, layers, optimizer.groups.overrides, files, dict(made.stored_bytes)
+
+
+ADAPTER_HINTS = {
+    "targets": Hint((["q_proj"],)),
+    "exclude": Hint((["q_proj"],)),
+    "modules_to_save": Hint((["lm_head"],)),
+    "init": Hint(("gaussian", "orthogonal"), where={"rank": 4}),
+    "block_size": Hint((128,)),
+}
+
+
+@pytest.mark.parametrize("name", sorted({*presets("adapter")} - {"none"}))
+def test_every_leaf_changes_the_adapter(name: str) -> None:
+    make = partial(option_of, "adapter")
+    found = without_witness(make, preset("adapter", name), {"": adapted}, ADAPTER_HINTS)
+    assert found == []
 
 
 def sinks(option: LoggingOption) -> Any:
@@ -464,7 +511,12 @@ def test_no_preset_is_left_out() -> None:
     assert seen | alone.keys() == {group for group, _ in toy().options()}
     assert all(presets(group) == names for group, names in alone.items())
     # Nothing can be set in these.
-    assert leaves("parallelism", "single") == leaves("observer", "none") == []
+    assert (
+        leaves("parallelism", "single")
+        == leaves("observer", "none")
+        == leaves("adapter", "none")
+        == []
+    )
 
 
 def leaves(group: str, name: str) -> list[str]:
@@ -475,6 +527,7 @@ GROUPS_WITH_ALL_PRESETS = (
     "activation",
     "compile",
     "ema",
+    "adapter",
     "scheduler",
     "accumulation",
     "model",
