@@ -17,9 +17,8 @@ from launcher.config.paths import RECIPES
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 CONFIGS = GOLDEN / "configs"
-NEEDED = dict.fromkeys(
-    ("text_finetune", "lora_finetune"), ["model.path=MODEL", "data.files=TEXT"]
-)
+LOCAL = ["model.path=MODEL", "data.files=TEXT"]
+NEEDED = {"text_finetune": LOCAL, "lora_finetune": LOCAL}
 """Settings that a recipe leaves to the user."""
 
 

@@ -187,9 +187,7 @@ def _build_network(
     config: RunConfig, world: World, head: Head
 ) -> tuple[nn.Module, InitialWeights | None, Adapted | None]:
     # The weights that an adapter starts from depend on those of the network.
-    takes_meta = (
-        config.parallelism.takes_meta_module(world.size) and not config.adapter.is_active
-    )
+    takes_meta = config.parallelism.takes_meta_module(world.size) and not config.adapter.is_active
     build_network = build_meta_module if takes_meta else _build_whole
     module, weights = build_network(config.model, head, config.seed)
     adapter = config.adapter.adapt(module, head, config.seed)

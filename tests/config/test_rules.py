@@ -101,7 +101,7 @@ def test_every_preset_composes_and_keeps_the_rules_of_its_own_group() -> None:
         "hf": ["model.path=/nowhere", "optimizer.lr=1e-5"],
         "text": ["data.files=/nowhere/*.txt"],
         "text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
-    "lora_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
+        "lora_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
     }
     files = [path for group in GROUPS for path in (CONF / group).glob("[!_]*.yaml")]
     about_neighbours = {"scheduler", "scheduler.kind", "max_grad_norm", "parallelism.kind"}

@@ -220,7 +220,7 @@ def test_every_leaf_changes_when_a_run_is_stopped(name: str) -> None:
 def adapted(option: Any) -> Any:
     """The network with its pairs, rates and modes, and what a run exports."""
     torch.manual_seed(0)
-    module = small_llama()
+    module: Any = small_llama()
     made = option.adapt(module, Head("causal_lm"), 0)
     made.prepare(module)
     layers = {
@@ -233,7 +233,7 @@ def adapted(option: Any) -> Any:
     }
     optimizer = option.adjusted(toy().optimizer)
     with TemporaryDirectory() as folder:
-        weights = {name: value.clone() for name, value in dict(module.state_dict()).items()}
+        weights = {name: value.clone() for name, value in module.state_dict().items()}
         written = ExportTarget(
             folder=Path(folder),
             write=lambda merged, path: merged.save_pretrained(path),
