@@ -189,7 +189,9 @@ def _export(
                 return parts.task.forward_inputs(parts.train.micro_batch([0], 0).inputs)
 
             target = ExportTarget(
-                folder=run_dir.export, write=partial(export_model, config, parts.task), inputs=inputs
+                folder=run_dir.export,
+                write=partial(export_model, config, parts.task),
+                inputs=inputs,
             )
             config.adapter.write(module, target)
         return parts.task.sample(module)

@@ -236,7 +236,7 @@ def adapted(option: Any) -> Any:
         weights = {name: value.clone() for name, value in module.state_dict().items()}
         written = ExportTarget(
             folder=Path(folder),
-            write=lambda merged, path: merged.save_pretrained(path),
+            write=lambda _, path: module.save_pretrained(path),
             inputs=lambda: {"input_ids": torch.arange(8).view(1, 8)},
         )
         option.write(module.eval(), written)
