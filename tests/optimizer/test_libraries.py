@@ -323,6 +323,19 @@ def test_fused_momentum_of_a_late_parameter_is_that_of_a_loop(
         torch.testing.assert_close(fused, loop, rtol=1e-6, atol=1e-7)
 
 
+def test_hooks_of_fused_sgd_run_once_a_step(build_option: Build) -> None:
+    module = nn.Linear(2, 2)
+    # torch adds the calls of hooks to the class of each optimizer that is built.
+    torch.optim.SGD(module.parameters())
+    changes = {"implementation": "fused"}
+    optimizer = build_option("sgd", **changes).build(OptimizerTarget(module, "cpu"))
+    calls: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.step()
+    assert calls == ["before", "after"]
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (3, 2, 4), (1, 5)])
 def test_soap_merges_a_parameter_into_one_dim(build_option: Build, shape: tuple[int, ...]) -> None:
     pytest.importorskip("pytorch_optimizer")

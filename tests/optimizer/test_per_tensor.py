@@ -216,6 +216,35 @@ def test_groups_may_come_later(make: Make) -> None:
 
 
 @every_optimizer
+def test_a_parameter_that_left_its_group_is_not_stepped(make: Make) -> None:
+    params = tensors()
+    optimizer = make(params)
+    run_steps(optimizer, params, [0])
+    left = optimizer.param_groups[0]["params"].pop(1)
+    before = left.detach().clone()
+    run_steps(optimizer, params, [1])
+    assert torch.equal(left, before)
+    assert int(optimizer.state[left]["step"]) == 1
+
+
+@every_optimizer
+def test_a_parameter_is_stepped_with_the_options_of_its_present_group(make: Make) -> None:
+    params, others = tensors(), tensors()
+    moved, built = make(params), make([{"params": others[2:]}, {"params": others[:2]}])
+    run_steps(moved, params, [0])
+    run_steps(built, others, [0])
+    moved.add_param_group({"params": [nn.Parameter(torch.ones(1))], "weight_decay": 0.5})
+    run_steps(moved, params, [1])
+    run_steps(built, others, [1])
+    group = moved.param_groups[0]["params"]
+    moved.param_groups[1]["params"] += [group.pop(0), group.pop(0)]
+    built.param_groups[1]["weight_decay"] = 0.5
+    run_steps(moved, params, [2])
+    run_steps(built, others, [2])
+    assert nearly_same(params, others)
+
+
+@every_optimizer
 def test_empty_and_gradientless_parameters_are_left_alone(make: Make) -> None:
     params = [nn.Parameter(torch.empty(0, 3)), nn.Parameter(torch.ones(3)), *tensors()]
     optimizer = make(params)

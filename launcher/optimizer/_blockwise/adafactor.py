@@ -94,9 +94,7 @@ class AdafactorOptimizer(PerTensor):
 
     @override
     def _step_together(self, group: Mapping[str, Any], buckets: list[Bucket]) -> Sequence[Bucket]:
-        present = set(map(id, group["params"]))
-        # bf16_pure steps a group in chunks, without the memory of the other parameters.
-        if not buckets or any(id(p) not in present for bucket in buckets for p in bucket.params):
+        if not buckets:
             return buckets
         first = group["params"][0]
         known, small = self._together.get(id(first), (0, None))

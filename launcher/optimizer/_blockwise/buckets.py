@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,11 +58,19 @@ class Bucket:
         """Return one parameter's state, as views, for the optimizer's `state`."""
         return {"step": self.steps[index], **{k: v[index] for k, v in self.state.items()}}
 
-    def advance(self) -> Iterator[Part]:
-        """Count a step of the parameters with gradients; yield those that are at the same step."""
+    def advance(self, members: Collection[int]) -> Iterator[Part]:
+        """Count a step of the parameters with gradients; yield those that are at the same step.
+
+        Args:
+            members: `id` of each parameter that is in the group now.
+        """
         # Normally this bucket itself; a parameter without gradient in some steps falls behind, and
         # bias correction and decay rates depend on the step.
-        present = [i for i, param in enumerate(self.params) if param.grad is not None]
+        present = [
+            index
+            for index, param in enumerate(self.params)
+            if param.grad is not None and id(param) in members
+        ]
         if not present:
             return
         if len(present) == len(self.params):

@@ -141,8 +141,11 @@ class PerTensor(BaseOptimizer):
             self._step_shards()
             return
         for group, buckets in zip(self.param_groups, self._buckets_of_groups(), strict=True):
-            for bucket in self._step_together(group, buckets):
-                for part in bucket.advance():
+            # bf16_pure steps a group in chunks, without the memory of the other parameters.
+            members = set(map(id, group["params"]))
+            complete = all(id(param) in members for each in buckets for param in each.params)
+            for bucket in self._step_together(group, buckets) if complete else buckets:
+                for part in bucket.advance(members):
                     for _ in self._update(part.bucket, part.step, group, self._scratch):
                         pass
                     part.finish()
@@ -189,7 +192,7 @@ class PerTensor(BaseOptimizer):
                 raise ValueError("a shard must be contiguous")
             bucket = self._bucket([param], group, self._sharding.shard_of(param))
             self._shards[id(param)] = bucket
-        [part] = bucket.advance()
+        [part] = bucket.advance({id(param)})
         return self._update(part.bucket, part.step, group, self._scratch)
 
     def _late(
@@ -254,16 +257,21 @@ class PerTensor(BaseOptimizer):
         self._buckets: dict[int, list[Bucket]] = {}
         self._shards: dict[int, Bucket] = {}
         self._packed: dict[tuple[int, ...], list[PackedSums]] = {}
-        self._placed: set[int] = set()
+        self._placed: dict[int, int] = {}
         self._scratch = Scratch()
 
     def _buckets_of_groups(self) -> list[list[Bucket]]:
         # Parameters enter a bucket with their first gradient: others must not get state.
         for index, group in enumerate(self.param_groups):
-            new = [p for p in group["params"] if p.grad is not None and id(p) not in self._placed]
+            new = [p for p in group["params"] if self._placed.get(id(p)) != index]
+            if any(id(p) in self._placed for p in new):
+                # It was in another group, whose bucket would step it too.
+                self._reset_buckets()
+                return self._buckets_of_groups()
+            new = [p for p in new if p.grad is not None]
             if not new:
                 continue
-            self._placed.update(map(id, new))
+            self._placed.update(dict.fromkeys(map(id, new), index))
             for param in new:
                 _check(param)
             same = group_by_shape(

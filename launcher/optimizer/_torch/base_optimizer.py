@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -81,28 +81,26 @@ class PerParameterOptimizer(BaseOptimizer):
 class FusedSGD(torch.optim.SGD):
     """torch's SGD for parameters whose first gradient comes later than that of others."""
 
-    # The fused kernel takes all parameters with a momentum buffer, or none. A subclass and not a
-    # hook, because copies of an optimizer lose their hooks.
+    # The fused kernel takes all parameters with a momentum buffer, or none. Not a hook, because
+    # copies of an optimizer lose their hooks; not `step`, because torch calls the hooks in the
+    # `step` of each class.
 
-    @torch.no_grad()
     @override
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = _run_closure(closure)
-        self._give_late_momentum()
-        super().step()
-        return loss
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> bool:
+        self._give_late_momentum(group)
+        is_sparse: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call] # torch's own has no types
+        return is_sparse
 
-    def _give_late_momentum(self) -> None:
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            late = [p for p in params if "momentum_buffer" not in self.state.get(p, ())]
-            if group["momentum"] == 0 or len(late) == len(params):
-                continue
-            for param in late:
-                first = param.grad.add(param, alpha=group["weight_decay"])
-                # momentum * buffer + (1 - dampening) * first is then `first`, as in a first step.
-                buffer = first.mul_(group["dampening"] / group["momentum"])
-                self.state[param]["momentum_buffer"] = buffer
+    def _give_late_momentum(self, group: Mapping[str, Any]) -> None:
+        params = [param for param in group["params"] if param.grad is not None]
+        late = [p for p in params if "momentum_buffer" not in self.state.get(p, ())]
+        if group["momentum"] == 0 or len(late) == len(params):
+            return
+        for param in late:
+            first = param.grad.add(param, alpha=group["weight_decay"])
+            # momentum * buffer + (1 - dampening) * first is then `first`, as in a first step.
+            buffer = first.mul_(group["dampening"] / group["momentum"])
+            self.state[param]["momentum_buffer"] = buffer
 
 
 def _run_closure(closure: Callable[[], Any] | None) -> Any:
