@@ -8,7 +8,7 @@ Packages from top to bottom (imports run downward only):
     launch      starts the ranks of a run and watches them; start-up code of a rank
     training    builds a run and executes it: training loop, data order, evaluation, metrics
     config      composes the config with Hydra, once; validation, rules, origins of values
-    adapter, optimizer, scheduler, precision, activation, compile, ema, accumulation,
+    adapter, optimizer, scheduler, precision, activation, compile, ema, batching, accumulation,
     parallelism, model, task, data, observer, checkpoint, logging     one package per config group,
                 one module per kind
     gradient_accumulator     weighted accumulation for a custom loop

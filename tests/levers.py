@@ -22,8 +22,7 @@ from launcher.config.schema import RunConfig
 from launcher.contracts import Layout, Request, World
 from launcher.parallelism import _fsdp_engine  # noqa: F401 - likewise
 from launcher.training import rng
-from launcher.training.batches import Windows
-from launcher.training.parts import Parts, build
+from launcher.training.parts import Parts, build, windows_of
 from tests.toy.options import ToyData
 
 TINY = [
@@ -75,9 +74,7 @@ def trained(
     """Train for some steps; `between` is called after each."""
     parts = built(config, world)
     engine = parts.engine
-    windows = Windows(
-        parts.train, parts.plan, seed=0, data_rank=world.data_rank, start=0, stop=None
-    )
+    windows = windows_of(config, parts, world)
     losses, norms = [], []
     try:
         for step in range(steps):

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from launcher.batching.random import RandomOrder
 from launcher.contracts import Engine, Head, Metrics, MicroBatch, Records, Samples, Task
 from tests.toy.shared import MeanLoss
+
+RANDOM = RandomOrder(kind="random")
 
 
 class LogitsTask(Task):

@@ -56,6 +56,7 @@ TABLE: dict[str, tuple[Kind, str]] = {
     "compile": ("safe", "fused operations round differently"),
     "ema": ("allow", "the averages come from other settings"),
     "ema.kind": ("impossible", "the checkpoint holds the averages of one kind; start a new run"),
+    "batching": ("allow", "the rest of the run sees the samples in another order"),
     "accumulation": ("allow", "the batch, and with it the meaning of a step, changes"),
     "accumulation.micro_batch_size": (
         "allow",

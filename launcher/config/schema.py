@@ -25,6 +25,7 @@ from launcher.contracts import (
     AccumulationOption,
     ActivationOption,
     AdapterOption,
+    BatchingOption,
     CheckpointOption,
     CompileOption,
     DataOption,
@@ -150,6 +151,8 @@ class RunConfig(Settings):
     """Compilation of the network by torch.compile."""
     ema: Annotated[SerializeAsAny[EmaOption], PlainValidator(_reader("ema")), _GROUP]
     """Exponential moving average of the weights."""
+    batching: Annotated[SerializeAsAny[BatchingOption], PlainValidator(_reader("batching")), _GROUP]
+    """Order of the samples, and division of a window into micro-batches."""
     accumulation: Annotated[
         SerializeAsAny[AccumulationOption], PlainValidator(_reader("accumulation")), _GROUP
     ]

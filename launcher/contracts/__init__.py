@@ -8,6 +8,7 @@ engines, optimizers and tasks.
 """
 
 from launcher.contracts.adapter import Adapted, AdapterOption, ExportTarget
+from launcher.contracts.batching import BatchingOption, split
 from launcher.contracts.checkpoints import (
     CheckpointStore,
     PublishedCheckpoint,
@@ -102,6 +103,7 @@ __all__ = [
     "Adapted",
     "AdapterOption",
     "BatchPlan",
+    "BatchingOption",
     "Box",
     "CheckpointOption",
     "CheckpointStore",
@@ -177,5 +179,6 @@ __all__ = [
     "named_tensors",
     "param_of",
     "recorded",
+    "split",
     "unrecorded",
 ]

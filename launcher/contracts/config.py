@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from launcher.contracts.adapter import AdapterOption
+    from launcher.contracts.batching import BatchingOption
     from launcher.contracts.group_options import (
         AccumulationOption,
         CheckpointOption,
@@ -65,6 +66,8 @@ class ConfigView(Protocol):
     def compile(self) -> CompileOption: ...
     @property
     def ema(self) -> EmaOption: ...
+    @property
+    def batching(self) -> BatchingOption: ...
     @property
     def accumulation(self) -> AccumulationOption: ...
     @property

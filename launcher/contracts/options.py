@@ -28,6 +28,7 @@ GROUPS = (
     "activation",
     "compile",
     "ema",
+    "batching",
     "accumulation",
     "parallelism",
     "observer",

@@ -9,7 +9,16 @@ from signal import Signals
 
 from typing_extensions import override
 
-from launcher.contracts import Engine, MicroBatch, Request, Samples, StepReport, Task, World
+from launcher.contracts import (
+    Engine,
+    MicroBatch,
+    Request,
+    Samples,
+    StepReport,
+    Task,
+    World,
+    split,
+)
 from launcher.training.batches import deal
 from launcher.training.requests import stop_error, stop_signal
 
@@ -113,7 +122,7 @@ class _Agreed(Iterator[MicroBatch]):
         self._evaluator, self._step, self._total = evaluator, step, len(indices)
         world, self._size = evaluator.world, evaluator.batch_size
         self._dealt = deal(
-            indices, size=self._size, data_ranks=world.data_ranks, data_rank=world.data_rank
+            split(indices, self._size), data_ranks=world.data_ranks, data_rank=world.data_rank
         )
         self._place = self._next_agreement = 0
         self._interval = 1

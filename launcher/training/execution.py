@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from launcher.config import derive
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
     GROUPS,
@@ -26,13 +25,12 @@ from launcher.contracts import (
 from launcher.errors import Diverged, NonFinite
 from launcher.run_dir import RunDir
 from launcher.training import rng
-from launcher.training.batches import Windows
 from launcher.training.evaluation import Evaluator
 from launcher.training.failures import close_all, out_of_memory_context
 from launcher.training.finite import SkipLimit, check_weights, param_names
 from launcher.training.loop import train
 from launcher.training.metrics import Recorder, RowBuilder
-from launcher.training.parts import Parts, summary
+from launcher.training.parts import Parts, summary, windows_of
 from launcher.training.progress import BestScores, Heartbeats, Progress
 from launcher.training.requests import RankRequests
 from launcher.training.saving import (
@@ -94,12 +92,14 @@ class Execution:
             state = without_evaluation_due(state)
             self._unfinished = replace(self._unfinished, state=state)
         self._state = state
+        self._windows = windows_of(config, parts, world, start=state.samples)
         self._rows = RowBuilder(
             every_steps=config.log_every_steps,
             start=state,
             logged_step=self._logged_step,
             evaluating=lambda: self._evaluate.seconds,
             compiling=lambda: config.compile.seconds,
+            padding=lambda: self._windows.padding,
         )
         self._progress = Progress(state)
         self._best = BestScores(config.objective, config.objective_mode, state.observers)
@@ -152,19 +152,11 @@ class Execution:
 
     def _train(self) -> TrainState:
         config, parts, progress = self._config, self._parts, self._progress
-        windows = Windows(
-            parts.train,
-            parts.plan,
-            seed=config.seed,
-            data_rank=self._world.data_rank,
-            start=self._state.samples,
-            stop=derive.max_samples(config, len(parts.train)),
-        )
         here = out_of_memory_context(lambda: f"step {progress.state.step + 1}", _SMALLER_STEPS)
         with here, config.compile.explained(), _describing_samples(progress, parts.train):
             return train(
                 parts.engine,
-                windows,
+                self._windows,
                 parts.schedule,
                 self._state,
                 max_steps=parts.max_steps,

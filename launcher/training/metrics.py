@@ -28,6 +28,7 @@ class RowBuilder(Observer):
         logged_step: Last step whose row is final.
         evaluating: Returns the seconds spent on evaluations, which tokens_per_s does not count.
         compiling: Returns the seconds spent on compilation, which it does not count either.
+        padding: Returns the share of padding in the newest window; None if nothing is padded.
     """
 
     # The sum of losses stays on the device: reading it makes the host wait for the step, so that is
@@ -41,12 +42,14 @@ class RowBuilder(Observer):
         logged_step: int,
         evaluating: Callable[[], float],
         compiling: Callable[[], float] = lambda: 0.0,
+        padding: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._every_steps = every_steps
         self._logged_step = logged_step
         self._evaluating = evaluating
         self._compiling = compiling
         self._paused = evaluating() + compiling()
+        self._padding = padding
         self._tokens = start.tokens
         self._time = self._start = time.perf_counter()
         # A checkpoint between two rows has the sum so far: a resumed run logs the same numbers.
@@ -114,6 +117,7 @@ class RowBuilder(Observer):
             "tokens_per_s": tokens / seconds if tokens and seconds > 0 else None,
             "samples": state.samples,
             "tokens": state.tokens,
+            **({"padding": share} if (share := self._padding()) is not None else {}),
             "skipped": state.skipped,
             **({"loss_scale": scale} if (scale := report.update.loss_scale) else {}),
             "elapsed_s": now - self._start,

@@ -39,6 +39,7 @@ from launcher.contracts import (
 from launcher.errors import ConfigError, DataError
 from launcher.model import build_meta_module, build_module
 from launcher.run_dir import RunDir, write_atomically
+from launcher.training.batches import Windows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 # Interval at which the other ranks look for the file with the baselines.
 _POLL_S = 0.05
+# Steps over which the header averages the share of padding.
+_PADDING_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +284,27 @@ def _kept_references(path: Path, records: Records) -> Mapping[str, float] | None
         return None
 
 
+def windows_of(config: RunConfig, parts: Parts, world: World, *, start: int = 0) -> Windows:
+    """Return the windows of a rank, from a number of seen samples on."""
+    return Windows(
+        parts.train,
+        parts.plan,
+        config.batching,
+        seed=config.seed,
+        data_rank=world.data_rank,
+        start=start,
+        stop=derive.max_samples(config, len(parts.train)),
+    )
+
+
+def _padding_line(config: RunConfig, parts: Parts, world: World) -> list[tuple[str, str]]:
+    windows = windows_of(config, parts, world)
+    if not windows.pads:
+        return []
+    share = windows.expected_padding(min(_PADDING_STEPS, parts.max_steps))
+    return [("padding", f"{share:.1%} of the tokens of a step (batching={config.batching.kind})")]
+
+
 def summary(
     config: RunConfig, run_dir: RunDir, world: World, parts: Parts, state: TrainState
 ) -> list[tuple[str, str]]:
@@ -302,6 +326,7 @@ def summary(
         ("engine", f"{config.parallelism.kind} on {world.device}, {config.precision.kind}"),
         ("optimizer", f"{config.optimizer.kind}, schedule {config.scheduler.kind}"),
         ("batch", str(plan)),
+        *_padding_line(config, parts, world),
         ("steps", f"{parts.max_steps:,} ({epochs:.2f} epochs)"),
         ("run", str(run_dir.path)),
     ]

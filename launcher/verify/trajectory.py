@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from launcher.config import derive
 from launcher.config.schema import RunConfig
 from launcher.contracts import (
     Engine,
@@ -27,11 +26,10 @@ from launcher.contracts import (
 )
 from launcher.run_dir import write_atomically
 from launcher.training import rng
-from launcher.training.batches import Windows
 from launcher.training.evaluation import Evaluator
 from launcher.training.failures import closing
 from launcher.training.loop import train
-from launcher.training.parts import Data, Parts, build
+from launcher.training.parts import Data, Parts, build, windows_of
 from launcher.training.requests import stop_error, stop_signal
 from launcher.verify.measure import distance
 
@@ -126,14 +124,7 @@ def run_cell(
         notes = _Notes(own, parts.engine, weights, max_steps=max_steps, beat=beat)
         train(
             parts.engine,
-            Windows(
-                parts.train,
-                parts.plan,
-                seed=config.seed,
-                data_rank=world.data_rank,
-                start=0,
-                stop=derive.max_samples(config, len(parts.train)),
-            ),
+            windows_of(config, parts, world),
             parts.schedule,
             TrainState(),
             max_steps=max_steps,

@@ -54,6 +54,7 @@ from launcher.training.evaluation import Evaluator
 from launcher.training.loop import train
 from launcher.training.requests import stop_signal
 from tests.contract import planted
+from tests.tasks import RANDOM
 
 import_deepspeed("cpu")  # likewise
 
@@ -367,6 +368,7 @@ def run_case(case: Case) -> Trajectory:
     windows = Windows(
         samples,
         plan,
+        RANDOM,
         seed=defect.data_seed(world),
         data_rank=defect.data_rank(world),
         start=defect.data_start(world),

@@ -57,6 +57,7 @@ from tests.contract.witness import (
     without_witness,
 )
 from tests.networks import small_llama
+from tests.tasks import RANDOM
 from tests.toy.options import ToyData, ToyModel, ToyTask
 
 WORLD = World(rank=0, size=1, local_rank=0, device="cpu", layout=Layout())
@@ -378,7 +379,7 @@ def communication(option: Any) -> Any:
     parts = build(config, WORLD, lambda: Request(0))
     engine = parts.engine
     assert isinstance(engine, DDPEngine)
-    windows = Windows(parts.train, parts.plan, seed=0, data_rank=0, start=0, stop=None)
+    windows = Windows(parts.train, parts.plan, RANDOM, seed=0, data_rank=0, start=0, stop=None)
     engine.forward_backward(next(iter(windows)))
     wrapped: Any = engine.wrapped
     names = "bucket_bytes_cap gradient_as_bucket_view static_graph find_unused_parameters"
@@ -466,7 +467,8 @@ def sharding(option: Any) -> Any:
     parts = build(config, WORLD, lambda: Request(0))
     engine = parts.engine
     assert isinstance(engine, FSDPEngine)
-    window = next(iter(Windows(parts.train, parts.plan, seed=0, data_rank=0, start=0, stop=None)))
+    windows = Windows(parts.train, parts.plan, RANDOM, seed=0, data_rank=0, start=0, stop=None)
+    window = next(windows)
     groups = {n: m for n, m in engine.module.named_modules() if isinstance(m, FSDPModule)}
     task, inputs = parts.task, window.micro_batches[0].inputs
     with engine.accumulation_context(last=False):
@@ -525,6 +527,7 @@ def leaves(group: str, name: str) -> list[str]:
 
 GROUPS_WITH_ALL_PRESETS = (
     "activation",
+    "batching",
     "compile",
     "ema",
     "adapter",

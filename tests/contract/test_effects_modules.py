@@ -1,4 +1,4 @@
-"""Every leaf of the options that change the network has an effect."""
+"""Every leaf of the options that change the network, or its batches, has an effect."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from typing_extensions import override
 
 from launcher.blocks import give_class
+from launcher.contracts import BatchPlan
 from tests.contract.witness import Hint, option_of, preset, presets, without_witness
 from tests.levers import Operations, counting_saved_bytes
 from tests.networks import small_llama
@@ -78,3 +79,18 @@ COMPILE_HINTS = {
 def test_every_leaf_changes_what_is_compiled(name: str) -> None:
     make = partial(option_of, "compile")
     assert without_witness(make, preset("compile", name), {"": compiled}, COMPILE_HINTS) == []
+
+
+def batches(option: Any) -> Any:
+    """The order of an epoch, and the micro-batches of a window."""
+    lengths = (torch.randperm(600, generator=torch.Generator().manual_seed(0)) + 1).numpy()
+    plan = BatchPlan(micro_batch_size=2, micro_batches=4, ranks=1, seq_len=600)
+    order = option.order(lengths, samples_per_step=8, seed=0).tolist()
+    return order, option.micro_batches(order[:8], lengths, plan)
+
+
+@pytest.mark.parametrize("name", sorted({*presets("batching")} - {"random"}))
+def test_every_leaf_changes_the_batches(name: str) -> None:
+    make = partial(option_of, "batching")
+    hints = {"tokens_per_micro_batch": Hint((600, 4000))}
+    assert without_witness(make, preset("batching", name), {"": batches}, hints) == []

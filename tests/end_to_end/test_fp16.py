@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from launcher.training.batches import permutation
+from launcher.batching._orders import permutation
+from launcher.training.batches import mixed
 from tests.conftest import Console, toy_words
 from tests.end_to_end.test_resume import trace, wait_for_step, weights
 
@@ -18,7 +19,7 @@ WORDS = ("precision=fp16", "precision.growth_interval=4", f"task.overflow={SAMPL
 @pytest.fixture(scope="module")
 def bad_step() -> int:
     """The one step of the toy job that meets the sample, counted from 1."""
-    order: list[int] = permutation(seed=0, epoch=0, length=50).tolist()
+    order: list[int] = permutation(mixed(0, 0), 50).tolist()
     step = order.index(SAMPLE) // SAMPLES_PER_STEP + 1
     assert step <= STEPS
     return step
@@ -66,7 +67,7 @@ def test_a_killed_run_keeps_scale_and_count(trainctl: Console, bad_step: int) ->
 @pytest.mark.parametrize("last", [1, 2])
 def test_overflows_before_the_first_update_leave_no_trace(trainctl: Console, last: int) -> None:
     """Before the first update, neither saving nor resuming changes a weight."""
-    first: int = permutation(seed=0, epoch=0, length=50).tolist()[0]
+    first: int = permutation(mixed(0, 0), 50).tolist()[0]
     words = (f"task.overflow={first}", "precision=fp16", "scheduler=constant", "max_epochs=null")
     trainctl.toy("name=undisturbed", *words, "checkpoint.every_steps=100")
     trainctl.toy("name=saving", *words, "checkpoint.every_steps=1")
@@ -80,7 +81,7 @@ def test_overflows_before_the_first_update_leave_no_trace(trainctl: Console, las
 
 
 def test_a_run_resumes_in_the_format_that_its_error_advises(trainctl: Console) -> None:
-    third: int = permutation(seed=0, epoch=0, length=50).tolist()[2 * SAMPLES_PER_STEP]
+    third: int = permutation(mixed(0, 0), 50).tolist()[2 * SAMPLES_PER_STEP]
     words = ("precision=fp16", "precision.init_scale=1.0", f"task.overflow={third}")
     _, err = trainctl.toy(*words, "checkpoint.every_steps=1", status=10)
     assert "write precision=bf16" in err

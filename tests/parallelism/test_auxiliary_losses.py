@@ -18,6 +18,7 @@ from launcher.contracts import (
     Samples,
     Window,
     World,
+    split,
 )
 from launcher.model._network import auxiliary_losses
 from launcher.model._tokenizers import ByteTokenizer
@@ -105,7 +106,7 @@ def on_rank(optimizer: OptimizerOption, ranks: int, rank: int) -> tuple[float, f
     engine = build(parts(mixtral(), world, optimizer))
     assert isinstance(engine, DDPEngine if ranks > 1 else SingleEngine)
     samples = language_model(packing=False).samples(Texts(*TEXTS))
-    cut = deal(CHOSEN, size=1, data_ranks=ranks, data_rank=rank)
+    cut = deal(split(CHOSEN, 1), data_ranks=ranks, data_rank=rank)
     loss = engine.forward_backward(window(samples, cut))
     logged = engine.update(1e-3).auxiliary_losses["router_aux_loss"]
     engine.close()

@@ -27,6 +27,7 @@ from tests.contract.engine_bench import (
     optimizer_option,
 )
 from tests.distributed import run_on_ranks
+from tests.tasks import RANDOM
 
 
 class Normed(nn.Module):
@@ -100,7 +101,7 @@ def start(chosen: Options, *, steps_done: int = 0, idle: bool = False) -> Run:
     assert isinstance(engine, DDPEngine)
     done = steps_done * plan.samples_per_step
     windows = Windows(
-        Ragged(64, seed=7), plan, seed=0, data_rank=world.data_rank, start=done, stop=None
+        Ragged(64, seed=7), plan, RANDOM, seed=0, data_rank=world.data_rank, start=done, stop=None
     )
     return Run(engine, windows)
 

@@ -50,6 +50,7 @@ from tests.contract.engine_bench import (
     option,
 )
 from tests.distributed import run_on_ranks
+from tests.tasks import RANDOM
 
 STEPS = 3
 SAMPLES_PER_STEP = 12
@@ -209,7 +210,7 @@ def start(job: Job) -> tuple[TorchEngine, Windows]:
     engine = job.parallelism.build(parts)
     assert isinstance(engine, TorchEngine)
     samples = Ragged(SAMPLES_PER_STEP * 2 * STEPS, seed=7)
-    windows = Windows(samples, plan, seed=0, data_rank=world.data_rank, start=0, stop=None)
+    windows = Windows(samples, plan, RANDOM, seed=0, data_rank=world.data_rank, start=0, stop=None)
     return engine, windows
 
 

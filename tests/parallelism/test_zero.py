@@ -40,6 +40,7 @@ from tests.contract.engine_bench import (
     option,
 )
 from tests.distributed import run_on_ranks
+from tests.tasks import RANDOM
 
 SAMPLES_PER_STEP = 12
 
@@ -139,6 +140,7 @@ def start(options: Job, *, done: int = 0, network: type[nn.Module] = Branching) 
     windows = Windows(
         Ragged(96, seed=7),
         plan,
+        RANDOM,
         seed=0,
         data_rank=world.data_rank,
         start=done * SAMPLES_PER_STEP,

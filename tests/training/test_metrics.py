@@ -93,3 +93,15 @@ def test_losses_of_the_model_itself_have_columns_of_their_own() -> None:
     made(step := StepReport(TrainState(step=1), Window([], 4, 8), torch.ones(()), update, 0.1))
     assert made.row(step)["router_aux_loss"] == 1.0
     assert "router_aux_loss" not in made.row(report(2, torch.ones(())))
+
+
+@pytest.mark.parametrize("share", [0.25, None])
+def test_the_share_of_padding_has_a_column_where_samples_are_padded(share: float | None) -> None:
+    made = RowBuilder(
+        every_steps=1,
+        start=TrainState(),
+        logged_step=0,
+        evaluating=lambda: 0.0,
+        padding=lambda: share,
+    )
+    assert made.row(report(1, torch.ones(()))).get("padding") == share

@@ -18,6 +18,7 @@ from launcher.model._tokenizers import ByteTokenizer
 from launcher.training.batches import Windows
 from launcher.training.parts import check_columns
 from tests.conftest import Console, toy_words
+from tests.tasks import RANDOM
 from tests.toy.encoders import Classification, MaskedLanguageModel, Words
 from tests.toy.shared import Texts
 
@@ -82,7 +83,7 @@ def rows_by_sample(ranks: int, seed: int, steps: int) -> list[dict[int, list[int
     found: list[dict[int, list[int]]] = [{} for _ in range(steps)]
     samples = masked()
     for rank in range(ranks):
-        windows = Windows(samples, plan, seed=seed, data_rank=rank, start=0, stop=None)
+        windows = Windows(samples, plan, RANDOM, seed=seed, data_rank=rank, start=0, stop=None)
         for step in range(steps):
             for batch in next(windows).micro_batches:
                 for index, row in zip(batch.indices, batch.inputs["labels"].tolist(), strict=True):
