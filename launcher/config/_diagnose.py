@@ -13,13 +13,9 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.config._provenance import COMMAND_LINE, ConfigFile
-from launcher.config.aliases import (
-    instead_of_key,
-    instead_of_option,
-    instead_of_path,
-    reason_without,
-)
+from launcher.config.aliases import instead_of_key, reason_without
 from launcher.config.fields import annotations_of, field_at, other_kinds_with
+from launcher.config.option_aliases import instead_of_option, instead_of_path
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
 from launcher.suggest import closest, closest_keys, did_you_mean

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.config._provenance import COMMAND_LINE
-from launcher.config.aliases import instead_of_key, instead_of_option
+from launcher.config.aliases import instead_of_key
+from launcher.config.option_aliases import instead_of_option
 from launcher.contracts import GROUPS
 from launcher.errors import Problem
 

@@ -115,7 +115,9 @@ def windows(config: RunConfig) -> Iterator[Any]:
 
     samples = read_data(config).train
     plan = derive.batch_plan(config)
-    return iter(Windows(samples, plan, seed=config.seed, data_rank=0, start=0, stop=None))
+    return iter(
+        Windows(samples, plan, config.batching, seed=config.seed, data_rank=0, start=0, stop=None)
+    )
 
 
 def trained_by_peft(config: RunConfig, base: Path, **changes: Any) -> tuple[Any, list[float]]:
