@@ -146,7 +146,7 @@ class Run:
             steps = ", ".join(map(str, found)) or "none"
             what = "any step" if chosen is None else f"step {chosen}"
             raise CheckpointError(f"{self.path} has no checkpoint of {what}; there are: {steps}")
-        return load_model(self.config, found[chosen].path)
+        return load_model(self.config, found[chosen].path, self._dir)
 
     def lr_table(self, num_samples: int | None = None) -> npt.NDArray[np.float64]:
         """Return the learning rate of every optimizer step, as the config gives it.

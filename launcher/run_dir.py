@@ -13,6 +13,7 @@ runs/<name>/<id>/
     result.json       written by the launcher at the end: status, step, scores, or the error
     result/rank-0.json    the same of each rank
     restarts.jsonl    one object per restart of the ranks after a failure: cause, step
+    task.json         what the task took from the training records: labels
     references.json   the task's baselines on the held-out data, kept for resumed runs
     base_model.json   hashes of the frozen weights, which checkpoints of an adapter do not have
     metrics.jsonl     one object per logged step
@@ -109,6 +110,11 @@ class RunDir:
     def base_model(self) -> Path:
         """Hashes of the pretrained weights that an adapter was trained on."""
         return self.path / "base_model.json"
+
+    @property
+    def learned(self) -> Path:
+        """What the task took from the training records, such as labels."""
+        return self.path / "task.json"
 
     @property
     def env(self) -> Path:

@@ -63,8 +63,39 @@ class Tokenizer(Protocol):
     vocab_size: int
     """Number of ids."""
 
+    @property
+    def pad_id(self) -> int:
+        """The token that fills rows; `eos_id` where the tokenizer has none of its own."""
+        return self.eos_id
+
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         """Return the ids of a text, without special tokens. Shape (T,)."""
+
+    def encode_inputs(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    ) -> Mapping[str, Sequence[Sequence[int]]]:
+        """Encode texts, or pairs of texts, with special tokens, as a pipeline of transformers does.
+
+        Args:
+            texts: The texts.
+            pairs: The second text of each; None for texts alone.
+            max_length: Most tokens; longer texts are truncated.
+
+        Returns:
+            `input_ids`, and `token_type_ids` if the tokenizer has them: a row for each text.
+        """
+        firsts = [self.encode(text).tolist() for text in texts]
+        seconds = [self.encode(pair).tolist() for pair in pairs or []]
+        end = [self.eos_id]
+        if pairs is None:
+            return {"input_ids": [row[: max_length - 1] + end for row in firsts]}
+        half = (max_length - 2) // 2
+        rows = []
+        for first, second in zip(firsts, seconds, strict=True):
+            # The longer one loses tokens first.
+            kept = first[: max(half, max_length - 2 - len(second))]
+            rows.append([*kept, *end, *second[: max_length - 2 - len(kept)], *end])
+        return {"input_ids": rows}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, without special tokens."""

@@ -74,6 +74,14 @@ class Task(ABC):
             DataError: There is no example, or a record is not what the task can encode.
         """
 
+    def learned(self) -> Mapping[str, Any]:
+        """Return what `samples` took from the training records, such as labels, as JSON values."""
+        return {}
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Set what `learned` returned in another process, instead of reading training records."""
+        del learned
+
     @abstractmethod
     def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """Select the keyword arguments of the module's forward pass from a micro-batch's inputs."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from launcher.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from launcher.contracts import Head, HeadName
+    from launcher.contracts import Head, HeadName, Tokenizer
 
 
 _AUTO_CLASSES: dict[HeadName, str] = {
@@ -50,6 +50,15 @@ def auto_class(config: Any, head: Head) -> Any:
         config.id2label = dict(enumerate(head.labels))
         config.label2id = {label: index for index, label in enumerate(head.labels)}
     return found
+
+
+def set_pad_id(config: Any, head: Head, build_tokenizer: Callable[[], Tokenizer]) -> None:
+    """Set the padding token of a decoder whose output at the last token of a row is classified."""
+    # Without one transformers cannot find the last token. Other heads do not need it, and some
+    # architectures do not train the embedding of a padding token.
+    text_config = config.get_text_config()
+    if head.name == "sequence_classification" and text_config.pad_token_id is None:
+        text_config.pad_token_id = build_tokenizer().pad_id
 
 
 def build_on_meta(config: Any, head: Head) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class ByteTokenizer(Tokenizer):
     """
 
     eos_id = 1
+    pad_id = 0
     vocab_size = BYT5_VOCAB_SIZE
 
     @override
@@ -93,6 +94,28 @@ class FolderTokenizer(Tokenizer):
             verbose=False,
         )
         return np.asarray(encoded["input_ids"], dtype=np.int32)
+
+    @property
+    @override
+    def pad_id(self) -> int:
+        if self._tokenizer.pad_token is None:
+            # Stored in the export, too, whose rows a pipeline pads.
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        return int(self._tokenizer.pad_token_id)
+
+    @override
+    def encode_inputs(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    ) -> Mapping[str, Sequence[Sequence[int]]]:
+        encoded = self._tokenizer(
+            list(texts),
+            None if pairs is None else list(pairs),
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
 
     @override
     def decode(self, ids: Sequence[int]) -> str:

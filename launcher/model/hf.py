@@ -102,7 +102,7 @@ class HuggingFace(ModelOption):
         from transformers import AutoConfig
         from transformers.utils import logging
 
-        from launcher.model._network import build_on_meta
+        from launcher.model._network import build_on_meta, set_pad_id
 
         read_config(self._folder)
         logging.disable_progress_bar()
@@ -113,6 +113,7 @@ class HuggingFace(ModelOption):
             config = AutoConfig.from_pretrained(
                 self._folder, local_files_only=True, trust_remote_code=False
             )
+            set_pad_id(config, head, self.build_tokenizer)
             # Names and shapes can be asked for without weights, too.
             if self.init == "random" or (device == "meta" and not has_weights(self._folder)):
                 return build_on_meta(config, head)

@@ -116,7 +116,7 @@ class Llama(ModelOption):
     def build(self, head: Head, device: str) -> nn.Module:
         from transformers import LlamaConfig
 
-        from launcher.model._network import build_on_meta
+        from launcher.model._network import build_on_meta, set_pad_id
 
         tokenizer = self.build_tokenizer()
         config = LlamaConfig(
@@ -134,6 +134,7 @@ class Llama(ModelOption):
             bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id,
         )
+        set_pad_id(config, head, lambda: tokenizer)
         # Nothing to load: the weights are drawn after the module is built.
         del device
         return build_on_meta(config, head)

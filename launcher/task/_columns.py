@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pydantic import Field
@@ -21,3 +22,32 @@ class TextColumn(Settings):
     def specs(self) -> Sequence[Column]:
         """Return the columns."""
         return [Column(key=TEXT.key, name=self.text, expects="text", accepts=is_text)]
+
+
+class ClassificationColumns(Settings):
+    """Columns of the classification of texts."""
+
+    text: str = Field(min_length=1)
+    """Column with the text."""
+    text_pair: str | None = Field(min_length=1)
+    """Column with a second text, for pairs of texts; null for none."""
+    label: str = Field(min_length=1)
+    """Column with the label: text or a whole number, a list of them, or a number to predict."""
+
+
+def is_label(value: object) -> bool:
+    """Return True for a name or a number of a class."""
+    return isinstance(value, str | int)
+
+
+def is_labels(value: object) -> bool:
+    """Return True for a list of names or numbers of classes."""
+    return isinstance(value, list) and all(map(is_label, value))
+
+
+def is_number(value: object) -> bool:
+    """Return True for a finite number, also as text, as CSV files have it."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False

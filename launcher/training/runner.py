@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.checkpoint import load_tensors
 from launcher.config.schema import RunConfig
-from launcher.contracts import CheckpointStore, ExportTarget, TrainState, World, named_tensors
-from launcher.errors import CheckpointError, ConfigError, Problem
+from launcher.contracts import (
+    CheckpointStore,
+    ExportTarget,
+    Task,
+    TrainState,
+    World,
+    named_tensors,
+)
+from launcher.errors import CheckpointError, ConfigError, DataError, Problem
 from launcher.model import build_module
 from launcher.run_dir import RunDir, write_atomically
 from launcher.training import rng
@@ -83,6 +90,8 @@ def run(
             requests = RankRequests(stop, config.checkpoint.every_minutes)
             parts = build(config, world, requests, references=run_dir.references)
             stack.enter_context(closing(parts.engine.close))
+            if world.rank == 0 and (learned := parts.task.learned()):
+                write_atomically(run_dir.learned, json.dumps(learned, indent=1) + "\n")
             store = config.checkpoint.build(run_dir, world)
             stack.enter_context(closing(store.close))
             state = _restore(config, parts, store)
@@ -197,9 +206,11 @@ def _export(
         return parts.task.sample(module)
 
 
-def load_model(config: RunConfig, checkpoint: Path) -> nn.Module:
+def load_model(config: RunConfig, checkpoint: Path, run_dir: RunDir | None = None) -> nn.Module:
     """Build a run's model on the CPU with the weights of a checkpoint, in evaluation mode."""
     task = config.task.build(config.model.build_tokenizer())
+    if run_dir is not None:
+        restore_task(task, run_dir)
     module = build_module(config.model, task.head, config.seed)
     adapter = config.adapter.adapt(module, task.head, config.seed)
     # The checkpoint has the parameters in the number format of training.
@@ -211,3 +222,13 @@ def load_model(config: RunConfig, checkpoint: Path) -> nn.Module:
     live = {f"model.{name}": tensors[name] for name in names}
     load_tensors(checkpoint, live)
     return module.eval()
+
+
+def restore_task(task: Task, run_dir: RunDir) -> None:
+    """Set what the task of a run took from its training records."""
+    try:
+        task.restore(json.loads(run_dir.learned.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return  # nothing was taken
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{run_dir.learned}: is damaged: {error}") from error

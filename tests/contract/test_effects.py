@@ -507,7 +507,9 @@ def test_every_leaf_reaches_fully_shard(name: str) -> None:
 def test_no_preset_is_left_out() -> None:
     seen = {"optimizer", *GROUPS_WITH_ALL_PRESETS}
     alone = {
-        "data": ["arrow", "csv", "jsonl", "parquet", "stdlib", "text", "tsv"],
+        "data": [
+            *["arrow", "csv", "jsonl", "parquet", "stdlib", "stdlib_snippets", "text", "tsv"],
+        ],
         "parallelism": PARALLELISM,
     }
     assert seen | alone.keys() == {group for group, _ in toy().options()}

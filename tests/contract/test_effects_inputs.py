@@ -31,7 +31,7 @@ from tests.contract.witness import (
     without_witness,
 )
 from tests.tables import save_to_disk
-from tests.toy.shared import Texts
+from tests.toy.shared import Rows
 
 
 def records(data: DataOption) -> Any:
@@ -71,6 +71,12 @@ def test_every_leaf_changes_the_standard_library() -> None:
         partial(option_of, "data"), preset("data", "stdlib"), {"": records}, hints
     )
     assert found == []
+
+
+def test_every_leaf_changes_the_snippets() -> None:
+    hints = {"validation_fraction": Hint((0.5,)), "lines": Hint((40,))}
+    values = replaced(preset("data", "stdlib_snippets"), {"lines": 60})
+    assert without_witness(partial(option_of, "data"), values, {"": records}, hints) == []
 
 
 @pytest.mark.parametrize("name", ["csv", "jsonl", "parquet", "tsv"])
@@ -202,29 +208,55 @@ def test_every_leaf_changes_the_model(name: str, folders: tuple[str, str]) -> No
     assert without_witness(make, replaced(values, given), {"": network}, hints) == []
 
 
+ROWS = Rows(
+    [
+        {
+            "text": "def f():\n    return 1\n" * 3 + f"x = {i}",
+            "other": f"y = {i}",
+            "label": "acb"[i % 3],
+            "tag": "xyz"[i % 2],
+        }
+        for i in range(4)
+    ]
+)
+
+
 def samples(option: TaskOption) -> Any:
-    """The samples of two texts, and the text that a model generates."""
+    """The samples of some records, the losses of a model on them, and the text that it writes."""
     model = option_of("model", replaced(preset("model", "llama"), LLAMA))
     assert isinstance(model, ModelOption)
     task = option.build(model.build_tokenizer())
-    found = task.samples(Texts("def f():\n    return 1\n" * 3, "x = 1\n"))
+    found = task.samples(ROWS)
     inputs = [found.micro_batch([index], 0).inputs for index in range(len(found))]
     torch.manual_seed(0)
-    return inputs, task.sample(build_module(model, task.head, 0).eval())
+    module = build_module(model, task.head, 0).eval()
+    with torch.no_grad():
+        losses = [task.loss(module(**task.forward_inputs(each)), each) for each in inputs]
+    return inputs, task.head.labels, losses, task.sample(module)
+
+
+TASK_HINTS = {
+    "seq_len": Hint((8,)),
+    # Refused: bytes have no such token.
+    "add_bos_token": Hint((True,), observe=CHECK),
+    "sample_prompt": Hint(("x",)),
+    "sample_temperature": Hint((0.0, 5.0)),
+    "columns.text": Hint(("other",)),
+    "columns.text_pair": Hint(("other",)),
+    "columns.label": Hint(("tag",)),
+    # Refused: the labels of the table are neither lists nor numbers.
+    "problem_type": Hint(observe=CHECK),
+    "labels": Hint((["b", "c", "a"],)),
+    "class_weights": Hint(("balanced", {"a": 2.0})),
+}
 
 
 @pytest.mark.parametrize("name", presets("task"))
 def test_every_leaf_changes_the_samples(name: str) -> None:
-    values = replaced(preset("task", name), {"seq_len": 16, "sample_tokens": 8})
-    hints = {
-        "seq_len": Hint((8,)),
-        "columns.text": Hint(("other",), observe=CHECK),
-        # Refused: bytes have no such token.
-        "add_bos_token": Hint((True,), observe=CHECK),
-        "sample_prompt": Hint(("x",)),
-        "sample_temperature": Hint((0.0, 5.0)),
+    values = preset("task", name)
+    small = {
+        key: value for key, value in {"seq_len": 16, "sample_tokens": 8}.items() if key in values
     }
-    assert (
-        without_witness(partial(option_of, "task"), values, {"": samples, CHECK: samples}, hints)
-        == []
-    )
+    values = replaced(values, small)
+    make, observe = partial(option_of, "task"), {"": samples, CHECK: samples}
+    assert without_witness(make, values, observe, TASK_HINTS) == []

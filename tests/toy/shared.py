@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
@@ -34,6 +34,27 @@ class Texts(Records):
     @override
     def describe(self, index: int) -> str:
         return f"{index}.txt"
+
+
+class Rows(Records):
+    """Records as given."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = rows
+        self.columns = list(rows[0])
+        self.fingerprint = repr(rows)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @override
+    def record(self, index: int) -> Mapping[str, Any]:
+        return self.rows[index]
+
+    @override
+    def describe(self, index: int) -> str:
+        return f"rows:{index + 1}"
 
 
 class Numbered(Records):
