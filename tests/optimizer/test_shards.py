@@ -77,11 +77,21 @@ class Run:
             set_gradients(self.module, step, self.shards)
             self.step()
 
+    def follow(self, trajectory: Sequence[Mapping[str, Tensor]]) -> None:
+        """Step the shards alone, and compare them with whole parameters after each step."""
+        for step, wholes in enumerate(trajectory):
+            set_gradients(self.module, step, self.shards)
+            self.optimizer.step()
+            self.compare(wholes)
+
     def step(self) -> None:
-        """Step both, and keep the largest deviation over the tensor's root mean square."""
+        """Step both, and compare them."""
         self.reference.step()
         self.optimizer.step()
-        wholes = dict(self.whole.named_parameters())
+        self.compare(dict(self.whole.named_parameters()))
+
+    def compare(self, wholes: Mapping[str, Tensor]) -> None:
+        """Keep the largest deviation over the tensor's root mean square."""
         for name, param in self.module.named_parameters():
             if param.numel():
                 size = wholes[name].detach().square().mean().sqrt()
@@ -90,8 +100,22 @@ class Run:
                 self.deviation = max(self.deviation, deviation.item())
 
 
+FEW_STEPS = 5
+"""The updates of the fourth are clipped."""
 # What a layout cuts is the same in every number format.
 LAYOUTS_OF = {torch.float64: [*LAYOUTS], torch.float32: ["flat", "mixed"]}
+
+
+def whole_steps(option: OptimizerOption, dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    """The whole parameters after each step, which no layout changes."""
+    module = whole_module(dtype)
+    optimizer = option.build(OptimizerTarget(module, "cpu"))
+    found = []
+    for step in range(FEW_STEPS):
+        set_gradients(module, step)
+        optimizer.step()
+        found.append({name: p.detach().clone() for name, p in module.named_parameters()})
+    return found
 
 
 def deviations(
@@ -100,10 +124,11 @@ def deviations(
     """By layout and dtype: the deviation from whole parameters, and collectives per step."""
     found = {}
     for dtype, layouts in layouts_of.items():
+        trajectory = whole_steps(option, dtype)
         for layout in layouts:
             run = Run(option, layout, dtype)
-            run.run_steps()
-            found[layout, dtype] = (run.deviation, run.sharding.collectives / STEPS)
+            run.follow(trajectory)
+            found[layout, dtype] = (run.deviation, run.sharding.collectives / FEW_STEPS)
     return found
 
 
