@@ -52,7 +52,7 @@ from launcher.contracts.group_options import (
     TaskOption,
 )
 from launcher.contracts.launch import LaunchOption
-from launcher.contracts.model import ModelLimits, ModelOption
+from launcher.contracts.model import ModelLimits, ModelOption, SavedWeight
 from launcher.contracts.module_options import (
     ActivationOption,
     CompileOption,
@@ -152,6 +152,7 @@ __all__ = [
     "Row",
     "RunContext",
     "Samples",
+    "SavedWeight",
     "Schedule",
     "ScheduleError",
     "SchedulerOption",

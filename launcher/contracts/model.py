@@ -36,6 +36,21 @@ class ModelLimits:
     max_positions: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class SavedWeight:
+    """A tensor in a file.
+
+    Attributes:
+        path: The file.
+        offset: Position of its first byte.
+        dtype: Its number format, as torch names it; elements are contiguous, little-endian.
+    """
+
+    path: Path
+    offset: int
+    dtype: str
+
+
 class ModelOption(Option):
     """The network, and its tokenizer."""
 
@@ -104,6 +119,15 @@ class ModelOption(Option):
         # Each tensor is drawn from (seed, name) afterwards, so that every engine starts from the
         # same weights without any rank allocating the full model. A network without files is
         # therefore best built on the meta device, whatever `device` is.
+
+    def saved_weights(self, head: Head) -> Mapping[str, SavedWeight] | None:
+        """Return where the pretrained weights are, by the names that they have in the network.
+
+        Tensors without an entry are drawn. None (the default) where files do not have the tensors
+        as the network has them (other shapes, several in one): then every rank loads all of them.
+        """
+        del head
+        return None
 
     @abstractmethod
     def build_tokenizer(self) -> Tokenizer:

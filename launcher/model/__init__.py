@@ -11,6 +11,7 @@ alone.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -41,17 +42,27 @@ def build_meta_module(
     """Build a network on the meta device, and what fills shards of its weights.
 
     Returns:
-        None for the weights of a network that is built with memory: files have them, or its option
-        knows no meta device. It is as `build_module` builds it.
+        None for the weights of a network that is built with memory: its option knows no meta
+        device, or files have its weights in another form. It is as `build_module` builds it.
     """
     from launcher.model._shards import DrawnWeights
 
-    if option.has_pretrained_weights:
-        return build_module(option, head, seed), None
     module = option.build(head, "meta")
     if not all(param.is_meta for param in module.parameters()):
         return build_module(option, head, seed), None
-    return module, DrawnWeights(option, head, seed, option.build(head, "meta"))
+    drawn = DrawnWeights(option, head, seed, copy.deepcopy(module))
+    if not option.has_pretrained_weights:
+        return module, drawn
+    files = option.saved_weights(head)
+    if files is None:
+        _log.info(
+            "the weights have other names or shapes in their files than in the model: every rank "
+            "loads all of them before they are sharded"
+        )
+        return build_module(option, head, seed), None
+    from launcher.model._pretrained import PretrainedWeights
+
+    return module, PretrainedWeights(files, drawn)
 
 
 def cast_parameters(

@@ -8,11 +8,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from launcher.contracts import DType
+from launcher.contracts import DType, SavedWeight
 from launcher.errors import DataError
 from launcher.model._folder import read_json
 
 _FORMATS: dict[str, DType] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_DTYPES = {
+    **_FORMATS,
+    "F64": "float64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 # The limit of the safetensors library.
 _LARGEST_HEADER = 10**8
 _BLOCK = 2**24
@@ -29,6 +39,20 @@ def check_weights(folder: Path) -> None:
 def has_weights(folder: Path) -> bool:
     """Return True if a folder has weights in safetensors, valid or not."""
     return (folder / _SINGLE).exists() or (folder / _INDEX).exists()
+
+
+def saved_weights(folder: Path) -> dict[str, SavedWeight]:
+    """Return where each tensor is, except those in formats that only their library reads."""
+    found = {}
+    for path in _files(folder):
+        entries = _header(path)
+        # The data follow the header; its length is in the first eight bytes.
+        start = path.stat().st_size - max(entry["data_offsets"][1] for entry in entries.values())
+        for name, entry in entries.items():
+            if entry["dtype"] in _DTYPES:
+                offset = start + entry["data_offsets"][0]
+                found[name] = SavedWeight(path, offset, _DTYPES[entry["dtype"]])
+    return found
 
 
 def weights_dtype(folder: Path) -> DType | None:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import DType, Head, ModelLimits, ModelOption, Tokenizer
+from launcher.contracts import DType, Head, ModelLimits, ModelOption, SavedWeight, Tokenizer
 from launcher.errors import DataError, Problem, TrainctlError
 from launcher.model._folder import check_tokenizer, read_config, read_limits, read_size, short
 from launcher.model._shrunk import shrunk_config
 from launcher.model._tokenizer_name import BYT5, build_tokenizer
-from launcher.model._weights import check_weights, has_weights, weights_dtype, weights_hashes
+from launcher.model._weights import (
+    check_weights,
+    has_weights,
+    saved_weights,
+    weights_dtype,
+    weights_hashes,
+)
 from launcher.run_dir import write_atomically
 
 if TYPE_CHECKING:
@@ -99,10 +106,39 @@ class HuggingFace(ModelOption):
 
     @override
     def build(self, head: Head, device: str) -> nn.Module:
+        from launcher.model._network import build_on_meta, set_pad_id
+
+        with self._reading() as config:
+            set_pad_id(config, head, self.build_tokenizer)
+            # Names and shapes can be asked for without weights, too.
+            if self.init == "random" or (device == "meta" and not has_weights(self._folder)):
+                return build_on_meta(config, head)
+            module, drawn = self._load(config, head, device)
+        if drawn:
+            _log.warning(
+                "%s: no weights of a %s head; drawn: %s",
+                self._folder,
+                head.name,
+                ", ".join(drawn),
+            )
+        return module
+
+    @override
+    def saved_weights(self, head: Head) -> Mapping[str, SavedWeight] | None:
+        from launcher.model._pretrained import match_saved
+
+        with self._reading() as config:
+            module, drawn = self._load(config, head, "meta")
+            # transformers merges the experts of a layer, or renames: there is no slice in a file.
+            if getattr(module, "_weight_conversions", None):
+                return None
+            return match_saved(module, saved_weights(self._folder), set(drawn))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """Yield transformers' config of the folder, and convert errors of loading it."""
         from transformers import AutoConfig
         from transformers.utils import logging
-
-        from launcher.model._network import build_on_meta, set_pad_id
 
         read_config(self._folder)
         logging.disable_progress_bar()
@@ -110,15 +146,9 @@ class HuggingFace(ModelOption):
         # `_load` reports missing weights itself.
         logging.set_verbosity_error()
         try:
-            config = AutoConfig.from_pretrained(
+            yield AutoConfig.from_pretrained(
                 self._folder, local_files_only=True, trust_remote_code=False
             )
-            set_pad_id(config, head, self.build_tokenizer)
-            # Names and shapes can be asked for without weights, too.
-            if self.init == "random" or (device == "meta" and not has_weights(self._folder)):
-                return build_on_meta(config, head)
-            check_weights(self._folder)
-            return self._load(config, head, device)
         except TrainctlError:
             raise
         except Exception as error:
@@ -172,12 +202,13 @@ class HuggingFace(ModelOption):
     def _tokenizer_name(self) -> str:
         return self.path if self.tokenizer is None else self.tokenizer
 
-    def _load(self, config: Any, head: Head, device: str) -> nn.Module:
-        """Load the weights; those of a new head are on the meta device."""
+    def _load(self, config: Any, head: Head, device: str) -> tuple[nn.Module, Sequence[str]]:
+        """Load the weights; return the names of those of a new head, on the meta device."""
         import torch
 
         from launcher.model._network import auto_class, move_to_meta
 
+        check_weights(self._folder)
         module, report = auto_class(config, head).from_pretrained(
             self._folder,
             config=config,
@@ -197,16 +228,8 @@ class HuggingFace(ModelOption):
         if device != "meta":
             module.to(device)
         move_to_meta(module, drawn)
-        if drawn:
-            _log.warning(
-                "%s: no weights of a %s head; drawn: %s",
-                self._folder,
-                head.name,
-                ", ".join(drawn),
-            )
-        loaded: nn.Module = module
         # from_pretrained leaves a model in evaluation mode; a new one is in training mode.
-        return loaded.train()
+        return module.train(), drawn
 
     def _check_loaded(self, module: Any, report: dict[str, Any]) -> Sequence[str]:
         """Return the missing weights of a new head; raise DataError for any other difference."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import re
-import resource
 import shutil
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from launcher.training.exporting import export_checkpoint
 from tests.conftest import Console, toy_words
 from tests.end_to_end.test_fsdp import on
 from tests.end_to_end.test_resume import weights
+from tests.kernel_limit import memory_limit
 
 # About 10 MB for each of two matrices: far above what Python allocates meanwhile.
 WIDTH = 100_000
@@ -108,23 +106,8 @@ def test_a_model_of_transformers_with_renamed_weights(trainctl: Console) -> None
     assert json.loads((trainctl.folder / "wide" / "config.json").read_text())["dtype"] == "float32"
 
 
-def allocated() -> int:
-    """Bytes of private memory that this process may write to; files are not counted."""
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"VmData:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def limit(num_bytes: int) -> None:
-    """Let every further allocation fail once this process has so many bytes."""
-    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, resource.RLIM_INFINITY))
-
-
 def handle_in_little_memory(folder: str) -> None:
     """Save, export and convert a model of two large tensors under a limit of the kernel."""
-    # Large blocks are then given back as soon as they are freed, and counted exactly.
-    ctypes.CDLL(None).mallopt(-3, 1 << 20)
     run_dir = RunDir(Path(folder))
     config = load_config(toy_words(f"model.width={WIDTH}")).config
     world = World(rank=0, size=1, local_rank=0, device="cpu")
@@ -147,14 +130,11 @@ def handle_in_little_memory(folder: str) -> None:
     write_parts(SavedCheckpoint(path), run_dir.path / "parts", 1)
     expected = engine["model.0.weight"].clone()
     engine.clear()
-    free = allocated()
-    limit(free + int(SLACK * largest))
-    export_checkpoint(path, run_dir.path / "export")
-    write_parts(SavedCheckpoint(path), run_dir.path / "again", 1)
-    limit(free + largest // 2)
-    with pytest.raises((MemoryError, RuntimeError)):
+    with memory_limit(int(SLACK * largest)):
+        export_checkpoint(path, run_dir.path / "export")
+        write_parts(SavedCheckpoint(path), run_dir.path / "again", 1)
+    with memory_limit(largest // 2), pytest.raises((MemoryError, RuntimeError)):
         SavedCheckpoint(path).read(["model.0.weight"])
-    limit(resource.RLIM_INFINITY)
     found = torch.load(run_dir.path / "export" / "weights.pt", weights_only=True)
     assert torch.equal(found["0.weight"], expected)
     assert (run_dir.path / "again" / "state" / "__0_0.distcp").stat().st_size > 2 * largest
