@@ -162,6 +162,7 @@ def zero_option(values: Mapping[str, Any]) -> Zero:
         stage=own.get("stage", values.get("zero_stage", 2)),
         offload_optimizer=_text(devices["offload_optimizer"]) == "cpu",
         offload_params=_text(devices["offload_param"]) == "cpu",
+        nvme_path=None,
         pin_memory=bool((own.get("offload_optimizer") or {}).get("pin_memory", False)),
         overlap_comm=own.get("overlap_comm") is True,
         reduce_bucket_elements=number("reduce_bucket_size", 500_000_000),

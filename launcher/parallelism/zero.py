@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
 from launcher.contracts import ConfigView, Engine, EngineParts, Layout
-from launcher.errors import DataError, Problem
+from launcher.errors import DataError, LaunchError, Problem
 from launcher.parallelism import _zero_json
 from launcher.parallelism._several_ranks import SeveralRanks
 
@@ -33,6 +34,9 @@ class Zero(SeveralRanks):
     there."""
     offload_params: bool
     """Keep the parameters of stage 3 in the host's memory between forward passes."""
+    nvme_path: str | None = Field(min_length=1)
+    """Folder on an NVMe drive that holds the offloaded parameters instead of the host's memory, or
+    null. Needs libaio, and DeepSpeed compiles its access to it."""
     pin_memory: bool
     """Page-lock that memory, so that copies to the GPU overlap with its work."""
     overlap_comm: bool
@@ -76,6 +80,11 @@ class Zero(SeveralRanks):
                 "needs parallelism.offload_optimizer=true: DeepSpeed updates offloaded parameters "
                 "in the host's memory",
             )
+        if self.nvme_path is not None and not self.offload_params:
+            yield Problem(
+                "parallelism.nvme_path",
+                "needs parallelism.offload_params=true: only offloaded parameters are kept there",
+            )
 
         if self.config_file is not None:
             # The file must not add keys to what it is compared with.
@@ -88,6 +97,8 @@ class Zero(SeveralRanks):
 
     @override
     def preflight(self) -> None:
+        if self.nvme_path is not None:
+            check_nvme(self.nvme_path)
         if self.config_file is not None:
             _zero_json.read(self.config_file)
 
@@ -105,6 +116,7 @@ class Zero(SeveralRanks):
             "offload_optimizer.pin_memory": "pin_memory",
             "offload_param.device": "offload_params",
             "offload_param.pin_memory": "pin_memory",
+            "offload_param.nvme_path": "nvme_path",
         }
         return {f"zero_optimization.{k}": f"parallelism.{v}" for k, v in names.items()}
 
@@ -120,6 +132,8 @@ class Zero(SeveralRanks):
                 found[field] = "only stage 3 gathers parameters layer by layer"
         if not (self.offload_optimizer or self.offload_params):
             found["pin_memory"] = "nothing is offloaded"
+        if not self.offload_params:
+            found["nvme_path"] = "no parameter is offloaded"
         return found
 
     def deepspeed_config(self, num_trained: int) -> dict[str, Any]:
@@ -128,13 +142,13 @@ class Zero(SeveralRanks):
         Args:
             num_trained: Number of trained elements: no buffer need be larger.
         """
-        offload = {"device": "cpu", "pin_memory": self.pin_memory}
+        offload: dict[str, Any] = {"device": "cpu", "pin_memory": self.pin_memory}
         zero = {
             "stage": self.stage,
             "overlap_comm": self.overlap_comm,
             "reduce_bucket_size": min(self.reduce_bucket_elements, max(2, num_trained)),
             **({"offload_optimizer": offload} if self.offload_optimizer else {}),
-            **({"offload_param": offload} if self.offload_params else {}),
+            **({"offload_param": offload | self._nvme()} if self.offload_params else {}),
         }
         if self.stage != 3:
             zero["allgather_bucket_size"] = self.gather_bucket_elements
@@ -158,8 +172,29 @@ class Zero(SeveralRanks):
             "zero_optimization": tuned.get("zero_optimization", {}) | zero,
         }
 
+    def _nvme(self) -> dict[str, str]:
+        return {} if self.nvme_path is None else {"device": "nvme", "nvme_path": self.nvme_path}
+
     @override
     def build_distributed(self, parts: EngineParts) -> Engine:
         from launcher.parallelism._zero_engine import ZeroEngine
 
         return ZeroEngine(parts, self)
+
+
+def check_nvme(path: str) -> None:
+    """Check that parameters can be kept in a folder.
+
+    Raises:
+        LaunchError: The folder, or the library that writes to it, is not there.
+    """
+    from ctypes.util import find_library
+
+    if not Path(path).is_dir():
+        raise LaunchError(f"parallelism.nvme_path={path}: no such folder")
+    if find_library("aio") is None:
+        raise LaunchError(
+            f"parallelism.nvme_path={path}: DeepSpeed reads and writes it with libaio, which is not"
+            " installed; install the package libaio-dev or libaio-devel, or write "
+            "parallelism.nvme_path=null"
+        )

@@ -446,7 +446,10 @@ def test_every_leaf_reaches_deepspeed(name: str, tmp_path: Path) -> None:
         partial(option_of, "parallelism"),
         option.model_dump(),
         {"": generated},
-        {"config_file": Hint((str(file),))},
+        {
+            "config_file": Hint((str(file),)),
+            "nvme_path": Hint((str(tmp_path),), where={"offload_params": option.offload_params}),
+        },
     )
     assert sorted(found) == sorted(option.not_applicable(config))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.config.load import load_config
-from launcher.errors import ConfigError, DataError
+from launcher.errors import ConfigError, DataError, LaunchError
 
 
 def composed(tmp_path: Path, content: Any, *words: str) -> Any:
@@ -68,9 +68,27 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:
         (["precision=bf16_pure"], "must keep weights in float32"),
         (["precision=fp64"], "must keep weights in float32"),
         (["parallelism.offload_params=true"], "needs stage 3"),
+        (["parallelism.nvme_path=drive"], "needs parallelism.offload_params=true"),
     ],
 )
 def test_what_cannot_equal_one_process_is_refused(words: list[str], found: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(["parallelism=zero2", "launch.processes=2", *words])
     assert found in str(error.value)
+
+
+def test_parameters_on_nvme_need_a_folder_and_libaio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["parallelism=zero_offload", "launch.processes=2", f"parallelism.nvme_path={tmp_path}"]
+    option: Any = load_config(words).config.parallelism
+    param = option.deepspeed_config(100)["zero_optimization"]["offload_param"]
+    assert (param["device"], param["nvme_path"]) == ("nvme", str(tmp_path))
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    with pytest.raises(LaunchError, match="libaio, which is not installed"):
+        option.preflight()
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: f"lib{name}.so.1")
+    option.preflight()
+    tmp_path.rmdir()
+    with pytest.raises(LaunchError, match="no such folder"):
+        option.preflight()
