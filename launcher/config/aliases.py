@@ -12,7 +12,6 @@ _NO_HUB = "(leave it out: nothing is uploaded; the trained model is in RUN_DIR/e
 _NO_WORKERS = "(leave it out: batches are made in the training process)"
 _NO_CONFIG = "(leave it out: --config-dir DIR and --config-name NAME name a config file)"
 _NO_ADAPTERS = "(leave it out: all parameters are trained; there are no adapters)"
-_NO_EMA = "(leave it out: no average of the weights is kept; optimizer=schedule_free_adamw has one)"
 _NO_WANDB = "(metrics are written to RUN_DIR/metrics.jsonl and TensorBoard, not to wandb)"
 _DEVICE_LIST = "(write launch.processes=N; the variable CUDA_VISIBLE_DEVICES selects the GPUs)"
 _NODES = "launch=torchrun launch.nodes={}"
@@ -259,9 +258,8 @@ KEYS: Mapping[str, Answer] = {
     "lora_r": _NO_ADAPTERS,
     "lora_alpha": _NO_ADAPTERS,
     "lora_rank": _NO_ADAPTERS,
-    "ema": _NO_EMA,
-    "ema_decay": _NO_EMA,
-    "use_ema": _NO_EMA,
+    "ema_decay": "ema=on ema.decay={}",
+    "use_ema": {"false": "ema=off", "": "ema=on"},
     "load_best_model_at_end": "(leave it out: the model of the last step is exported)",
     "group_by_length": _BY_LENGTH,
     "length_column_name": _BY_LENGTH,

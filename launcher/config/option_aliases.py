@@ -94,6 +94,7 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "shuffle": "random",
         "none": "random",
     },
+    "ema": {"true": "on", "false": "off", "none": "off"},
     "accumulation": {"gradient_accumulation": "steps", "batch_size": "samples"},
 }
 

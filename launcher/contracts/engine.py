@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from launcher.contracts.adapter import Adapted
     from launcher.contracts.data import BatchPlan, MicroBatch, Window
     from launcher.contracts.group_options import PrecisionOption
+    from launcher.contracts.module_options import EmaOption
     from launcher.contracts.optimizer import OptimizerOption
     from launcher.contracts.task import Task
 
@@ -192,6 +193,8 @@ class EngineParts:
     """Fills the shards of a module on the meta device; None for a module with memory."""
     adapter: Adapted | None = None
     """What an adapter did to the module; None if all of its weights are trained."""
+    ema: EmaOption | None = None
+    """Moving average of the weights; None for none."""
     auxiliary_losses: Callable[[Any], Mapping[str, Tensor]] = _no_losses
     """Losses that the module itself adds, by name, given the outputs of a forward pass: see
     `ModelOption.auxiliary_losses`."""
@@ -221,8 +224,9 @@ class UpdateStats:
 
 EngineState = Mapping[str, "Tensor | LocalShard"]
 """Model and optimizer state, flat: `model.<parameter>`, `optimizer.<parameter>.<key>`,
-`optimizer_group.<group>.<key>` and `precision.<key>`. Plain tensors are equal on all ranks; a
-LocalShard is this rank's part. A parameter that no update has reached has no optimizer entries."""
+`optimizer_group.<group>.<key>`, `precision.<key>`, `ema.<parameter>` and `ema_counter.<key>`. Plain
+tensors are equal on all ranks; a LocalShard is this rank's part. A parameter that no update has
+reached has no optimizer entries."""
 # Tensors only, because anything else needs pickle, and loading a pickle executes code. By name and
 # not by index, as torch's optimizers number them: engines and pipeline stages hold other subsets.
 

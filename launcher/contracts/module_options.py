@@ -86,7 +86,7 @@ class EmaOption(Option):
     """Exponential moving average of the weights."""
 
     @abstractmethod
-    def build(self, params: Mapping[str, nn.Parameter]) -> WeightAverage | None:
+    def build(self, params: Mapping[str, Tensor]) -> WeightAverage | None:
         """Return the average of parameters, or None for none.
 
         Args:

@@ -10,12 +10,12 @@ from typing_extensions import override
 from launcher.contracts import EmaOption, WeightAverage
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
 
 class NoAverage(EmaOption):
     """No average: evaluations and exports use the trained weights."""
 
     @override
-    def build(self, params: Mapping[str, nn.Parameter]) -> WeightAverage | None:
+    def build(self, params: Mapping[str, Tensor]) -> WeightAverage | None:
         return None

@@ -1,7 +1,8 @@
-"""Check that every tensor of an adapter is trained."""
+"""Check that every tensor of an adapter is trained; name parameters without a gradient."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from launcher.contracts import Sharding
 from launcher.errors import ConfigError, Problem
 
+_log = logging.getLogger("trainctl.engine")
 # The second matrix of a pair is zero at first, and so is the gradient of the first one until an
 # update has changed the second.
 _UPDATES = 3
@@ -69,3 +71,15 @@ def _has_gradient(param: nn.Parameter) -> Tensor:
     if param.grad is None or not param.grad.numel():
         return torch.zeros((), device=param.device)
     return param.grad.any().float()
+
+
+def warn_unused(names: Mapping[Tensor, str]) -> None:
+    """Log the parameters without a gradient."""
+    if idle := [name for p, name in names.items() if p.requires_grad and p.grad is None]:
+        more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
+        _log.warning(
+            "parameters without a gradient stay as they are until they get one: %s%s; if they "
+            "never should, name them in optimizer.groups.frozen",
+            ", ".join(idle[:_NAMED]),
+            more,
+        )

@@ -13,6 +13,7 @@ from launcher.contracts import (
     LocalShard,
     Precision,
     Sharding,
+    WeightAverage,
     is_sharded_state,
     param_of,
 )
@@ -41,6 +42,23 @@ def optimizer_shards(
         known = key in optimizer.state[params[name]]
         if known and is_sharded_state(optimizer, params[name], key):
             found[entry] = LocalShard(tensor, sharding.shard_of(params[name]))
+    return found
+
+
+def average_state(
+    average: WeightAverage | None, names: Mapping[Tensor, str], sharding: Sharding
+) -> dict[str, Tensor | LocalShard]:
+    """Return the live state of a moving average: averages are sharded like their parameters."""
+    if average is None:
+        return {}
+    params = {name: param for param, name in names.items()}
+    found: dict[str, Tensor | LocalShard] = {
+        f"ema_counter.{name}": value for name, value in average.counters().items()
+    }
+    for name, tensor in average.averages().items():
+        is_full = sharding.ranks == 1
+        shard = None if is_full else sharding.shard_of(params[name])
+        found[f"ema.{name}"] = tensor if shard is None else LocalShard(tensor, shard)
     return found
 
 

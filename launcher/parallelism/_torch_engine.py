@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,19 @@ from torch import Tensor, nn
 
 from launcher.errors import NonFinite
 from launcher.parallelism._clipping import clip_, gradient_norm
-from launcher.parallelism._gradient_check import GradientCheck
+from launcher.parallelism._gradient_check import GradientCheck, warn_unused
 from launcher.parallelism._optimizer_state import (
     load_optimizer,
     optimizer_template,
     optimizer_tensors,
 )
-from launcher.parallelism._state import load_formats, load_model, local_tensors, optimizer_shards
+from launcher.parallelism._state import (
+    average_state,
+    load_formats,
+    load_model,
+    local_tensors,
+    optimizer_shards,
+)
 
 if TYPE_CHECKING:
     from launcher.contracts import EngineParts, EngineState, MicroBatch, Request, Window
@@ -37,7 +43,6 @@ from launcher.contracts import (
 )
 
 _log = logging.getLogger("trainctl.engine")
-_NAMED = 5
 # Micro-batches of an evaluation whose predictions are gathered in one collective: fewer are slower,
 # more take memory.
 _GATHERED_TOGETHER = 16
@@ -89,6 +94,8 @@ class TorchEngine:
         self._gradient_check = GradientCheck(
             () if self._adapter is None else self._adapter.trained, self._optimizer_sharding
         )
+        trained = {name: p for p, name in self.parameter_names().items() if p.requires_grad}
+        self._average = parts.ema.build(trained) if parts.ema else None
         self._window: Window | None = None
         self._losses: list[Tensor] = []
         self.mean_loss = torch.zeros(())
@@ -139,13 +146,17 @@ class TorchEngine:
         norm = gradient_norm(self.params, self.gradient_sharding)
         finite, requests = self.check_finite(norm)
         if finite:
-            self._warn_unused_parameters()
+            if not self._warned_unused:  # once: a search of all names in each step is not free
+                self._warned_unused = True
+                warn_unused(self.parameter_names())
             self._gradient_check(self.params, self.parameter_names(), lr)
             clip_(self.params, self._clipping, norm, self.gradient_sharding)
             for group in self.optimizer.param_groups:
                 if lr is not None:
                     group["lr"] = lr * group["lr_scale"]
             self.step_optimizer()
+            if self._average is not None:
+                self._average.update()
         # A loss scale causes overflows of gradients now and then, but none of the loss itself.
         elif scale and self.mean_loss.isfinite():
             _log.debug("update skipped: gradients overflow at a loss scale of %g", factor)
@@ -166,24 +177,23 @@ class TorchEngine:
     def _predictions(
         self, micro_batches: Iterable[MicroBatch], predict: Predict
     ) -> Generator[Mapping[str, Tensor]]:
-        self._training(on=False)
-        try:
-            with torch.no_grad(), self._precision.evaluation(self.module):
-                predictions: list[Mapping[str, Tensor]] = []
-                for micro_batch in micro_batches:
-                    inputs = self._on_device(micro_batch.inputs)
-                    outputs = self.evaluated(**self._task.forward_inputs(inputs))
-                    # A row without index is padding: ranks need equally many micro-batches.
-                    count = len(micro_batch.indices)
-                    found = {name: v[:count] for name, v in predict(outputs, inputs).items()}
-                    predictions.append(found)
-                    if len(predictions) == _GATHERED_TOGETHER:
-                        yield from self.gather_predictions(predictions)
-                        predictions = []
-                yield from self.gather_predictions(predictions)
-        finally:
-            self.end_evaluation()
-            self._training(on=True)
+        with (
+            self._evaluation_mode(averaged=bool(self._average and self._average.in_evaluation)),
+            torch.no_grad(),
+            self._precision.evaluation(self.module),
+        ):
+            predictions: list[Mapping[str, Tensor]] = []
+            for micro_batch in micro_batches:
+                inputs = self._on_device(micro_batch.inputs)
+                outputs = self.evaluated(**self._task.forward_inputs(inputs))
+                # A row without index is padding: ranks need equally many micro-batches.
+                count = len(micro_batch.indices)
+                found = {name: v[:count] for name, v in predict(outputs, inputs).items()}
+                predictions.append(found)
+                if len(predictions) == _GATHERED_TOGETHER:
+                    yield from self.gather_predictions(predictions)
+                    predictions = []
+            yield from self.gather_predictions(predictions)
 
     def agree(self, request: Request) -> Request:
         return request
@@ -191,30 +201,29 @@ class TorchEngine:
     @contextlib.contextmanager
     def full_module(self) -> Iterator[nn.Module | None]:
         self._end_evaluation()
-        self._training(on=False)
-        try:
-            with self.whole_module() as module:
-                yield module
-        finally:
-            self._training(on=True)
+        averaged = self._average is not None and self._average.in_export
+        with self._evaluation_mode(averaged=averaged), self.whole_module() as module:
+            yield module
 
     def state(self) -> EngineState:
         self._end_evaluation()
         model = {f"model.{name}": value for name, value in self._saved_tensors().items()}
         formats = {f"precision.{name}": value for name, value in self._precision.state().items()}
-        return {**model, **formats, **self._optimizer_state()}
+        averages = average_state(self._average, self.parameter_names(), self._optimizer_sharding)
+        return {**model, **formats, **self._optimizer_state(), **averages}
 
     def load_state(self, state: EngineState) -> None:
         self._end_evaluation()
         model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
         formats = {k: v for k, v in state.items() if k.startswith("precision.")}
-        rest = {k: v for k, v in state.items() if not k.startswith(("model.", "precision."))}
+        averages = {k: v for k, v in state.items() if k.startswith("ema")}
+        rest = {k: v for k, v in state.items() if not k.startswith(("model.", "precision.", "ema"))}
         # It may step the optimizer on zero gradients: before the weights are loaded.
         live = self._optimizer_state(for_load=True)
-        load_optimizer(
-            self.optimizer, self.parameter_names(), local_tensors(rest, live), self._stateless
-        )
+        names = self.parameter_names()
+        load_optimizer(self.optimizer, names, local_tensors(rest, live), self._stateless)
         load_model(self._saved_tensors(), model)
+        load_model(average_state(self._average, names, self._optimizer_sharding), averages)
         self.publish_weights()
         self._has_stepped = True
         load_formats(self._precision, {k.removeprefix("precision."): v for k, v in formats.items()})
@@ -342,28 +351,26 @@ class TorchEngine:
             self._evaluation.close()
             self._evaluation = None
 
-    def _training(self, *, on: bool) -> None:
+    @contextlib.contextmanager
+    def _evaluation_mode(self, *, averaged: bool) -> Iterator[None]:
+        swap = self._average.swap if self._average and averaged else None
+        self._training(on=False, swap=swap)
+        try:
+            yield
+        finally:
+            self.end_evaluation()
+            self._training(on=True, swap=swap)
+
+    def _training(self, *, on: bool, swap: Callable[[], None] | None) -> None:
         self.module.train(on)
         # Schedule-free optimizers keep other weights for evaluation than for training.
         switch = getattr(self.optimizer, "train" if on else "eval", None)
-        if switch is not None:
-            switch()
+        # In reverse at the end: each restores what it has found.
+        changes = [each for each in ((swap, switch) if on else (switch, swap)) if each is not None]
+        for change in changes:
+            change()
+        if changes:
             self.publish_weights()
-
-    def _warn_unused_parameters(self) -> None:
-        # In the first update only: a search of all names in each step is not free.
-        if self._warned_unused:
-            return
-        self._warned_unused = True
-        params = self.parameter_names().items()
-        if idle := [name for p, name in params if p.requires_grad and p.grad is None]:
-            more = f" and {len(idle) - _NAMED} more" if len(idle) > _NAMED else ""
-            _log.warning(
-                "parameters without a gradient stay as they are until they get one: %s%s; if they "
-                "never should, name them in optimizer.groups.frozen",
-                ", ".join(idle[:_NAMED]),
-                more,
-            )
 
     def _refuse(self, norm: Tensor) -> None:
         error = self._explain(norm)

@@ -230,6 +230,7 @@ def _build_engine(
             plan=plan,
             requests=requests,
             weights=weights,
+            ema=config.ema,
             auxiliary_losses=partial(config.model.auxiliary_losses, module),
         )
     )

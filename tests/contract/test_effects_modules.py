@@ -94,3 +94,35 @@ def test_every_leaf_changes_the_batches(name: str) -> None:
     make = partial(option_of, "batching")
     hints = {"tokens_per_micro_batch": Hint((600, 4000))}
     assert without_witness(make, preset("batching", name), {"": batches}, hints) == []
+
+
+class Elsewhere:
+    """Stands for a tensor of another device; its copies are named by their device."""
+
+    device, dtype = "cuda", torch.float32
+
+    def detach(self) -> Elsewhere:
+        return self
+
+    def to(self, *, device: str, **_: Any) -> str:
+        return device
+
+
+def averaged(option: Any) -> Any:
+    """The averages of a moving weight, and where and when they are used."""
+    param = torch.zeros(3)
+    average = option.build({"w": param})
+    found = []
+    for value in range(1, 5):
+        param.fill_(value)
+        average.update()
+        found.append(average.averages()["w"].tolist())
+    place = option.build({"w": Elsewhere()}).averages()["w"]
+    return found, average.in_evaluation, average.in_export, place
+
+
+@pytest.mark.parametrize("name", sorted({*presets("ema")} - {"off"}))
+def test_every_leaf_changes_the_average(name: str) -> None:
+    make = partial(option_of, "ema")
+    hints = {"decay": Hint(where={"warmup": False})}
+    assert without_witness(make, preset("ema", name), {"": averaged}, hints) == []
