@@ -15,6 +15,8 @@ from launcher.contracts.task import HeadName
 from launcher.errors import Problem
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from launcher.contracts.checkpoints import CheckpointStore
     from launcher.contracts.columns import Column
     from launcher.contracts.config import ConfigView
@@ -219,6 +221,15 @@ class ParallelismOption(Option):
         """Return True if the engine takes a module on the meta device and fills its own shards."""
         del ranks
         return False
+
+    def parameter_bytes(self, module: nn.Module, ranks: int) -> Sequence[int]:
+        """Return the bytes of parameters that each rank keeps between steps, in order of ranks.
+
+        Args:
+            module: The network; may be on the meta device.
+            ranks: Number of ranks.
+        """
+        return [sum(param.nbytes for param in module.parameters())] * ranks
 
     @abstractmethod
     def build(self, parts: EngineParts) -> Engine:

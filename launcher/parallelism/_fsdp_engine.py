@@ -26,7 +26,7 @@ from launcher.blocks import sharded_blocks
 from launcher.contracts import LocalShard, OptimizerTarget, Shard, canonical_name, named_tensors
 from launcher.errors import ConfigError, Problem
 from launcher.parallelism._distributed_engine import DistributedEngine
-from launcher.parallelism._local_parameters import GroupSharding, with_parameters
+from launcher.parallelism._local_parameters import GroupSharding, row_range, with_parameters
 
 if TYPE_CHECKING:
     from launcher.contracts import EngineParts, Window
@@ -179,7 +179,7 @@ class FSDPEngine(DistributedEngine):
         for full_name, param in module.named_parameters():
             name = canonical_name(full_name)
             local = nn.Parameter(_local(param.detach()), requires_grad=param.requires_grad)
-            start, stop = _rows(len(param), rank, ranks)
+            start, stop = row_range(len(param), rank, ranks)
             shards[local] = Shard.slice_of(name, param.shape, 0, start, stop)
             self._pairs.append((param, local, name))
         self._sharding = self.gradient_sharding = GroupSharding(
@@ -190,7 +190,7 @@ class FSDPEngine(DistributedEngine):
     def _gathered(self, local: Tensor, shard: Shard) -> Tensor:
         """Return a whole parameter, on the device of the collectives."""
         ranks = self.world.layout.dp_shard
-        rows, _ = _rows(shard.shape[0], 1, ranks)
+        rows, _ = row_range(shard.shape[0], 1, ranks)
         padded = local.new_zeros((rows, *shard.shape[1:]), device=self.device)
         padded[: len(local)] = local.detach()
         parts = [torch.empty_like(padded) for _ in range(ranks)]
@@ -232,12 +232,6 @@ def _move_buffers(module: nn.Module, device: torch.device) -> None:
     for part in module.modules():
         for name, buffer in list(part.named_buffers(recurse=False)):
             setattr(part, name, buffer.to(device))
-
-
-def _rows(length: int, rank: int, ranks: int) -> tuple[int, int]:
-    """Return a rank's first row and the one after its last, as fully_shard cuts them."""
-    each = -(-length // ranks)
-    return min(rank * each, length), min((rank + 1) * each, length)
 
 
 def _fsdp_modules(module: nn.Module) -> Iterator[FSDPModule]:

@@ -83,3 +83,9 @@ class GroupSharding:
             parts = torch.split(packed, [value.numel() for value in values])
             for value, part in zip(values, parts, strict=True):
                 value.copy_(part.view_as(value))
+
+
+def row_range(length: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Return a rank's first row and the one after its last, as fully_shard cuts them."""
+    each = -(-length // ranks)
+    return min(rank * each, length), min((rank + 1) * each, length)

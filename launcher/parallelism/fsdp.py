@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -17,6 +17,9 @@ from launcher.contracts import (
 )
 from launcher.errors import Problem
 from launcher.parallelism._several_ranks import SeveralRanks
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class FSDP(SeveralRanks):
@@ -77,6 +80,19 @@ class FSDP(SeveralRanks):
     @override
     def takes_meta_module(self, ranks: int) -> bool:
         return ranks > 1
+
+    @override
+    def parameter_bytes(self, module: nn.Module, ranks: int) -> Sequence[int]:
+        from launcher.parallelism._local_parameters import row_range
+
+        shards = self.layout(ranks).dp_shard
+        held = [0] * shards
+        for param in module.parameters():
+            row = param.nbytes // max(1, len(param))
+            for rank in range(shards):
+                start, stop = row_range(len(param), rank, shards)
+                held[rank] += (stop - start) * row
+        return held * (ranks // shards)
 
     @override
     def build_distributed(self, parts: EngineParts) -> Engine:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -13,6 +13,9 @@ from launcher.contracts import ConfigView, Engine, EngineParts, Layout
 from launcher.errors import DataError, LaunchError, Problem
 from launcher.parallelism import _zero_json
 from launcher.parallelism._several_ranks import SeveralRanks
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Zero(SeveralRanks):
@@ -174,6 +177,14 @@ class Zero(SeveralRanks):
 
     def _nvme(self) -> dict[str, str]:
         return {} if self.nvme_path is None else {"device": "nvme", "nvme_path": self.nvme_path}
+
+    @override
+    def parameter_bytes(self, module: nn.Module, ranks: int) -> Sequence[int]:
+        if self.stage < 3:
+            return super().parameter_bytes(module, ranks)
+        # DeepSpeed pads each parameter to equal parts.
+        each = sum(-(-param.numel() // ranks) * param.itemsize for param in module.parameters())
+        return [each] * ranks
 
     @override
     def build_distributed(self, parts: EngineParts) -> Engine:
