@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from launcher.checkpoint import SavedCheckpoint, file_backed
 from launcher.config.schema import RunConfig
 from launcher.contracts import OptimizerTarget, Task, canonical_name, named_tensors, param_of
-from launcher.errors import CheckpointError, Diverged
+from launcher.errors import CheckpointError, DataError, Diverged
 from launcher.model import cast_parameters, replace_tensors
+from launcher.run_dir import RunDir
 from launcher.training.finite import nonfinite, param_names
 from launcher.training.parts import read_data
 
@@ -80,9 +82,7 @@ def export_checkpoint(path: Path, folder: Path, dtype: DType | None = None) -> N
             f"{path}: has only the weights of adapter={config.adapter.kind}; the run exports them "
             "when it ends: `trainctl resume RUN_DIR max_steps=STEP` ends it at a step"
         )
-    task = config.task.build(config.model.build_tokenizer())
-    if task.head.name in _LABELLED:
-        task = read_data(config).task
+    task = _task(config, RunDir(path.parent.parent))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-export-", dir=folder.parent) as scratch:
         allocate = partial(file_backed, folder=Path(scratch))
@@ -96,6 +96,27 @@ def export_checkpoint(path: Path, folder: Path, dtype: DType | None = None) -> N
                 "exported; export an earlier checkpoint"
             )
         export_model(config, task, module.eval(), folder, dtype=dtype, allocate=allocate)
+
+
+def restore_task(task: Task, run_dir: RunDir) -> None:
+    """Set what the task of a run took from its training records."""
+    try:
+        task.restore(json.loads(run_dir.learned.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return  # nothing was taken
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{run_dir.learned}: is damaged: {error}") from error
+
+
+def _task(config: RunConfig, run_dir: RunDir) -> Task:
+    """Build the task of a run, with its labels if it has some."""
+    task = config.task.build(config.model.build_tokenizer())
+    if run_dir.learned.exists():
+        restore_task(task, run_dir)
+    elif task.head.name in _LABELLED:
+        # The checkpoint was copied out of its run.
+        task = read_data(config).task
+    return task
 
 
 def _allocate_saved(

@@ -17,17 +17,16 @@ from launcher.config.schema import RunConfig
 from launcher.contracts import (
     CheckpointStore,
     ExportTarget,
-    Task,
     TrainState,
     World,
     named_tensors,
 )
-from launcher.errors import CheckpointError, ConfigError, DataError, Problem
+from launcher.errors import CheckpointError, ConfigError, Problem
 from launcher.model import build_module
 from launcher.run_dir import RunDir, write_atomically
 from launcher.training import rng
 from launcher.training.execution import Execution
-from launcher.training.exporting import export_model
+from launcher.training.exporting import export_model, restore_task
 from launcher.training.failures import closing, out_of_memory_context
 from launcher.training.finite import check_weights, param_names
 from launcher.training.parts import Parts, build
@@ -222,13 +221,3 @@ def load_model(config: RunConfig, checkpoint: Path, run_dir: RunDir | None = Non
     live = {f"model.{name}": tensors[name] for name in names}
     load_tensors(checkpoint, live)
     return module.eval()
-
-
-def restore_task(task: Task, run_dir: RunDir) -> None:
-    """Set what the task of a run took from its training records."""
-    try:
-        task.restore(json.loads(run_dir.learned.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return  # nothing was taken
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{run_dir.learned}: is damaged: {error}") from error
