@@ -36,6 +36,7 @@ TABLE: dict[str, tuple[Kind, str]] = {
     "max_consecutive_skips": ("safe", "only the number of tolerated skips changes"),
     "model": ("impossible", "the checkpoint holds the tensors of this model; start a new run"),
     "task": ("allow", "the rest of the run trains on other samples"),
+    "task.loss_chunk_tokens": ("safe", "sums are taken in another order: equal up to rounding"),
     "task.kind": ("impossible", "another task is another experiment; start a new run"),
     "data": ("allow", "the rest of the run trains on other records"),
     "adapter": ("impossible", "the checkpoint holds the tensors of this adapter; start a new run"),

@@ -82,6 +82,16 @@ class Task(ABC):
         """Set what `learned` returned in another process, instead of reading training records."""
         del learned
 
+    def prepare_module(self, module: nn.Module) -> None:
+        """Change how the built network computes its outputs, before the engine takes it.
+
+        Names of parameters must stay. By default nothing changes.
+
+        Raises:
+            ConfigError: The network does not support the task's settings.
+        """
+        del module
+
     @abstractmethod
     def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
         """Select the keyword arguments of the module's forward pass from a micro-batch's inputs."""

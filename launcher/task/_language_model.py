@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from launcher.contracts import Column, Head, Metrics, Records, Samples, Task, Tokenizer
 from launcher.errors import DataError
+from launcher.task._chunked_head import chunk_head
 from launcher.task._columns import TEXT
 from launcher.task._export import export
 from launcher.task._generation import GenerationSettings, generate
@@ -47,6 +48,7 @@ class LanguageModel(Task):
         generation: GenerationSettings,
         add_bos_token: bool | None = None,
         text: Column = TEXT,
+        loss_chunk_tokens: int | None = None,
     ) -> None:
         self.columns = (text.name,)
         self._text = text
@@ -56,6 +58,12 @@ class LanguageModel(Task):
         self._generation = generation
         self._bos_id = _bos_id(tokenizer, add_bos_token)
         self._is_lossy = False
+        self._loss_chunk_tokens = loss_chunk_tokens
+
+    @override
+    def prepare_module(self, module: nn.Module) -> None:
+        if self._loss_chunk_tokens is not None:
+            chunk_head(module, self._loss_chunk_tokens)
 
     @override
     def samples(self, records: Records) -> Samples:
@@ -72,16 +80,24 @@ class LanguageModel(Task):
     @override
     def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
         # Keys and values are needed for generation only; in training they cost memory.
-        return {"input_ids": inputs["input_ids"], "use_cache": False}
+        found = {"input_ids": inputs["input_ids"], "use_cache": False}
+        if self._loss_chunk_tokens is not None:
+            found["loss_labels"] = inputs["labels"]
+        return found
 
     @override
     def loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        if self._loss_chunk_tokens is not None:
+            losses: Tensor = outputs.logits
+            return losses.sum()
         return summed_cross_entropy(outputs.logits.flatten(0, 1), inputs["labels"].flatten())
 
     @override
     def predict(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         labels = inputs["labels"]
-        losses = token_cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+        losses = outputs.logits
+        if self._loss_chunk_tokens is None:
+            losses = token_cross_entropy(losses.flatten(0, 1), labels.flatten())
         return {
             "loss": losses.view_as(labels).sum(dim=1),
             "num_targets": (labels != NO_TARGET).sum(dim=1),

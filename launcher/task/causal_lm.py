@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field, field_validator
 from typing_extensions import override
 
 from launcher.contracts import Column, ConfigView, Task, TaskOption, Tokenizer
+from launcher.errors import Problem
 from launcher.task._columns import TextColumn
 
 _LOWEST_TEMPERATURE = 0.01
@@ -36,6 +37,10 @@ class CausalLM(TaskOption):
     add_bos_token: bool | None
     """Begin each record with the tokenizer's BOS token. Null: if the tokenizer itself adds one at
     inference, as those of Llama and Gemma do."""
+    loss_chunk_tokens: int | None = Field(gt=0, le=2**24)
+    """Tokens whose logits are in memory together; their loss is computed again in the backward
+    pass. null: all of a micro-batch, which for a large vocabulary are the largest tensors of a
+    step."""
     sample_prompt: str
     """Beginning of the text that is generated after training; empty for a new text."""
     sample_tokens: int = Field(ge=0, le=100_000)
@@ -51,6 +56,16 @@ class CausalLM(TaskOption):
         if 0 < value < _LOWEST_TEMPERATURE:
             raise ValueError(f"must be 0 or at least {_LOWEST_TEMPERATURE}, but is {value:g}")
         return value
+
+    @override
+    def problems(self, config: ConfigView) -> Iterator[Problem]:
+        yield from super().problems(config)
+        if self.loss_chunk_tokens is not None and config.compile.compiles_root:
+            yield Problem(
+                "compile.scope",
+                "must be blocks with task.loss_chunk_tokens, because the head computes its losses "
+                "in several parts; write compile.scope=blocks",
+            )
 
     @override
     def not_applicable(self, config: ConfigView) -> Mapping[str, str]:
@@ -79,4 +94,5 @@ class CausalLM(TaskOption):
             generation=generation,
             add_bos_token=self.add_bos_token,
             text=self.columns.specs()[0],
+            loss_chunk_tokens=self.loss_chunk_tokens,
         )

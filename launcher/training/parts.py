@@ -160,7 +160,7 @@ def build(
     baselines: Mapping[str, float] = {}
     if references is not None:
         baselines = references_of(task, data.held_out, references, rank=world.rank)
-    module, weights, adapter = _build_network(config, world, task.head)
+    module, weights, adapter = _build_network(config, world, task)
     # An engine may check the network with its weights: not worth a compilation.
     with config.compile.suspended():
         engine = _build_engine(
@@ -187,13 +187,14 @@ def build(
 
 
 def _build_network(
-    config: RunConfig, world: World, head: Head
+    config: RunConfig, world: World, task: Task
 ) -> tuple[nn.Module, InitialWeights | None, Adapted | None]:
     # The weights that an adapter starts from depend on those of the network.
     takes_meta = config.parallelism.takes_meta_module(world.size) and not config.adapter.is_active
     build_network = build_meta_module if takes_meta else _build_whole
-    module, weights = build_network(config.model, head, config.seed)
-    adapter = config.adapter.adapt(module, head, config.seed)
+    module, weights = build_network(config.model, task.head, config.seed)
+    adapter = config.adapter.adapt(module, task.head, config.seed)
+    task.prepare_module(module)
     # In this order: what is compiled recomputes, and what is sharded is compiled.
     config.activation.apply(module)
     config.compile.apply(module)
