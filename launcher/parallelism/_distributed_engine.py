@@ -16,6 +16,7 @@ from typing_extensions import override
 from launcher.contracts import Request
 from launcher.errors import NonFinite
 from launcher.parallelism._torch_engine import TorchEngine
+from launcher.parallelism._used_modules import UsedModules
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -43,6 +44,14 @@ class DistributedEngine(TorchEngine):
         self._shared = torch.zeros(1 + len(Request))
         self._pending: dist.Work | None = None
         super().__init__(parts)
+        self._used_modules = (
+            UsedModules(self.module, group) if self.gradient_sharding.ranks > 1 else None
+        )
+
+    @override
+    def check_forward(self) -> None:
+        if self._used_modules is not None:
+            self._used_modules.check()
 
     @override
     def agree(self, request: Request) -> Request:
@@ -67,6 +76,8 @@ class DistributedEngine(TorchEngine):
 
     @override
     def forward_backward(self, window: Window) -> Tensor:
+        if self._used_modules is not None:
+            self._used_modules.clear()
         loss = super().forward_backward(window)
         if self._pending is not None:
             self._pending.wait()

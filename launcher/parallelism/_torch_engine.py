@@ -126,6 +126,7 @@ class TorchEngine:
                     loss = self._task.loss(outputs, inputs) / divisor
                     loss = self._add_auxiliary_losses(loss, outputs, share)
                 self._losses.append(loss.detach())
+                self.check_forward()
                 if last:
                     # Before the backward pass, so that the collective overlaps with it.
                     self.reduce_loss(
@@ -256,6 +257,9 @@ class TorchEngine:
         part of the window's mean loss, shape (), on the device.
         """
         self.mean_loss = loss
+
+    def check_forward(self) -> None:
+        """Check a micro-batch between its forward and its backward pass."""
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of a micro-batch's share of the window's loss."""

@@ -2,15 +2,15 @@
 
     python scripts/bench/loop.py --size tiny --rounds 3
     python scripts/bench/loop.py --peers raw:loader,trainctl
-    python scripts/bench/loop.py --peers ddp,trainctl:ddp       # two ranks each
+    python scripts/bench/loop.py --peers ddp,trainctl:ddp       # two ranks each; also fsdp, zero2
     python scripts/bench/loop.py --peers raw:loader,trainctl:plain    # without TensorBoard
 
 All peers are started, one after another (start-up and first step are timed alone), run to a gate
 behind the warm-up, and then take turns: each runs `period` optimizer steps of which the last
 `window` are timed. So the two sides of each ratio lie a few hundred milliseconds apart, and a slow
 phase of the machine hits both. Every number is a median of pairwise ratios to the first peer.
-`same` says that the final parameters equal the first peer's. Peers that are not installed
-(lightning) are left out.
+`same` says that the final parameters equal the first peer's (for fsdp and zero2 it cannot tell:
+rank 0's optimizers hold other shards). Peers that are not installed (lightning) are left out.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ HERE = Path(__file__).resolve().parent
 MODULES = {
     "raw": "raw",
     "ddp": "raw_ddp",
+    "fsdp": "raw_fsdp",
+    "zero2": "raw_zero2",
     "hf": "hf_trainer",
     "lightning": "lightning_trainer",
     "accelerate": "accelerate_loop",
 }
+ON_TWO_RANKS = ("ddp", "fsdp", "zero2")
 PEERS = "raw:loader,raw:fast,trainctl,accelerate,hf:quiet,hf:tqdm,lightning:quiet,lightning:default"
 # Warm-up steps, period, timed steps at the end of a period, turns. A window is a multiple of the
 # logging cadence, so that each holds the same number of log lines.
@@ -94,14 +97,16 @@ class Peer:
         from scripts.bench.peers.common import SIZES
 
         flags, size = self.flags, SIZES[self.flags.size]
-        ranks = 2 if self.name.endswith(":ddp") else 1
+        _, _, variant = self.name.partition(":")
+        engine = variant if variant in ON_TWO_RANKS else "single"
+        ranks = 2 if variant in ON_TWO_RANKS else 1
         words = (
             "run --config-dir={0} model=bench task=bench data=bench model.size={1} task.size={1}"
         )
         return [
             *words.format(HERE / "peers/conf", flags.size).split(),
             f"task.rows={flags.steps * flags.accumulation * size.batch * ranks}",
-            f"parallelism={'ddp' if ranks > 1 else 'single'}",
+            f"parallelism={engine}",
             f"launch.processes={ranks}",
             f"logging.tensorboard={'false' if self.name.endswith(':plain') else 'true'}",
             f"task.seq_len={size.seq_len}",

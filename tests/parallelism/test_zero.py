@@ -25,7 +25,7 @@ from launcher.contracts import (
     Snapshot,
     World,
 )
-from launcher.errors import NonFinite
+from launcher.errors import ConfigError, NonFinite
 from launcher.training.batches import Windows
 from tests.checkpoint.sharded import bits, store
 from tests.contract.engine_bench import (
@@ -42,7 +42,7 @@ from tests.contract.engine_bench import (
 from tests.distributed import run_on_ranks
 from tests.tasks import RANDOM
 
-SAMPLES_PER_STEP = 12
+SAMPLES_PER_STEP = 16
 
 
 class Branching(nn.Module):
@@ -82,6 +82,24 @@ class Alternating(nn.Module):
         return logits
 
 
+class OfOneRank(nn.Module):
+    """A layer that only the first rank uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.extra = nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    @override
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embed(ids)
+        if dist.get_rank() == 0:
+            hidden = hidden + self.extra(hidden)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
 class Overflowing(Branching):
     """The gradient of one element is infinite, the loss is not."""
 
@@ -97,8 +115,8 @@ class Overflowing(Branching):
 
 
 def parallelism(name: str, *words: str) -> ParallelismOption:
-    ranks = 1 if name == "single" else 2
-    more = ["accumulation.samples_per_step=12", "accumulation.micro_batch_size=1"]
+    ranks = {"single": 1, "fsdp_hybrid": 4}.get(name, 2)
+    more = [f"accumulation.samples_per_step={SAMPLES_PER_STEP}", "accumulation.micro_batch_size=1"]
     found: ParallelismOption = option(
         "parallelism", f"parallelism={name}", f"launch.processes={ranks}", *words, *more
     )
@@ -235,6 +253,25 @@ def test_all_ranks_name_the_same_gradient() -> None:
         assert "the first such gradient is norm.bias" in message
 
 
+def left_out(jobs: Sequence[Job]) -> list[str]:
+    found = []
+    for options in jobs:
+        engine, windows = start(options, network=OfOneRank)
+        with pytest.raises(ConfigError) as error:
+            engine.forward_backward(next(windows))
+        engine.close()
+        found.append(str(error.value))
+    return found
+
+
+def test_a_layer_that_some_ranks_leave_out_is_named() -> None:
+    """Otherwise gloo aborts a rank, and NCCL waits for ever."""
+    first, second = run_on_ranks(left_out, [job(("zero1",)), job(("zero2",)), job(("fsdp",))])
+    assert first == second
+    for message in first:
+        assert "ranks 1 leave out extra, which others use" in message
+
+
 def held(engine: Engine) -> dict[str, Any]:
     """Copies of what this rank holds."""
     return {
@@ -256,19 +293,21 @@ def leg(path: Path, options: Job, first: int, steps: int) -> list[float]:
         # What was loaded is there before the first update.
         assert same(engine.state(), snapshot.engine)
     losses = train(engine, windows, steps)
-    checkpoints.save(
-        Snapshot(
-            step=first + steps,
-            engine=engine.state(),
-            train_state={"step": first + steps},
-            rng={"torch": torch.zeros(1, dtype=torch.uint8)},
-            config="{}",
-            data_fingerprint="data",
-        )
-    )
+    checkpoints.save(snapshot_of(engine, first + steps))
     checkpoints.close()
     engine.close()
     return losses
+
+
+def snapshot_of(engine: Engine, step: int) -> Snapshot:
+    return Snapshot(
+        step=step,
+        engine=engine.state(),
+        train_state={"step": step},
+        rng={"torch": torch.zeros(1, dtype=torch.uint8)},
+        config="{}",
+        data_fingerprint="data",
+    )
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -276,7 +315,7 @@ def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 LEGS = [(("zero2",), 2), (("single",), 1), (("ddp", "parallelism.find_unused_parameters=true"), 2)]
-LEGS += [(Z3, 2), (("zero1",), 2)]
+LEGS += [(("accelerate", "parallelism.find_unused_parameters=true"), 2), (Z3, 2)]
 
 
 def test_a_state_moves_between_engines(tmp_path: Path) -> None:

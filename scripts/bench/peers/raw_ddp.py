@@ -6,31 +6,16 @@ Both ranks read the same rows, so that the parameters end as those of the loop o
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from scripts.bench.peers import common
+from scripts.bench.peers import common, two_ranks
 
-RANKS = 2
 flags = common.arguments()
-rank = int(os.environ.get("RANK", "0"))
-other = None
-if rank == 0:
-    store = Path(tempfile.mkdtemp()) / "store"
-    environment = {**os.environ, "RANK": "1", "BENCH_STORE": str(store)}
-    command = [sys.executable, "-m", "scripts.bench.peers.raw_ddp", *sys.argv[1:]]
-    other = subprocess.Popen(command, env=environment)
-else:
-    store = Path(os.environ["BENCH_STORE"])
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+rank, other = two_ranks.join("scripts.bench.peers.raw_ddp")
 size, module, data = common.build(flags)
 loader = DataLoader(data, batch_size=size.batch, shuffle=False, drop_last=True)
 model = DistributedDataParallel(module, gradient_as_bucket_view=True)
@@ -57,7 +42,7 @@ for step in range(flags.steps):
         if rank == 0:
             row = {
                 "step": step + 1,
-                "loss": total.item() / flags.log_every / RANKS,
+                "loss": total.item() / flags.log_every / two_ranks.RANKS,
                 "grad_norm": norm.item(),
                 "lr": optimizer.param_groups[0]["lr"],
             }

@@ -38,12 +38,18 @@ class NoTokenizer:
     bos_id: int | None = None
     adds_bos = False
     vocab_size = 0
+    pad_id = 0
 
     def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
         return len(ids)
 
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         raise NotImplementedError(text)
+
+    def encode_inputs(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    ) -> Mapping[str, Sequence[Sequence[int]]]:
+        raise NotImplementedError(texts, pairs, max_length)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(ids)
