@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from typing_extensions import override
 
@@ -15,6 +15,9 @@ from launcher.parallelism._several_ranks import SeveralRanks
 from launcher.parallelism.ddp import DDP
 from launcher.parallelism.fsdp import FSDP
 from launcher.parallelism.zero import Zero
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Accelerate(SeveralRanks):
@@ -91,6 +94,10 @@ class Accelerate(SeveralRanks):
         if config.launch.ranks > 1 and self._plugin() != "ddp":
             found["find_unused_parameters"] = "only plugin ddp waits for all gradients"
         return found
+
+    @override
+    def parameter_bytes(self, module: nn.Module, ranks: int) -> Sequence[int]:
+        return self.engine_option().parameter_bytes(module, ranks)
 
     def engine_option(self) -> DDP | FSDP | Zero:
         """Return the same engine without Accelerate."""
