@@ -107,7 +107,10 @@ def run_node(
             hang = _wait(supervisor, node)
         if hang is not None:
             raise _outcome.cause_elsewhere(run_dir, supervisor.ranks) or hang
-        return _outcome.outcome(run_dir, supervisor.ranks, has_others=node.has_others)
+        try:
+            return _outcome.outcome(run_dir, supervisor.ranks, has_others=node.has_others)
+        except Hang as error:
+            raise supervisor.explained(error, config.launch.timeout_s) from None
 
 
 def _note(this: Attempt, heartbeats: Heartbeats, supervisor: Supervisor) -> None:

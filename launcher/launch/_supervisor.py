@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from launcher.errors import Interrupted
+from launcher.errors import Hang, Interrupted
 from launcher.launch._processes import RankProcess, Waiter
 from launcher.launch._signals import handled
 from launcher.launch._watch import Watch
@@ -30,6 +30,7 @@ class Supervisor:
 
     Attributes:
         stopping: A signal asked the run to end.
+        suspended_s: Longest time for which Ctrl-Z stopped the run.
     """
 
     run_dir: RunDir
@@ -37,6 +38,7 @@ class Supervisor:
     ranks: list[RankProcess] = field(default_factory=list)
     failed_elsewhere: Callable[[], bool] = lambda: False
     stopping: bool = False
+    suspended_s: float = 0.0
     _interrupted: bool = False
     _left: bool = False
     _waiter: Waiter = field(default_factory=Waiter)
@@ -68,6 +70,17 @@ class Supervisor:
         self._wait()
         if self._left:
             raise Interrupted("SIGINT received twice: left at once, without saving")
+
+    def explained(self, hang: Hang, timeout_s: float) -> Hang:
+        """Return the error, with the time for which the run was stopped if that is the cause."""
+        if self.suspended_s < timeout_s:
+            return hang
+        # The collectives of gloo and NCCL measure wall time, which goes by in a stopped process.
+        message = (
+            f"{hang}; the run was stopped (Ctrl-Z) for {self.suspended_s:.0f} s, and a collective "
+            f"fails after launch.timeout_s={timeout_s:g} s, stopped or not"
+        )
+        return Hang(message, hang.missing)
 
     def _wait(self) -> None:
         deadlines: list[tuple[float, signal.Signals]] | None = None
@@ -114,10 +127,12 @@ class Supervisor:
         """Stop on Ctrl-Z."""
         # The ranks are in sessions of their own, which the terminal's signal does not reach.
         del number, frame
+        stopped = time.monotonic()
         for rank in self.ranks:
             rank.send_group(signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
         # Here after `fg` or `bg`.
+        self.suspended_s = max(self.suspended_s, time.monotonic() - stopped)
         for rank in self.ranks:
             rank.send_group(signal.SIGCONT)
 

@@ -52,11 +52,13 @@ class Fp8(PrecisionOption):
     def build(self, device_type: str) -> Precision:
         from launcher.precision._options import require_cuda
 
-        # Again: an engine may be built without the launcher's checks.
-        self.preflight()
         # Hopper is the first to multiply with a scale per row.
         capability = (8, 9) if self.recipe == "tensorwise" else (9, 0)
         require_cuda(self.kind, device_type, capability, "bf16")
+        # Memory is estimated on the meta device, with or without the extra. Elsewhere once more: an
+        # engine may be built without the launcher's checks.
+        if device_type != "meta":
+            self.preflight()
         from launcher.precision._autocast import Float8
 
         return Float8(device_type, self.recipe, self.skip)

@@ -50,6 +50,7 @@ def test_8b_with_8bit_adamw(capsys: pytest.CaptureFixture[str]) -> None:
         (["optimizer=adamw", "precision=bf16_pure"], 10),
         # What runs on a GPU only is counted anywhere.
         (["optimizer=adamw", "precision=tf32"], 8),
+        (["optimizer=adamw", "precision=fp8"], 8),
     ],
 )
 def test_state_per_element(

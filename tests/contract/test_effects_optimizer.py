@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from launcher.contracts import OptimizerOption, OptimizerTarget, Option
 from launcher.errors import ConfigError
+from launcher.optimizer import param_groups
+from launcher.optimizer._low_bit.options import LowBit
 from tests.contract.witness import (
     CHECK,
     Hint,
@@ -89,6 +92,17 @@ def sixteen_bits(option: Option) -> Any:
     return run_steps(option, torch.bfloat16)[0]
 
 
+def plan(option: Option) -> Any:
+    """The class and arguments for a library that is not installed, and the size of the state."""
+    assert isinstance(option, LowBit)
+    module = Network()
+    target = OptimizerTarget(module, "cpu")
+    groups = [(len(group.pop("params")), group) for group in param_groups(target, option)]
+    sizes = option.state_bytes(dict(module.named_parameters()))
+    made = (option.classes, option.libraries, option.arguments(), option.unsupported_on("cpu"))
+    return repr((made, sizes, option.lr, option.weight_decay, groups))
+
+
 def check(option: Option) -> Any:
     """Return the problems of an option before a run starts on a CPU."""
     assert isinstance(option, OptimizerOption)
@@ -151,16 +165,10 @@ HINTS = {
 }
 
 
-# Presets that cannot be built everywhere: one whose leaves have their witness there, and the leaves
-# that it does not have, each with its reason.
-ELSEWHERE: dict[str, tuple[str, dict[str, str]]] = {
-    "adamw_4bit": (
-        "adamw_8bit",
-        {"min_4bit_size": "an argument of torchao alone, which is an extra"},
-    ),
-    "paged_adamw_8bit": ("adamw_8bit", {}),
-    "paged_ademamix_8bit": ("ademamix_8bit", {}),
-    "paged_lion_8bit": ("lion_8bit", {}),
+# The plan of presets that cannot be built everywhere: on CUDA only, or with an extra.
+PLANNED = {
+    **{key: replace(hint, observe="") for key, hint in HINTS.items()},
+    "library": Hint(("torchao",), where={"paged": False}),
 }
 
 
@@ -173,8 +181,8 @@ def test_every_leaf_changes_the_updates(name: str) -> None:
         run_steps(option)
     except ConfigError as error:
         if "needs the package" in str(error) or "on CUDA only" in str(error):
-            other, own = ELSEWHERE[name]
-            assert values.keys() == preset("optimizer", other).keys() & values.keys() | own.keys()
+            make = partial(option_of, "optimizer")
+            assert without_witness(make, values, {"": plan}, PLANNED) == []
             return
         raise
     assert without_witness(partial(option_of, "optimizer"), values, OBSERVE, HINTS) == []

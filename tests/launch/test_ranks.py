@@ -26,6 +26,7 @@ from launcher.errors import (
 )
 from launcher.launch._environment import LAUNCHER_PID, without_rank
 from launcher.launch._lock import locked
+from launcher.launch._supervisor import Supervisor
 from launcher.run_dir import RunDir
 from tests.launch.standin import ROOT, launch
 
@@ -229,6 +230,18 @@ def test_ctrl_z_stops_launcher_and_ranks_and_fg_continues_them(tmp_path: Path) -
     process.wait(60)
     assert result(tmp_path)["error"] == "Preempted"
     assert all(map(gone, everyone))
+
+
+def test_a_hang_after_a_long_ctrl_z_names_it(tmp_path: Path) -> None:
+    supervisor = Supervisor(RunDir(tmp_path), None, suspended_s=45.2)
+    hang = Hang("rank 1 waited too long for another rank (Timed out)", [0])
+    named = supervisor.explained(hang, timeout_s=25.0)
+    assert str(named) == (
+        f"{hang}; the run was stopped (Ctrl-Z) for 45 s, and a collective fails after "
+        "launch.timeout_s=25 s, stopped or not"
+    )
+    assert named.missing == (0,)
+    assert supervisor.explained(hang, timeout_s=60.0) is hang
 
 
 @pytest.mark.parametrize("target", ["launcher", "rank 0", "rank 1"])

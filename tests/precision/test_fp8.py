@@ -30,7 +30,6 @@ def test_without_torchao_the_extra_is_named(build_option: Build) -> None:
         build_option("fp8").preflight()
 
 
-@needs_torchao
 def test_refused_without_cuda(build_option: Build) -> None:
     with pytest.raises(LaunchError, match=r"compute capability 8\.9 or newer, this is cpu"):
         build_option("fp8").build("cpu")
