@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from launcher.contracts.options import Option
@@ -11,14 +11,33 @@ from launcher.contracts.options import Option
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from torch import nn
 
-    from launcher.contracts.data import BatchPlan
+    from launcher.contracts.data import BatchPlan, Samples
+    from launcher.contracts.task import Task
 
 
 class BatchingOption(Option):
     """Order of the samples, and division of each window into micro-batches."""
 
     # Both are pure: a resumed run, and any number of ranks, must see the same windows.
+
+    def samples(
+        self, samples: Samples, task: Task, *, seq_len: int, network: Callable[[], nn.Module]
+    ) -> Samples:
+        """Return what windows are made of: the training samples, or rows of several.
+
+        Args:
+            samples: The training samples.
+            task: The task that encoded them.
+            seq_len: Most tokens of a sample.
+            network: Builds a small network of the same architecture on the CPU, for checks.
+
+        Raises:
+            ConfigError: Task or network do not support it.
+        """
+        del task, seq_len, network
+        return samples
 
     @abstractmethod
     def order(

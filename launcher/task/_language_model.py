@@ -80,10 +80,12 @@ class LanguageModel(Task):
     @override
     def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
         # Keys and values are needed for generation only; in training they cost memory.
-        found = {"input_ids": inputs["input_ids"], "use_cache": False}
+        # `position_ids` restart at each sample of a packed row.
+        names = ("input_ids", "position_ids")
+        found: dict[str, Any] = {name: inputs[name] for name in names if name in inputs}
         if self._loss_chunk_tokens is not None:
             found["loss_labels"] = inputs["labels"]
-        return found
+        return {**found, "use_cache": False}
 
     @override
     def loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:

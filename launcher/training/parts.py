@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,13 @@ def build(
     """
     # The cheapest first: a mistake in the data is reported before a large model is built.
     data = data or read_data(config)
-    task, train_samples, validation = data.task, data.train, data.validation
+    task, validation = data.task, data.validation
+    train_samples = config.batching.samples(
+        data.train,
+        task,
+        seq_len=config.task.seq_len,
+        network=partial(_small_network, config, task.head),
+    )
     plan = derive.batch_plan(config)
     if len(train_samples) < plan.samples_per_step:
         raise DataError(
@@ -184,6 +191,12 @@ def build(
         module=module,
         engine=engine,
     )
+
+
+def _small_network(config: RunConfig, head: Head) -> nn.Module:
+    with tempfile.TemporaryDirectory(prefix="trainctl-") as folder:
+        option = config.model.shrunk(Path(folder), config.task.seq_len)
+        return build_module(option, head, config.seed)
 
 
 def _build_network(
