@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.cli._arguments import (
@@ -17,6 +17,7 @@ from launcher.cli._console import print_json
 from launcher.errors import ConfigError, TrainctlError
 
 if TYPE_CHECKING:
+    from launcher.config.load import LoadedConfig
     from launcher.config.schema import RunConfig
 
 
@@ -33,11 +34,11 @@ def main(argv: list[str]) -> int:
     help_ = "check every job of a sweep, as `run -m` would start them"
     arguments.add_argument("-m", "--multirun", action="store_true", help=help_)
     flags, overrides = arguments.split(argv)
-    from launcher.config.rules import doubtful
     from launcher.launch import preflight
 
     try:
-        configs = [each.load().config for each in _jobs(flags, overrides, arguments)]
+        loaded = [each.load() for each in _jobs(flags, overrides, arguments)]
+        configs = [each.config for each in loaded]
         for config in configs:
             preflight(config)
     except TrainctlError as error:
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
             raise
         print_json({"ok": False, "problems": _problems(error)})
         return error.exit_status
-    doubts = list(dict.fromkeys(str(doubt) for config in configs for doubt in doubtful(config)))
+    doubts = list(dict.fromkeys(doubt for each in loaded for doubt in _doubts(each)))
     facts = [_facts(config) for config in configs]
     if flags.json:
         found = {"jobs": facts} if flags.multirun else facts[0]
@@ -72,6 +73,16 @@ def _jobs(flags: Namespace, overrides: Sequence[str], arguments: Arguments) -> l
             "this sweeper's jobs are not known in advance; check one of them without -m"
         )
     return [composition(flags, job) for job in words]
+
+
+def _doubts(loaded: LoadedConfig) -> Iterator[str]:
+    from launcher.config.effects import without_effect
+    from launcher.config.rules import doubtful
+
+    yield from map(str, doubtful(loaded.config))
+    # Keys of files: one that was typed is an error.
+    for key, origin in without_effect(loaded.config, (), loaded.provenance).items():
+        yield f"{key} has no effect ({origin})"
 
 
 def _problems(error: TrainctlError) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import check
 from launcher.config.effects import not_applicable, without_effect
 from launcher.config.load import load_config
 from launcher.config.resume_rules import apply
@@ -94,3 +95,15 @@ def test_after_a_run_what_the_user_set_is_named() -> None:
     unread = ["name", "optimizer.eps", "optimizer.betas", "scheduler.warmup_power"]
     found = without_effect(one.config, unread, one.provenance)
     assert found == {"optimizer.eps": "command line: optimizer.eps=1e-6"}
+
+
+def test_check_warns_of_a_key_of_a_file_without_effect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe").mkdir()
+    text = "# @package _global_\noptimizer:\n  weight_decay: 0.0\n  groups:\n    decay: [norm]\n"
+    (tmp_path / "recipe/mine.yaml").write_text(text)
+    assert check.main([f"--config-dir={tmp_path}", "recipe=mine"]) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("trainctl: warning: optimizer.groups.decay has no effect (")
+    assert warning.endswith("mine.yaml:5: decay: [norm]: weight_decay is 0)")
