@@ -36,6 +36,8 @@ from tests.distributed import RankError, run_on_ranks
 CONF = Path(__file__).parents[2] / "conf" / "parallelism"
 WITH_ALL_OPTIMIZERS = ("single", "ddp")
 """Engines that the standard suite runs with every optimizer; others differ in the wrapping only."""
+WRAPPED = ("accelerate",)
+"""Kinds whose engines are those of other kinds, except for the wrapping of the module."""
 ADAMW = "adamw"
 SAMPLED = (ADAMW, "adafactor")
 """Optimizers that the standard suite runs on other engines; `-m slow` runs all of them."""
@@ -189,7 +191,8 @@ def of_kind(preset: str) -> list[str]:
 
 def is_first_of_kind(preset: str) -> bool:
     """Presets of a kind agree on stops and errors in the same code."""
-    return preset == of_kind(preset)[0]
+    is_wrapped = parallelism(preset, ranks=1).kind in WRAPPED
+    return preset == of_kind(preset)[0] and not is_wrapped
 
 
 def check_world(preset: str, ranks: int, optimizer: str, dtype: str, *, every: bool) -> int:

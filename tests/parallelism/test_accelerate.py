@@ -72,14 +72,20 @@ FSDP = {
 }
 
 
-def written(tmp_path: Path, **content: Any) -> Path:
-    file = tmp_path / "accelerate.yaml"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests: Hydra composes the same words once."""
+    return tmp_path_factory.mktemp("accelerate")
+
+
+def written(folder: Path, **content: Any) -> Path:
+    file = folder / "accelerate.yaml"
     file.write_text(yaml.safe_dump({**COMMON, **content}))
     return file
 
 
-def composed(tmp_path: Path, content: Any, *words: str) -> Any:
-    file = written(tmp_path, **content)
+def composed(folder: Path, content: Any, *words: str) -> Any:
+    file = written(folder, **content)
     own = ["parallelism=accelerate", "launch.processes=2", f"parallelism.config_file={file}"]
     return load_config([*own, *words]).config
 
@@ -93,25 +99,25 @@ def composed(tmp_path: Path, content: Any, *words: str) -> Any:
     ],
 )
 def test_a_file_chooses_the_plugin(
-    tmp_path: Path, content: Any, engine: str, values: dict[str, Any]
+    folder: Path, content: Any, engine: str, values: dict[str, Any]
 ) -> None:
-    option = composed(tmp_path, content, "max_grad_norm=1.0").parallelism
+    option = composed(folder, content, "max_grad_norm=1.0").parallelism
     found = option.engine_option().model_dump()
     assert found["kind"] == engine
     assert values.items() <= found.items()
 
 
-def test_the_deepspeed_file_of_a_file_is_used(tmp_path: Path) -> None:
-    own = tmp_path / "deepspeed.json"
+def test_the_deepspeed_file_of_a_file_is_used(folder: Path) -> None:
+    own = folder / "deepspeed.json"
     zero = {"stage": 1, "reduce_bucket_size": 1000, "round_robin_gradients": True}
     own.write_text(json.dumps({"zero_optimization": zero}))
     section = {"deepspeed_config": {"deepspeed_config_file": str(own)}}
-    option = composed(tmp_path, DEEPSPEED | section).parallelism
+    option = composed(folder, DEEPSPEED | section).parallelism
     generated = option.engine_option().deepspeed_config(10**6)["zero_optimization"]
     assert zero.items() <= generated.items()
     own.write_text(json.dumps({"zero_optimization": zero, "optimizer": {"type": "AdamW"}}))
     with pytest.raises(ConfigError, match=r"optimizer\.type may change the training"):
-        composed(tmp_path, DEEPSPEED | section)
+        composed(folder, DEEPSPEED | section)
 
 
 REFUSED: list[tuple[Any, list[str], str]] = [
@@ -158,24 +164,24 @@ REFUSED += [(with_section(base, values), words, found) for base, values, words, 
     ("content", "words", "found"), REFUSED, ids=[found for *_, found in REFUSED]
 )
 def test_what_would_change_the_training_is_refused(
-    tmp_path: Path, content: Any, words: list[str], found: str
+    folder: Path, content: Any, words: list[str], found: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        composed(tmp_path, content, "max_grad_norm=1.0", *words)
+        composed(folder, content, "max_grad_norm=1.0", *words)
     assert found in str(error.value)
     if "accelerate.yaml" not in str(error.value):
         assert "optimizer=adamw_8bit" in words or "precision=fp64" in words
 
 
-def test_a_device_that_is_found_later_is_refused_too(tmp_path: Path) -> None:
-    config = composed(tmp_path, FSDP, "max_grad_norm=1.0")
+def test_a_device_that_is_found_later_is_refused_too(folder: Path) -> None:
+    config = composed(folder, FSDP, "max_grad_norm=1.0")
     [problem] = rules.unsupported(config, "cpu")
     assert problem.key == "parallelism.config_file"
     assert list(rules.unsupported(config, "cuda")) == []
 
 
-def test_a_file_that_is_none_of_accelerate_is_refused(tmp_path: Path) -> None:
-    option = composed(tmp_path, {}).parallelism
+def test_a_file_that_is_none_of_accelerate_is_refused(folder: Path) -> None:
+    option = composed(folder, {}).parallelism
     for content in ("[1]", "a: b: c", "fsdp_config: [1]"):
         Path(option.config_file).write_text(content)
         with pytest.raises(DataError, match=r"accelerate\.yaml"):
