@@ -145,19 +145,8 @@ def build(
     # The cheapest first: a mistake in the data is reported before a large model is built.
     data = data or read_data(config)
     task, validation = data.task, data.validation
-    train_samples = config.batching.samples(
-        data.train,
-        task,
-        seq_len=config.task.seq_len,
-        network=partial(_small_network, config, task.head),
-    )
     plan = derive.batch_plan(config)
-    if len(train_samples) < plan.samples_per_step:
-        raise DataError(
-            f"the training set has {len(train_samples)} samples of up to {config.task.seq_len} "
-            f"tokens, one step needs {plan.samples_per_step}: give more text, or a smaller "
-            "accumulation or task.seq_len"
-        )
+    train_samples = _training_samples(config, data, plan)
     with unrecorded():
         problems = list(unknown_scores(config, task.metrics(validation).names))
     if problems:
@@ -191,6 +180,22 @@ def build(
         module=module,
         engine=engine,
     )
+
+
+def _training_samples(config: RunConfig, data: Data, plan: BatchPlan) -> Samples:
+    found = config.batching.samples(
+        data.train,
+        data.task,
+        seq_len=config.task.seq_len,
+        network=partial(_small_network, config, data.task.head),
+    )
+    if len(found) < plan.samples_per_step:
+        raise DataError(
+            f"the training set has {len(found)} samples of up to {config.task.seq_len} tokens, "
+            f"one step needs {plan.samples_per_step}: give more text, or a smaller accumulation "
+            "or task.seq_len"
+        )
+    return found
 
 
 def _small_network(config: RunConfig, head: Head) -> nn.Module:
