@@ -49,6 +49,10 @@ _PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "hydra.main",
     "hydra.core.override_parser.overrides_parser",
+    "launcher.optimizer.adamw",
+    "launcher.optimizer._groups.param_groups",
+    "launcher.optimizer._torch.base_optimizer",
+    "launcher.optimizer._torch.uncorrected_adam",
 )
 # DeepSpeed, and what it compiles its optimizers with when an engine is built.
 _PRELOADED_FOR_FUNCTIONS = ("torch._inductor.compile_fx", "tests.contract.engine_bench")

@@ -3,6 +3,9 @@
 A child process is forked for each action: it starts the save again from the same folder and dies,
 by SIGKILL, before the action or, where the action is a write, when half of it is done. The next
 process must find the old or the new checkpoint, bit for bit, and must be able to save.
+
+One scene is stopped at every action, the others at every third: the actions are those of the same
+code. Slow tests stop each scene at all of them.
 """
 
 from __future__ import annotations
@@ -202,14 +205,28 @@ def assert_going_on(bench: Bench, scene: Scene, where: str) -> None:
     assert not [name for name in bench.names() if name.startswith(".")], where
 
 
+EVERY = pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["third", "every"]
+)
+
+
+def stopped_at(recorder: Recorder, name: str, *, every: bool) -> list[tuple[int, str, Path]]:
+    """Number, name and path of the actions at which a scene is stopped."""
+    listed = [(number, *each) for number, each in enumerate(recorder.actions, start=1)]
+    if every or name == "save with retention":
+        return listed
+    return listed[list(SCENES).index(name) % 3 :: 3]
+
+
+@EVERY
 @pytest.mark.parametrize("name", SCENES)
-def test_killed_at_every_action(bench: Bench, tmp_path: Path, name: str) -> None:
+def test_killed_at_every_action(bench: Bench, tmp_path: Path, name: str, every: bool) -> None:
     scene = SCENES[name]
     runs = copies(bench, scene, tmp_path)
     recorder = Recorder()
     scene.act(next(runs), recorder)
     assert recorder.actions
-    for number, (action, path) in enumerate(recorder.actions, start=1):
+    for number, action, path in stopped_at(recorder, name, every=every):
         for torn in (False, True) if action == "write" else (False,):
             run = next(runs)
             killer = Killer(number, torn=torn)
@@ -222,16 +239,17 @@ def test_killed_at_every_action(bench: Bench, tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     ("code", "times"), [(errno.EIO, 1), (errno.ENOSPC, 10**6)], ids=["EIO once", "ENOSPC for ever"]
 )
+@EVERY
 @pytest.mark.parametrize("name", [name for name in SCENES if "save" in name or "config" in name])
 def test_failing_at_every_action(
-    bench: Bench, tmp_path: Path, name: str, code: int, times: int
+    bench: Bench, tmp_path: Path, name: str, code: int, times: int, every: bool
 ) -> None:
     scene = SCENES[name]
     runs = copies(bench, scene, tmp_path)
     recorder = Recorder()
     scene.act(next(runs), recorder)
     new = scene.outcomes(bench)[-1]
-    for number, (action, path) in enumerate(recorder.actions, start=1):
+    for number, action, path in stopped_at(recorder, name, every=every):
         run = next(runs)
         where = f"failed at action {number}, {action} {path.name}"
         message = error_of(partial(scene.act, run, Broken(number, code, times)))

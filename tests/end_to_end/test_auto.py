@@ -15,7 +15,7 @@ from tests.end_to_end.test_resume import trace, weights
 
 # Each sample takes some 6 MiB in this model, and the model itself little. The C library's allocator
 # makes peaks of resident memory vary by tens of MiB.
-WIDE = ("model.width=40000", "data.documents=90", "max_steps=3", "optimizer.lr=1e-4")
+WIDE = ("model.width=40000", "data.documents=90", "max_steps=2", "optimizer.lr=1e-4")
 SHORT_OF_MIB = 120
 MIB_PER_GIB = 1024
 
@@ -46,7 +46,7 @@ def squeezed(trainctl: Console, device: str) -> tuple[Path, str, float]:
         The run directory, its output and the limit in MiB.
     """
     wide = auto_words(*WIDE, "accumulation.samples_per_step=32", f"launch.device={device}")
-    trainctl("run", *wide, "name=large")
+    trainctl("run", *wide, "name=large", "max_steps=1")
     large = trials(trainctl.run_dir("large"))
     # The whole share fits: one trial is enough.
     assert list(large) == [32]
@@ -97,7 +97,7 @@ def test_the_printed_overrides_give_the_same_run(trainctl: Console) -> None:
     assert trace(trainctl, plain) == trace(trainctl, run_dir)
     assert weights(plain) == weights(run_dir)
 
-    out, _ = trainctl("resume", str(run_dir), "max_steps=4")
+    out, _ = trainctl("resume", str(run_dir), "max_steps=3")
     assert "accumulation=auto" not in out
     assert stored(run_dir)["accumulation"] == decided
 

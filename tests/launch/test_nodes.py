@@ -71,17 +71,14 @@ def test_two_nodes_run_the_same_training(
     assert not (run_dir / "result/store.json").exists()
 
 
-def test_a_rank_killed_on_one_node_is_the_error_of_all(trainctl_as_installed: Console) -> None:
-    trainctl = trainctl_as_installed
+def test_a_rank_killed_on_one_node_is_the_error_of_all(trainctl: Console) -> None:
     trainctl.toy(*NODES, "task.step_s=0.03")
     run_dir = trainctl.run_dir()
     nodes = [trainctl.start("join", str(run_dir), "--node-rank", str(n)) for n in (0, 1)]
     wait_for_step(trainctl, 2)
-    [pid] = [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/environ")
-        if _is_rank(path, 1, run_dir)
-    ]
+    # Each launcher has one rank.
+    threads = Path(f"/proc/{nodes[1].pid}/task").glob("*/children")
+    [pid] = [int(child) for thread in threads for child in thread.read_text().split()]
     os.kill(pid, signal.SIGKILL)
     for status, _, err in ends(*nodes):
         assert status == 137, err
