@@ -12,4 +12,5 @@ step ruff check .
 step ruff format --check .
 step mypy
 step lint-imports
-step pytest -n 2 --durations=10 "$@"
+# Each worker takes neighbouring tests: those of a module share what is run once.
+step pytest -n 2 --dist worksteal --durations=10 "$@"

@@ -31,7 +31,7 @@ def recorded(run_dir: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], bytes]:
     """Return trace and weights of an uninterrupted run of two ranks."""
-    trainctl = Console.in_folder(tmp_path_factory.mktemp("undisturbed"), forked=False)
+    trainctl = Console.in_folder(tmp_path_factory.mktemp("undisturbed"))
     trainctl.toy(*TWO)
     run_dir = trainctl.run_dir()
     return trace(trainctl, run_dir), weights(run_dir)

@@ -15,22 +15,22 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from launcher.config.load import load_config
-from launcher.config.schema import RunConfig
 from launcher.errors import DataError, NonFinite, Preempted
 from launcher.launch import StartOptions
 from launcher.launch._heartbeat import Heartbeat
 from launcher.launch._lock import locked
 from launcher.launch._outcome import Result
 from launcher.launch._signals import StopFlag
-from launcher.launch._start import start
 from launcher.launch._worker import main
 from launcher.launch.local import Local
 from launcher.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +52,9 @@ class StandIn(Local):
 @cache
 def default_config() -> RunConfig:
     """Return the config of `trainctl run`."""
+    # Ranks need no Hydra.
+    from launcher.config.load import load_config
+
     return load_config([]).config
 
 
@@ -59,6 +62,8 @@ def launch(
     path: Path, scenario: str, ranks: int = 2, timeout_s: float = 60.0, restarts: int = 0
 ) -> Result:
     """Run ranks of a scenario under a launcher that is this process."""
+    from launcher.launch._start import start
+
     values: dict[str, Any] = {
         "kind": "local",
         "processes": ranks,
