@@ -47,6 +47,9 @@ _KNOWN = {
     ("torch", "Size"),
 }
 
+# Bytes that are read at once.
+_CHUNK_BYTES = 1 << 22
+
 
 class Index:
     """Names, shapes, dtypes and positions of the tensors of a verified checkpoint.
@@ -87,8 +90,8 @@ class Index:
 
     def fill(self, live: State) -> None:
         """Copy saved values into live tensors of the same full shapes and dtypes, in place."""
-        # Only boxes of which a live tensor holds elements are read, and one at a time is in memory:
-        # a rank of a large model has no room for the checkpoint.
+        # Only elements that a live tensor holds are read, chunk by chunk: a rank of a large model
+        # has no room for the checkpoint, nor for a tensor that one process saved.
         reads: dict[MetadataIndex, list[tuple[Any, Tensor]]] = {}
         for name, value in live.items():
             boxes = parts(value)
@@ -119,25 +122,56 @@ class Index:
     def _copy(
         self, file: BinaryIO, index: MetadataIndex, reads: Iterable[tuple[Any, Tensor]]
     ) -> None:
-        # A function of its own: when it returns, the saved box is freed before the next is loaded.
-        tensor = self._load(file, index)
-        for item, target in reads:
-            fill(target, _narrow(tensor, item.storage_offsets, item.lengths))
-
-    def _load(self, file: BinaryIO, index: MetadataIndex) -> Tensor:
-        """Read the box of an index entry."""
-        entry, place = self._entries[index.fqn], self._places[index]
-        (shape,) = (chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
+        place = self._places[index]
         view = _create_file_view(cast("io.IOBase", file), place.offset, place.length)
+        saved, start = self._open(cast("BinaryIO", view), index)
+        for item, target in reads:
+            wanted = _narrow(saved, item.storage_offsets, item.lengths)
+            _copy_elements(view, start, wanted, target)
+
+    def _open(self, view: BinaryIO, index: MetadataIndex) -> tuple[Tensor, int]:
+        """Return the box of an index entry on the meta device, and where its elements begin."""
+        entry = self._entries[index.fqn]
+        (shape,) = (chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
         # Not all bytes of the file: an entry is a torch.save of its own, at this position.
-        tensor = torch.load(cast("BinaryIO", view), map_location="cpu", weights_only=True)
+        tensor = torch.load(view, map_location="meta", weights_only=True)
         dtype = entry.properties.dtype
         if type(tensor) is not Tensor or tensor.dtype != dtype or tensor.layout != torch.strided:
             found = f"{tensor.dtype} tensor" if isinstance(tensor, Tensor) else type(tensor)
             raise TypeError(f"found a {found}, expected a plain {dtype} tensor")
         if tensor.shape != shape:
             raise ValueError(f"shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-        return tensor
+        storage: Any = tensor.untyped_storage()
+        # The storage lies in the file as it is in memory.
+        start: int = storage._checkpoint_offset  # noqa: SLF001 - documented for FakeTensorMode
+        if start + storage.nbytes() > self._places[index].length:
+            raise ValueError("its elements are not in the entry")
+        return tensor, start
+
+
+def _copy_elements(file: io.IOBase, start: int, saved: Tensor, target: Tensor) -> None:
+    """Copy elements from a file: `saved` describes them, in a storage that begins at `start`."""
+    # In chunks, and only what is wanted: a box may be larger than all that this rank holds.
+    if saved.is_contiguous() and saved.numel() * saved.itemsize <= _CHUNK_BYTES:
+        if not saved.numel():
+            return
+        file.seek(start + int(saved.storage_offset()) * saved.itemsize)
+        data = bytearray(saved.numel() * saved.itemsize)
+        if cast("Any", file).readinto(data) != len(data):
+            raise ValueError("the entry is truncated")
+        found = torch.frombuffer(data, dtype=saved.dtype).view(saved.shape)
+        # Views that torch has not computed yet are saved as such.
+        found = found.conj() if saved.is_conj() else found
+        fill(target, found.neg() if saved.is_neg() else found)
+        return
+    # Rows that fit together into a chunk; those of a part of the columns one by one.
+    row = max(1, saved[0].numel() * saved.itemsize)
+    rows = max(1, _CHUNK_BYTES // row) if saved.is_contiguous() else 1
+    for first in range(0, len(saved), rows):
+        below, into = saved[first : first + rows], target[first : first + rows]
+        if len(below) == 1 and saved.dim() > 1:
+            below, into = below[0], into[0]
+        _copy_elements(file, start, below, into)
 
 
 class _Unpickler(pickle.Unpickler):  # noqa: S301 - this one cannot call what it does not know

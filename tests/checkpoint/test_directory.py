@@ -3,10 +3,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,12 @@ from torch import Tensor
 
 from launcher.checkpoint import _manifest
 from launcher.checkpoint.directory import Directory
-from launcher.contracts import LocalShard, World
+from launcher.contracts import LocalShard, Shard, World
 from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir
-from tests.checkpoint.conftest import plain
-
-if TYPE_CHECKING:
-    from tests.checkpoint.conftest import Bench
+from tests.checkpoint.conftest import Bench, plain
+from tests.fork_server import call
+from tests.kernel_limit import memory_limit
 
 CONF = Path(__file__).parents[2] / "conf" / "checkpoint"
 DTYPES = [
@@ -245,3 +245,37 @@ from launcher.checkpoint import _store
 assert "torch.distributed.checkpoint" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+def save_and_load_in_little_memory(folder: str) -> None:
+    """Save a tensor of 42 MB with one copy of it, and load parts of it with none."""
+    path = Path(folder)
+    bench = Bench(RunDir(path))
+    whole = torch.rand(2600, 4000)
+    snapshot = dataclasses.replace(bench.snapshot(1), engine={"model.weight": whole})
+    # Once without a limit: what is imported and cached is no memory of the model.
+    for step in (1, 2):
+        store = bench.store(asynchronous=True)
+        with memory_limit(int(1.1 * whole.nbytes) if step == 2 else 1 << 40):
+            store.save(dataclasses.replace(snapshot, step=step, train_state={"step": step}))
+            store.close()
+    shards = {
+        "rows": Shard.slice_of("weight", whole.shape, 0, 650, 1300),
+        "flat": Shard.flat_range("weight", whole.shape, 1_000_001, 2_600_000),
+    }
+    live = {name: LocalShard(torch.zeros(shard.numel), shard) for name, shard in shards.items()}
+    bench.store().load({"model.weight": live["rows"]})
+    for local in live.values():
+        with memory_limit(local.tensor.nbytes // 2):
+            bench.store().load({"model.weight": local})
+        expected = torch.empty_like(local.tensor)
+        local.shard.scatter(whole, expected)
+        assert torch.equal(local.tensor, expected)
+    with memory_limit(whole.nbytes // 2), pytest.raises((MemoryError, RuntimeError)):
+        torch.empty_like(whole)
+
+
+def test_a_rank_reads_no_more_than_its_part(tmp_path: Path) -> None:
+    folder = tmp_path / "run-1"
+    folder.mkdir()
+    call(save_and_load_in_little_memory, str(folder), cwd=tmp_path, env=os.environ)
