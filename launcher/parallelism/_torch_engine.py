@@ -12,6 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from launcher.contracts import (
+    UNSHARDED,
+    LocalShard,
+    OptimizerTarget,
+    Sharding,
+    UpdateStats,
+    canonical_name,
+    named_tensors,
+)
 from launcher.errors import NonFinite
 from launcher.parallelism._clipping import clip_, gradient_norm
 from launcher.parallelism._gradient_check import GradientCheck, warn_unused
@@ -31,16 +40,6 @@ from launcher.parallelism._state import (
 if TYPE_CHECKING:
     from launcher.contracts import EngineParts, EngineState, MicroBatch, Request, Window
     from launcher.contracts.engine import Predict
-
-from launcher.contracts import (
-    UNSHARDED,
-    LocalShard,
-    OptimizerTarget,
-    Sharding,
-    UpdateStats,
-    canonical_name,
-    named_tensors,
-)
 
 _log = logging.getLogger("trainctl.engine")
 # Micro-batches of an evaluation whose predictions are gathered in one collective: fewer are slower,
@@ -76,8 +75,8 @@ class TorchEngine:
         # Before the move: 16-bit parameters then take half the device memory from the start.
         self._precision.prepare(parts.module)
         self._adapter = parts.adapter
-        if self._adapter is not None:
-            self._adapter.prepare(parts.module)
+        if parts.adapter is not None:
+            parts.adapter.prepare(parts.module)
         self.module = self.place_module(parts.module)
         self.module.train()
         self.evaluated = self.module
@@ -332,9 +331,7 @@ class TorchEngine:
 
     def _saved_tensors(self) -> Mapping[str, Tensor | LocalShard]:
         tensors = self.model_tensors()
-        if self._adapter is None:
-            return tensors
-        return {name: tensors[name] for name in self._adapter.saved}
+        return tensors if self._adapter is None else {n: tensors[n] for n in self._adapter.saved}
 
     def _add_auxiliary_losses(self, loss: Tensor, outputs: Any, share: float) -> Tensor:
         # Such losses (of routers) are means over the micro-batch: its share of the targets makes
@@ -351,9 +348,9 @@ class TorchEngine:
 
     def _end_evaluation(self) -> None:
         # The caller of `evaluate` may stop before its end: closing it restores training mode.
-        if self._evaluation is not None:
-            self._evaluation.close()
-            self._evaluation = None
+        evaluation, self._evaluation = self._evaluation, None
+        if evaluation is not None:
+            evaluation.close()
 
     @contextlib.contextmanager
     def _evaluation_mode(self, *, averaged: bool) -> Iterator[None]:
@@ -393,7 +390,7 @@ class TorchEngine:
             if not math.isfinite(loss.item()):
                 error = NonFinite(f"the loss is {loss.item()}", micro_batch.indices)
                 return self.agree_on_error(error, bad_loss=True)
-        indices = [i for micro_batch in window.micro_batches for i in micro_batch.indices]
+        indices = [i for each in window.micro_batches for i in each.indices]
         where = f"; the first such gradient is {bad}" if bad else ""
         error = NonFinite(f"the gradient norm is {norm.item()}{where}", indices)
         return self.agree_on_error(error, bad_loss=False)
