@@ -267,6 +267,8 @@ KEYS: Mapping[str, Answer] = {
     "activation_checkpointing": _RECOMPUTE,
     "gradient_checkpointing_enable": _RECOMPUTE,
     "torch_compile": _COMPILE,
+    "attn_implementation": "model.attention={}",
+    "use_flash_attention": {"false": "model.attention=sdpa", "": "model.attention=flash"},
     "use_torch_compile": _COMPILE,
     "torch_compile_backend": "compile=default compile.backend={}",
     "torch_compile_mode": "compile=default compile.mode={}",

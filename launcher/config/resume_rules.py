@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[Kind, str]] = {
     "log_every_steps": ("safe", "only the logged steps change"),
     "on_nonfinite": ("safe", "only the handling of non-finite steps changes"),
     "max_consecutive_skips": ("safe", "only the number of tolerated skips changes"),
+    "model.attention": ("safe", "fused operations round differently"),
     "model": ("impossible", "the checkpoint holds the tensors of this model; start a new run"),
     "task": ("allow", "the rest of the run trains on other samples"),
     "task.loss_chunk_tokens": ("safe", "sums are taken in another order: equal up to rounding"),

@@ -26,6 +26,13 @@ _log = logging.getLogger("trainctl.model")
 _CHUNK_ELEMENTS = 1 << 20
 
 
+def attention_of(module: nn.Module) -> str | None:
+    """Return the attention that a network uses, as `model.attention`; None if it has no such."""
+    from launcher.model._attention import attention_of
+
+    return attention_of(module)
+
+
 def build_module(option: ModelOption, head: Head, seed: int) -> nn.Module:
     """Build a network on the CPU, initialise the weights that no file has, and check it."""
     from launcher.model._initial_weights import initialize_weights

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import DType, Head, ModelLimits, ModelOption, SavedWeight, Tokenizer
+from launcher.contracts import DType, Head, ModelLimits, SavedWeight, Tokenizer
 from launcher.errors import DataError, Problem, TrainctlError
+from launcher.model._attention import TransformersOption, set_attention
 from launcher.model._folder import check_tokenizer, read_config, read_limits, read_size, short
 from launcher.model._shrunk import shrunk_config
 from launcher.model._tokenizer_name import BYT5, build_tokenizer
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("trainctl.model")
 
 
-class HuggingFace(ModelOption):
+class HuggingFace(TransformersOption):
     """A model from a local folder that transformers saved, with the head that the task needs.
 
     If the folder has no weights of the task's head (as a pretrained encoder), these are drawn.
@@ -51,6 +52,7 @@ class HuggingFace(ModelOption):
 
     @override
     def preflight(self) -> None:
+        super().preflight()
         limits = self.limits()
         if self.init == "pretrained":
             check_weights(self._folder)
@@ -110,6 +112,7 @@ class HuggingFace(ModelOption):
 
         with self._reading() as config:
             set_pad_id(config, head, self.build_tokenizer)
+            set_attention(config, head, self.attention)
             # Names and shapes can be asked for without weights, too.
             if self.init == "random" or (device == "meta" and not has_weights(self._folder)):
                 return build_on_meta(config, head)

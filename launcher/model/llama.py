@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from launcher.contracts import Head, ModelLimits, ModelOption, Tokenizer
+from launcher.contracts import Head, ModelLimits, Tokenizer
+from launcher.model._attention import TransformersOption, set_attention
 from launcher.model._folder import check_tokenizer
 from launcher.model._tokenizer_name import BYT5, BYT5_VOCAB_SIZE, build_tokenizer
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Llama(ModelOption):
+class Llama(TransformersOption):
     """Llama from random weights: RMS norms, rotary positions, gated MLP, grouped-query attention.
 
     Source: Touvron et al. 2023, arXiv:2302.13971; Grattafiori et al. 2024, arXiv:2407.21783; the
@@ -80,6 +81,7 @@ class Llama(ModelOption):
 
     @override
     def preflight(self) -> None:
+        super().preflight()
         if self.tokenizer != BYT5:
             check_tokenizer(Path(self.tokenizer).expanduser(), self.vocab_size)
 
@@ -137,6 +139,7 @@ class Llama(ModelOption):
         set_pad_id(config, head, lambda: tokenizer)
         # Nothing to load: the weights are drawn after the module is built.
         del device
+        set_attention(config, head, self.attention)
         return build_on_meta(config, head)
 
     @override

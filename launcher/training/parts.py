@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,7 @@ from launcher.contracts import (
     unrecorded,
 )
 from launcher.errors import ConfigError, DataError
-from launcher.model import build_meta_module, build_module
+from launcher.model import attention_of, build_meta_module, build_module
 from launcher.run_dir import RunDir, write_atomically
 from launcher.training.batches import Windows
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_log = logging.getLogger("trainctl.run")
 # Interval at which the other ranks look for the file with the baselines.
 _POLL_S = 0.05
 # Steps over which the header averages the share of padding.
@@ -213,6 +215,8 @@ def _build_network(
     module, weights = build_network(config.model, task.head, config.seed)
     adapter = config.adapter.adapt(module, task.head, config.seed)
     task.prepare_module(module)
+    if world.rank == 0 and (attention := attention_of(module)) is not None:
+        _log.info("attention: %s", attention)
     # In this order: what is compiled recomputes, and what is sharded is compiled.
     config.activation.apply(module)
     config.compile.apply(module)

@@ -40,7 +40,13 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def hf(folder: Path, **changes: Any) -> HuggingFace:
-    values = {"kind": "hf", "path": str(folder), "init": "pretrained", "tokenizer": None}
+    values = {
+        "kind": "hf",
+        "path": str(folder),
+        "init": "pretrained",
+        "tokenizer": None,
+        "attention": "auto",
+    }
     return HuggingFace.model_validate_json(json.dumps({**values, **changes}))
 
 

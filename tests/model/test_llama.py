@@ -85,6 +85,7 @@ def test_every_field_reaches_transformers() -> None:
         norm_eps=0.25,
         init_std=0.5,
         tie_embeddings=True,
+        attention="auto",
     )
     module: Any = build_module(option, CAUSAL_LM, 0)
     config = module.config

@@ -41,7 +41,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path) -> None:
     """Load the folder as a run does."""
-    option = HuggingFace(kind="hf", path=str(folder), init="pretrained", tokenizer=None)
+    option = HuggingFace(
+        kind="hf", path=str(folder), init="pretrained", tokenizer=None, attention="auto"
+    )
     option.preflight()
     option.source_dtype()
     option.build_tokenizer().encode("some text")
