@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,13 @@ def main(argv: list[str]) -> int:
     """Run a config on several engines, compare, and print the matrix."""
     arguments = _arguments()
     flags, overrides = arguments.split(argv)
-    ranks = _numbers(arguments, "--ranks", flags.ranks)
+    ranks = _numbers(arguments, "--ranks", flags.ranks or "2")
     accumulations = _numbers(arguments, "--accumulation", flags.accumulation)
     engines = [each for each in flags.engines.split(",") if each]
     if not engines:
         arguments.error("--engines needs a preset of parallelism, or `all`")
+    if flags.faults is not None:
+        return _faults(arguments, flags, overrides)
     if flags.steps < 1:
         arguments.error(f"--steps must be at least 1, but is {flags.steps}")
     from launcher.launch import preflight, signals_end_launch
@@ -59,6 +62,27 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _faults(arguments: Arguments, flags: Namespace, overrides: Sequence[str]) -> int:
+    """Kill ranks of a shrunk run, and report what was lost."""
+    if flags.faults < 1:
+        arguments.error(f"--faults must be at least 1, but is {flags.faults}")
+    ranks = None if flags.ranks is None else _numbers(arguments, "--ranks", flags.ranks)[0]
+    from launcher.launch import preflight, signals_end_launch
+    from launcher.verify import certificate, faults
+
+    with signals_end_launch():
+        job = composition(flags, overrides).load()
+        preflight(job.config)
+        announce("starting the undisturbed run, then the one with kills")
+        report = faults.verify_faults(job.config, flags.faults, ranks=ranks, seed=flags.seed)
+    if flags.json is not None:
+        certificate.save(flags.json, faults.as_json(report))
+    print(table(faults.rows(report)))
+    print(bold(faults.summary(report)), flush=True)
+    report.check()
+    return 0
+
+
 def _arguments() -> Arguments:
     arguments = Arguments(
         "verify",
@@ -75,7 +99,7 @@ def _arguments() -> Arguments:
     add = arguments.add_argument
     text = "presets of parallelism, with commas; config: the config's own engine (default: all)"
     add("--engines", metavar="A,B", default="all", help=text)
-    add("--ranks", metavar="N,M", default="2", help="numbers of processes (default: 2)")
+    add("--ranks", metavar="N,M", help="numbers of processes (default: 2)")
     text = "micro-batches into which each rank cuts its share of the global batch (default: 1,4)"
     add("--accumulation", metavar="N,M", default="1,4", help=text)
     text = f"optimizer steps (default: {STEPS})"
@@ -87,6 +111,11 @@ def _arguments() -> Arguments:
     add("--html", metavar="FILE", type=Path, help="write the matrix as one HTML file")
     text = "folder of SAMENESS.json (default: where `run` looks: RUN_ROOT/sameness/NAME)"
     add("-o", "--output", metavar="DIR", type=Path, help=text)
+    text = (
+        "kill ranks of a shrunk run of the config's own engine N times, restart them, and report "
+    )
+    add("--faults", metavar="N", type=int, help=f"{text}what was lost; exits with 15 if anything")
+    add("--seed", metavar="N", type=int, help="with --faults: seed of ranks and moments")
     return arguments
 
 

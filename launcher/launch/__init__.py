@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,13 +146,14 @@ def follow(world: OuterWorld) -> int:
     return _join.follow(world)
 
 
-def run_program(config: RunConfig, run_dir: RunDir, module: str) -> None:
+def run_program(config: RunConfig, run_dir: RunDir, module: str, restarts: int = 0) -> None:
     """Run another program than the training on the ranks of a config, to its end.
 
     Args:
         config: Its `launch` gives number and environment of the ranks, its `parallelism` the mesh.
         run_dir: An existing folder with the config; logs and outcomes are written there.
         module: The program; it calls `rank_main`.
+        restarts: Restarts of the ranks after a failure that new processes may not meet.
 
     Raises:
         TrainctlError: The first failure of a rank.
@@ -166,7 +167,14 @@ def run_program(config: RunConfig, run_dir: RunDir, module: str) -> None:
     program = [sys.executable, "-P", "-m", module, str(run_dir.path)]
     node = WholeRun(config.launch, program)
     with locked(run_dir) as lock:
-        start(config, run_dir, lock, StartOptions(node=node, quiet=True))
+        start(config, run_dir, lock, StartOptions(node=node, quiet=True, restarts=restarts))
+
+
+def restarts_of(run_dir: RunDir) -> list[dict[str, Any]]:
+    """Return the restarts of a run: attempt, error, message, reached_step, from_step."""
+    from launcher.launch import _restarts
+
+    return _restarts.restarts_of(run_dir)
 
 
 def rank_main(path: str, run: Callable[[RunDir, StopFlag], Outcome]) -> int:

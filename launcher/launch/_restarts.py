@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from launcher.checkpoint import published
 from launcher.errors import TrainctlError
@@ -71,6 +71,14 @@ def with_restarts(run: Callable[[Attempt], T], run_dir: RunDir, budget: int) -> 
                 raise
             number += 1
             record_restart(run_dir, error, attempt=number, of=budget, reached=attempt.step)
+
+
+def restarts_of(run_dir: RunDir) -> list[dict[str, Any]]:
+    """Return the entries of RUN_DIR/restarts.jsonl."""
+    if not run_dir.restarts.exists():
+        return []
+    lines = run_dir.restarts.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def record_restart(

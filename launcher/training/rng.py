@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import random
 import struct
@@ -50,6 +51,10 @@ def _devices() -> list[str]:
 
 def seed_everything(seed: int) -> None:
     """Seed all generators of this process."""
+    # rich draws from Python's generator when it is imported. Imported later by a library, it would
+    # do so once in each process: the state of a restarted run would be another one.
+    if importlib.util.find_spec("rich") is not None:
+        importlib.import_module("rich.style")
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from NumPy's global generator
     torch.manual_seed(seed)

@@ -29,7 +29,7 @@ from launcher.training.execution import Execution
 from launcher.training.exporting import export_model, restore_task
 from launcher.training.failures import closing, out_of_memory_context
 from launcher.training.finite import check_weights, param_names
-from launcher.training.parts import Parts, build
+from launcher.training.parts import Data, Parts, build
 from launcher.training.requests import RankRequests, stop_error, stop_signal
 from launcher.training.saving import without_evaluation_due
 
@@ -71,6 +71,8 @@ def run(
     world: World,
     stop: Callable[[], Signals | None],
     beat: Callable[[str, int], None],
+    *,
+    data: Data | None = None,
 ) -> Outcome:
     """Run this rank, from the newest checkpoint if there is one.
 
@@ -81,13 +83,14 @@ def run(
         stop: Returns the signal that requested the end of the run, or None.
         beat: Called with the phase (`step`, `evaluate`, `save`, `end`) and the steps done whenever
             the rank has made progress.
+        data: What `read_data` returned for the config; None to read it.
     """
     rng.seed_everything(config.seed)
     with contextlib.ExitStack() as stack:
         with out_of_memory_context(lambda: "before the first step", _SMALLER_PARTS):
             _check_base_model(config, run_dir, world)
             requests = RankRequests(stop, config.checkpoint.every_minutes)
-            parts = build(config, world, requests, references=run_dir.references)
+            parts = build(config, world, requests, references=run_dir.references, data=data)
             stack.enter_context(closing(parts.engine.close))
             if world.rank == 0 and (learned := parts.task.learned()):
                 write_atomically(run_dir.learned, json.dumps(learned, indent=1) + "\n")
