@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.cli import _jobs
 from launcher.cli._arguments import Arguments, add_composition_flags
 from launcher.cli._console import announce
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from launcher.config.load import LoadedConfig
+    from launcher.config.multirun import Place
     from launcher.config.schema import RunConfig
     from launcher.launch._early import EarlyRank
     from launcher.launch._outer import OuterWorld
@@ -94,7 +96,8 @@ def _run(
             load_config(overrides, flags.config_name, flags.config_dir)
         # Hydra's parser does not know it.
         own = {"--dry-run", "--dry_run"}
-        return run_multirun(_launch, [word for word in argv if word not in own], admit=admit)
+        words = [word for word in argv if word not in own]
+        return run_multirun(_run_job, words, admit=admit, ended=_jobs.summarise)
     job = load_config(overrides, flags.config_name, flags.config_dir)
     if admit([job]):
         from launcher.config import derive
@@ -147,6 +150,7 @@ def _launch(
     overrides: Sequence[str],
     early: EarlyRank | None = None,
     node: OuterWorld | None = None,
+    job: _jobs.Job | None = None,
 ) -> float | None:
     """Run one job to the end and return the number that a sweeper minimises."""
     from launcher.launch import StartOptions, begin
@@ -154,8 +158,34 @@ def _launch(
 
     if (sameness := certificate.status(one.config)) is not None:
         print(f"sameness   {sameness}", flush=True)
-    _, result = begin(one.config, one.provenance, overrides, StartOptions(early, node))
+    options = StartOptions(early, node, created=job.created if job else None)
+    _, result = begin(one.config, one.provenance, overrides, options)
+    if job is not None and result is not None:
+        job.completed(result.scores.get(one.config.objective))
     return None if result is None else minimised(one.config, result.scores)
+
+
+def _run_job(
+    one: LoadedConfig, overrides: Sequence[str], place: Place | None = None
+) -> float | None:
+    """Run one job of a sweep, and record how it ended."""
+    if place is None:
+        return _launch(one, overrides)
+    from launcher.errors import TrainctlError
+
+    print(f"job {place.number}/{place.of}    {' '.join(overrides)}", flush=True)
+    job = _jobs.Job(place, one.config.objective, overrides)
+    try:
+        return _launch(one, overrides, job=job)
+    except TrainctlError as error:
+        # Printed here: Hydra goes on to the next job, and the sweep's own error is the first one.
+        job.failed(error)
+        print(
+            f"job {place.number}/{place.of}    {job.status}: {error}", file=sys.stderr, flush=True
+        )
+        raise
+    finally:
+        job.write()
 
 
 def minimised(config: RunConfig, scores: Mapping[str, float]) -> float | None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
@@ -26,12 +27,33 @@ from launcher.config.load import LoadedConfig, load_jobs, refuse_code, validate
 from launcher.config.paths import CONF, expand_home
 from launcher.errors import Interrupted, Preempted, Problem, TrainctlError
 
-Launch = Callable[[LoadedConfig, Sequence[str]], float | None]
-"""Run one job to its end, given config and overrides; return the score that a sweeper optimises."""
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Place of a job among those of a sweep.
+
+    Attributes:
+        number: Number of the job, from 1.
+        of: Number of jobs.
+        folder: Folder of the sweep, next to the runs.
+    """
+
+    number: int
+    of: int
+    folder: Path
+
+
+Launch = Callable[[LoadedConfig, Sequence[str], Place | None], float | None]
+"""Run one job to its end, given config, overrides and place; return the score that a sweeper
+optimises. The place is None where the sweeper determines the jobs while it runs."""
 
 
 def run_multirun(
-    launch: Launch, argv: Sequence[str], *, admit: Callable[[Sequence[LoadedConfig]], bool]
+    launch: Launch,
+    argv: Sequence[str],
+    *,
+    admit: Callable[[Sequence[LoadedConfig]], bool],
+    ended: Callable[[Path], None] = lambda _: None,
 ) -> int:
     """Run Hydra's command line, after checking every job's config, and return the exit status.
 
@@ -40,6 +62,7 @@ def run_multirun(
         argv: Overrides and Hydra's flags; `--config-dir` may be repeated.
         admit: Called with the configs of all jobs before the first one starts (with none, if the
             sweeper determines them while it runs); False starts none.
+        ended: Called with the folder of the sweep when its last job has ended.
 
     Raises:
         ConfigError: The problems of all jobs' configs.
@@ -47,44 +70,43 @@ def run_multirun(
             and preemption end the sweep at once.
     """
     # hydra.main calls the launcher as its task, which starts ranks as child processes: so Hydra's
-    # basic, joblib and submitit launchers and every sweeper work unchanged.
+    # launchers (basic, joblib, submitit) and every sweeper work unchanged.
     own, rest = _flags(argv)
     flags = get_args_parser().parse_intermixed_args(rest)
     options = [word for word in rest if word not in flags.overrides]
-    flags.overrides = expand_home(flags.overrides)
-    words = [f"{key}={json.dumps(value)}" for key, value in QUIET.items()]
-    words += ["hydra/hydra_logging=none", "hydra/job_logging=none"]
+    typed = expand_home(flags.overrides)
+    jobs: Sequence[LoadedConfig] = ()
+    folder: Path | None = None
     if not (flags.cfg or flags.info or flags.help or flags.hydra_help or flags.shell_completion):
-        jobs = load_jobs(flags.overrides, own.config_name, own.config_dir)
+        jobs = load_jobs(typed, own.config_name, own.config_dir)
         if not jobs:
-            refuse_code(flags.overrides, own.config_name, own.config_dir)
+            refuse_code(typed, own.config_name, own.config_dir)
         if not admit(jobs):
             return 0
-        if jobs:
-            words.append(_sweep_dir(jobs[0]))
-    stops: list[TrainctlError] = []
+        folder = _sweep_dir(jobs[0]) if jobs else None
 
     def task(cfg: DictConfig) -> float | None:
-        overrides = list(HydraConfig.get().overrides.task)
+        now = HydraConfig.get()
+        overrides = list(now.overrides.task)
+        place = None if folder is None else Place(int(now.job.num) + 1, len(jobs), folder)
         try:
-            return launch(_checked(cfg, overrides, own.config_name, own.config_dir), overrides)
+            return launch(_checked(cfg, overrides, own), overrides, place)
         except (Interrupted, Preempted) as stop:
             # After an Exception Hydra starts the next job; SystemExit ends the sweep.
-            stops.append(stop)
             raise SystemExit(stop.exit_status) from stop
 
     # Words of trainctl come first, so that the user's win. After the flags, because Hydra 1.3 takes
     # all words in one place.
-    program = ["trainctl", "--config-name", own.config_name, *options, *words, *flags.overrides]
+    words = ["--config-name", own.config_name, *options, *_own_words(folder), *typed]
+    main = hydra.main(config_path=str(CONF), config_name=own.config_name, **_hydra_ext.base())
     try:
-        with _hydra_ext.search_path_of(own.config_dir), _process(program):
-            hydra.main(config_path=str(CONF), config_name=own.config_name, **_hydra_ext.base())(
-                task
-            )()
+        with _hydra_ext.search_path_of(own.config_dir), _process(["trainctl", *words]):
+            main(task)()
     except SystemExit as end:
-        if stops:
-            raise stops[0] from end
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        return _status(end)
+    finally:
+        if folder is not None:
+            ended(folder)
     return 0
 
 
@@ -96,23 +118,35 @@ def _flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def _sweep_dir(first: LoadedConfig) -> str:
-    """Return Hydra's setting of the sweep's folder, next to the runs."""
+def _status(end: SystemExit) -> int:
+    """Return the exit status, or raise the error that ended the sweep."""
+    if isinstance(end.__cause__, TrainctlError):
+        raise end.__cause__ from end
+    return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def _own_words(folder: Path | None) -> Iterator[str]:
+    """Yield the settings of Hydra that trainctl makes."""
+    yield from (f"{key}={json.dumps(value)}" for key, value in QUIET.items())
+    yield from ("hydra/hydra_logging=none", "hydra/job_logging=none")
+    if folder is not None:
+        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        yield f"hydra.sweep.dir='{quoted}'"
+
+
+def _sweep_dir(first: LoadedConfig) -> Path:
+    """Return the sweep's folder, next to the runs."""
     # A random part: two sweeps that start in the same second must not share a folder.
     sweep = f"sweep-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    path = Path(first.config.run_root).absolute() / first.config.name / sweep
-    quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"hydra.sweep.dir='{quoted}'"
+    return Path(first.config.run_root).absolute() / first.config.name / sweep
 
 
-def _checked(
-    cfg: DictConfig, overrides: Sequence[str], config_name: str, config_dirs: Sequence[str]
-) -> LoadedConfig:
+def _checked(cfg: DictConfig, overrides: Sequence[str], own: argparse.Namespace) -> LoadedConfig:
     """Return the config of a job as Hydra composed it, validated, with origins."""
     # Validated again, because the sweeper may have chosen values that no earlier check has seen.
     problems: list[Problem] = []
     mapping = resolved(cfg, problems)
-    origins = compose(overrides, config_name, config_dirs).origins
+    origins = compose(overrides, own.config_name, own.config_dir).origins
     return validate(Composed(mapping, origins), problems)
 
 

@@ -39,12 +39,14 @@ class StartOptions:
         node: The ranks that this process starts; None for the ranks of the option `launch`.
         quiet: Print nothing; what rank 0 prints goes to its log.
         restarts: Restarts of the ranks after a failure that new processes may not meet.
+        created: Called with the run directory of a new run before it starts.
     """
 
     early: EarlyRank | None = None
     node: Node | None = None
     quiet: bool = False
     restarts: int = 0
+    created: Callable[[Path], None] | None = None
 
 
 def preflight(config: RunConfig) -> None:

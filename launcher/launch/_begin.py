@@ -62,6 +62,8 @@ def begin(
 ) -> tuple[RunDir, Result | None]:
     # The lock before anything is written: no other process may take the directory for its own.
     run_dir = run_dirs.create(Path(config.run_root), config.name)
+    if options.created is not None:
+        options.created(run_dir.path)
     with locked(run_dir) as lock:
         _write_down(config, provenance, overrides, run_dir)
         try:

@@ -22,8 +22,12 @@ class Jobs:
     def __init__(self, **errors: Exception) -> None:
         self.errors = errors
         self.seen: list[tuple[LoadedConfig, list[str]]] = []
+        self.places: list[multirun.Place | None] = []
 
-    def __call__(self, one: LoadedConfig, overrides: Sequence[str]) -> float:
+    def __call__(
+        self, one: LoadedConfig, overrides: Sequence[str], place: multirun.Place | None
+    ) -> float:
+        self.places.append(place)
         self.seen.append((one, list(overrides)))
         if error := self.errors.get(f"seed{one.config.seed}"):
             raise error
@@ -47,6 +51,7 @@ def test_a_grid_runs_job_by_job(here: Path) -> None:
     assert sweep(jobs, argv) == 0
     assert (list(sys.argv), dict(os.environ)) == before
     assert jobs.seeds == [1, 2]
+    assert [(place.number, place.of) for place in jobs.places if place] == [(1, 2), (2, 2)]
     one, overrides = jobs.seen[1]
     assert overrides == ["seed=2", "optimizer.lr=0.5"]
     assert one.config.optimizer.lr == 0.5

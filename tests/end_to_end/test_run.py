@@ -167,9 +167,23 @@ def test_multirun_is_checked_whole_before_the_first_job(trainctl: Console) -> No
 
 
 def test_multirun_runs_every_job(trainctl: Console) -> None:
-    trainctl("run", "-m", *toy_words("seed=1,2"))
+    """The first one fails: its error is that of the command, after the others have ended."""
+    words = toy_words("task.poison=17,-1", "max_steps=8")
+    out, err = trainctl("run", "-m", *words, status=10)
     runs = [p for p in (trainctl.folder / "runs/toy").iterdir() if (p / "config.json").exists()]
-    assert sorted(json.loads((p / "config.json").read_text())["seed"] for p in runs) == [1, 2]
+    [summary] = (trainctl.folder / "runs/toy").glob("sweep-*/summary.json")
+    first, second = json.loads(summary.read_text())
+    assert {first["run"], second["run"]} == {str(path) for path in runs}
+    assert (first["status"], first["exit_status"]) == ("failed", 10)
+    assert first["error"].startswith("NonFinite: ")
+    assert (second["status"], second["job"], second["of"]) == ("completed", 2, 2)
+    assert second["value"] > 0
+    assert [out.count(f"job {number}/2    name=toy ") for number in (1, 2)] == [1, 1]
+    assert "job 1/2    failed: " in err
+    lines = out.splitlines()
+    assert lines[-4].split() == ["job", "status", second["objective"], "run", "overrides"]
+    assert lines[-3].endswith(f"{Path(first['run']).name}  task.poison=17")
+    assert lines[-1] == f"written to {summary.relative_to(trainctl.folder)}"
 
 
 def test_disk_full_in_mid_save(trainctl: Console) -> None:

@@ -28,13 +28,13 @@ REPORT = FaultReport(
 
 
 def test_kills_lose_nothing(trainctl: Console) -> None:
-    words = toy_words("parallelism=ddp", "task.step_s=0.02", "--json=found.json", "--seed=5")
+    words = toy_words("task.step_s=0.02", "--json=found.json", "--seed=5")
     out, _ = trainctl("verify", "--faults=1", *words)
     found = json.loads((trainctl.folder / "found.json").read_text())
-    assert (found["ok"], found["ranks"], found["losses"]) == (True, 2, [])
+    assert (found["ok"], found["ranks"], found["losses"]) == (True, 1, [])
     assert len(found["faults"]) == 1
     assert all(each["from_step"] >= each["saved_step"] >= 2 for each in found["faults"])
-    assert "1 kill of 2 ranks" in out
+    assert "1 kill of 1 rank" in out
     assert "the last state is bitwise that of an undisturbed run" in out
     assert not list((trainctl.folder / "runs").rglob("faults-*"))
 
