@@ -78,7 +78,8 @@ floor is allowed (the deviation of a second cut in one process), and at least 1e
 float32, 1e-8 in float64, and 1e-3 / 1e-3 / 1e-2 with 16-bit matrix products. a1 and a4: 1 and 4
 micro-batches per rank. mixtral is without its auxiliary loss, which is computed for each
 micro-batch and so depends on the cut. T5 and BERT wait for tasks other than the prediction of the
-next token.
+next token. muon, which orthogonalises in bfloat16, and sgd with the rate of its preset amplify
+rounding so much that the floor of one second cut is too small for some of their cells.
 
 Versions: {versions}.
 """

@@ -97,6 +97,11 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
+    def reset_parameters(self) -> None:
+        """Fill what only this module holds, after a build on the meta device."""
+        positions = self.get_buffer("idx")
+        positions.copy_(torch.arange(len(positions)))
+
     @override
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         assert labels is not None

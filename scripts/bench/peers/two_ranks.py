@@ -23,6 +23,8 @@ def join(module: str) -> tuple[int, subprocess.Popen[bytes] | None]:
         This rank, and on rank 0 the process of the other one.
     """
     rank = int(os.environ.get("RANK", "0"))
+    # DeepSpeed insists on it.
+    os.environ.setdefault("LOCAL_RANK", str(rank))
     other = None
     if rank == 0:
         store = Path(tempfile.mkdtemp()) / "store"
