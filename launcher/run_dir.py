@@ -113,7 +113,7 @@ class RunDir:
 
     @property
     def learned(self) -> Path:
-        """What the task took from the training records, such as labels."""
+        """File of what the task took from the training records, such as labels."""
         return self.path / "task.json"
 
     @property

@@ -38,7 +38,7 @@ class Job:
 
     @property
     def status(self) -> str:
-        """How the job ended."""
+        """Outcome of the job."""
         status: str = self._values["status"]
         return status
 

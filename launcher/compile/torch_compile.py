@@ -38,7 +38,7 @@ class TorchCompile(CompileOption):
     backend: str = Field(min_length=1)
     """`inductor`, or another backend that torch knows: `aot_eager` needs no compiler."""
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-    """What inductor does in addition: `reduce-overhead` records CUDA graphs, `max-autotune` also
+    """Additional work of inductor: `reduce-overhead` records CUDA graphs, `max-autotune` also
     measures several kernels for each operation."""
     fullgraph: bool
     """Refuse what cannot be compiled as one graph, instead of dividing it into several."""

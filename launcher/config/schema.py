@@ -146,7 +146,7 @@ class RunConfig(Settings):
     activation: Annotated[
         SerializeAsAny[ActivationOption], PlainValidator(_reader("activation")), _GROUP
     ]
-    """What becomes of activations between forward and backward pass."""
+    """Treatment of activations between forward and backward pass."""
     compile: Annotated[SerializeAsAny[CompileOption], PlainValidator(_reader("compile")), _GROUP]
     """Compilation of the network by torch.compile."""
     ema: Annotated[SerializeAsAny[EmaOption], PlainValidator(_reader("ema")), _GROUP]

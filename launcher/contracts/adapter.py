@@ -24,7 +24,7 @@ def _leave(module: nn.Module) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """What an adapter did to a network.
+    """Changes of a network by an adapter.
 
     Attributes:
         trained: Canonical names of the parameters that are trained.
@@ -44,7 +44,7 @@ class Adapted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportTarget:
-    """Where and how a trained network is exported.
+    """Place and functions for the export of a trained network.
 
     Attributes:
         folder: `RUN_DIR/export`.

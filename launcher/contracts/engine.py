@@ -192,7 +192,7 @@ class EngineParts:
     weights: InitialWeights | None = None
     """Fills the shards of a module on the meta device; None for a module with memory."""
     adapter: Adapted | None = None
-    """What an adapter did to the module; None if all of its weights are trained."""
+    """Changes of the module by an adapter; None if all of its weights are trained."""
     ema: EmaOption | None = None
     """Moving average of the weights; None for none."""
     auxiliary_losses: Callable[[Any], Mapping[str, Tensor]] = _no_losses

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ActivationOption(Option):
-    """What becomes of the activations between the forward and the backward pass."""
+    """Treatment of the activations between the forward and the backward pass."""
 
     @abstractmethod
     def apply(self, module: nn.Module) -> None:

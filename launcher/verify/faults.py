@@ -96,7 +96,7 @@ class FaultReport:
 
     @property
     def losses(self) -> Sequence[str]:
-        """What was lost that should not have been."""
+        """Losses that a launch must prevent."""
         found = [f"the run did not come to its end: {self.error}"] if self.error else []
         found += [
             f"kill {number}: the checkpoint of step {fault.saved_step} was lost, the ranks "

@@ -49,7 +49,7 @@ def test_every_leaf_changes_what_is_kept(name: str) -> None:
 
 
 def compiled(option: Any) -> Any:
-    """What is compiled, with which arguments, and where the compiler keeps its results."""
+    """Modules that are compiled, their arguments, and the folder of the compiler's results."""
     made: list[Any] = []
 
     class Noted(nn.Module):

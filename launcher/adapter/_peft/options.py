@@ -60,7 +60,7 @@ class LowRank(AdapterOption):
     """Learning rate of the second matrices over that of the first (LoRA+, Hayou et al. 2024,
     arXiv:2402.12354); null for the same rate."""
     export: Literal["adapter", "merged", "both"]
-    """What a finished run exports: the adapter for peft's `PeftModel` in RUN_DIR/export/adapter,
+    """Exports of a finished run: the adapter for peft's `PeftModel` in RUN_DIR/export/adapter,
     the model with the adapter merged into its weights in RUN_DIR/export, or both."""
 
     @property
