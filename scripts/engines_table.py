@@ -34,7 +34,7 @@ WORDS = ("--shrink", "--accumulation=1,4", "--steps=8", "task.packing=false")
 WORLDS = (("--engines=all", "--ranks=2"), ("--engines=fsdp_hybrid", "--ranks=4"))
 """Replicas of shards need four ranks."""
 ONE_OF_EACH = (("--engines=ddp,fsdp,zero2,zero3,accelerate", "--ranks=2"),)
-"""Optimizer of the rows that do not compare optimizers."""
+"""Engines of the rows that compare models, not optimizers."""
 NETWORKS = {
     "gpt2": {
         "model_type": "gpt2",

@@ -32,7 +32,7 @@ class Accelerate(SeveralRanks):
 
     kind: Literal["accelerate"]
     plugin: file.Plugin | None
-    """Plugin that wraps the module; null: `distributed_type` of `config_file`, or ddp without a file."""
+    """Wrapper of the module; null: `distributed_type` of `config_file`, or ddp without a file."""
     find_unused_parameters: bool
     """Find parameters that do not contribute to the loss, in every step (plugin ddp)."""
     config_file: str | None

@@ -96,7 +96,7 @@ class FaultReport:
 
     @property
     def losses(self) -> Sequence[str]:
-        """Losses that a launch must prevent."""
+        """Lost work, against what a launch guarantees."""
         found = [f"the run did not come to its end: {self.error}"] if self.error else []
         found += [
             f"kill {number}: the checkpoint of step {fault.saved_step} was lost, the ranks "
