@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from launcher.errors import DataError, NonFinite, Preempted
+from launcher.errors import DataError, NonFinite, Preempted, TrainctlError
 from launcher.launch import StartOptions
 from launcher.launch._heartbeat import Heartbeat
 from launcher.launch._lock import locked
@@ -28,6 +28,7 @@ from launcher.launch._signals import StopFlag
 from launcher.launch._worker import main
 from launcher.launch.local import Local
 from launcher.run_dir import RunDir
+from tests import fork_server
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
@@ -42,7 +43,14 @@ class StandIn(Local):
 
     @override
     def command(self, run_dir: RunDir) -> Sequence[str]:
-        return [sys.executable, __file__, str(run_dir.path), self.scenario]
+        return [
+            sys.executable,
+            "-P",
+            "-m",
+            "tests.launch.standin",
+            str(run_dir.path),
+            self.scenario,
+        ]
 
     @override
     def environment(self) -> Mapping[str, str]:
@@ -77,6 +85,23 @@ def launch(
     run_dir = RunDir(path)
     with locked(run_dir) as lock:
         return start(config, run_dir, lock, StartOptions(restarts=restarts))
+
+
+def launch_forked(path: Path, scenario: str) -> None:
+    """Run two ranks that need torch, which they do not import but have from their start."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    error, _, _ = fork_server.call(_error_of, path, scenario, cwd=ROOT, env=environment)
+    if error is not None:
+        kind, message, attributes = error
+        raise kind.from_record(message, attributes)
+
+
+def _error_of(path: Path, scenario: str) -> tuple[type[TrainctlError], str, dict[str, Any]] | None:
+    try:
+        launch(path, scenario)
+    except TrainctlError as error:
+        return type(error), str(error), error.attributes()
+    return None
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from launcher.launch._environment import LAUNCHER_PID, without_rank
 from launcher.launch._lock import locked
 from launcher.launch._supervisor import Supervisor
 from launcher.run_dir import RunDir
-from tests.launch.standin import ROOT, launch
+from tests.launch.standin import ROOT, launch, launch_forked
 
 
 def result(path: Path) -> Any:
@@ -81,7 +81,7 @@ def test_a_cause_comes_before_its_consequences(tmp_path: Path) -> None:
 
 def test_a_cause_comes_before_a_save_that_it_ended(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"corpus\.jsonl:7"):
-        launch(tmp_path, "lost_in_save_first")
+        launch_forked(tmp_path, "lost_in_save_first")
 
 
 def test_a_timeout_comes_before_the_connections_that_it_closed(tmp_path: Path) -> None:
@@ -184,12 +184,12 @@ def test_logs_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 
 
 def test_ranks_reduce(tmp_path: Path) -> None:
-    launch(tmp_path, "reduces")
+    launch_forked(tmp_path, "reduces")
 
 
 def test_a_mismatch_of_collectives_is_named(tmp_path: Path) -> None:
     with pytest.raises(RankFailed, match="called different collectives"):
-        launch(tmp_path, "aborts")
+        launch_forked(tmp_path, "aborts")
 
 
 def start_launcher(path: Path, ranks: int) -> subprocess.Popen[bytes]:
