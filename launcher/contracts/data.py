@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -62,6 +62,30 @@ class Tokenizer(Protocol):
     """True if the tokenizer puts `bos_id` in front of a text at inference."""
     vocab_size: int
     """Number of ids."""
+    mask_id: int | None = None
+    """The token in place of a masked one; None where there is none."""
+    chat_template: str | None = None
+    """Jinja template that renders messages; None where there is none."""
+
+    @property
+    def special_ids(self) -> Collection[int]:
+        """Ids of special tokens, which are no text."""
+        return {self.eos_id, self.pad_id}
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """Special tokens as text, by name (`eos_token`), for chat templates."""
+        return {}
+
+    def encode_rendered(self, text: str) -> tuple[Sequence[int], Sequence[int]]:
+        """Encode a rendered chat, in which special tokens are written out.
+
+        Returns:
+            The ids, and the position in the text at which each token begins.
+        """
+        ids = [self.encode(letter).tolist() for letter in text]
+        starts = [at for at, each in enumerate(ids) for _ in each]
+        return [token for each in ids for token in each], starts
 
     @property
     def pad_id(self) -> int:

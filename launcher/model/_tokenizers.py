@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class ByteTokenizer(Tokenizer):
 
     eos_id = 1
     pad_id = 0
+    # ByT5's first sentinel, `<extra_id_0>`: it stands for hidden text there, too.
+    mask_id = _END_OF_BYTES
     vocab_size = BYT5_VOCAB_SIZE
 
     @override
@@ -78,9 +80,15 @@ class FolderTokenizer(Tokenizer):
         self.eos_id = int(eos_id)
         self.vocab_size = len(self._tokenizer)
         self.bos_id = self._tokenizer.bos_token_id
+        self.mask_id = self._tokenizer.mask_token_id
+        template = getattr(self._tokenizer, "chat_template", None)
+        # Several templates have names.
+        self.chat_template = template.get("default") if isinstance(template, dict) else template
         # Tried out, because there is no attribute for it: some have a BOS token that they never
         # add.
-        self.adds_bos = self.bos_id is not None and self._tokenizer("a").input_ids[0] == self.bos_id
+        self.adds_bos = self.bos_id is not None and self._tokenizer("a").input_ids[:1] == [
+            self.bos_id
+        ]
 
     @override
     def encode(self, text: str) -> npt.NDArray[np.int32]:
@@ -94,6 +102,29 @@ class FolderTokenizer(Tokenizer):
             verbose=False,
         )
         return np.asarray(encoded["input_ids"], dtype=np.int32)
+
+    @property
+    @override
+    def special_ids(self) -> Collection[int]:
+        return {self.eos_id, *map(int, self._tokenizer.all_special_ids)}
+
+    @property
+    @override
+    def special_tokens(self) -> Mapping[str, str]:
+        tokens: Mapping[str, Any] = self._tokenizer.special_tokens_map
+        return {name: value for name, value in tokens.items() if isinstance(value, str)}
+
+    @override
+    def encode_rendered(self, text: str) -> tuple[Sequence[int], Sequence[int]]:
+        if not self._tokenizer.is_fast:
+            raise DataError(
+                "the tokenizer does not know where in a text its tokens are; chats need one with a "
+                "tokenizer.json"
+            )
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
 
     @property
     @override

@@ -13,7 +13,9 @@ from torch import nn
 from launcher.contracts import Tokenizer
 
 
-def export(module: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
+def export(
+    module: nn.Module, tokenizer: Tokenizer, folder: Path, chat_template: str | None = None
+) -> None:
     """Write config, weights (safetensors) and tokenizer, then rename them to the folder."""
     from transformers.utils import logging as transformers_logging
 
@@ -29,6 +31,8 @@ def export(module: nn.Module, tokenizer: Tokenizer, folder: Path) -> None:
         model: Any = module
         model.save_pretrained(draft)
         tokenizer.save(draft)
+        if chat_template is not None:
+            (draft / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
         _share(draft)
         _sync(draft)
         _replace(folder, draft)

@@ -73,9 +73,15 @@ def test_every_leaf_changes_the_standard_library() -> None:
     assert found == []
 
 
-def test_every_leaf_changes_the_snippets() -> None:
-    hints = {"validation_fraction": Hint((0.5,)), "lines": Hint((40,))}
-    values = replaced(preset("data", "stdlib_snippets"), {"lines": 60})
+@pytest.mark.parametrize("name", ["stdlib_snippets", "stdlib_docstrings"])
+def test_every_leaf_changes_the_built_in_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Parsing all of the library for each value would take a minute.
+    few = ["bisect.py", "heapq.py", "shlex.py", "textwrap.py"]
+    monkeypatch.setattr("launcher.data.stdlib_docstrings.names", lambda _: few)
+    hints = {"validation_fraction": Hint((0.5,)), "lines": Hint((40,)), "longest": Hint((20,))}
+    values = preset("data", name)
+    size = {"lines": 60} if "lines" in values else {"longest": 60}
+    values = replaced(values, {**size, "validation_fraction": 0.3})
     assert without_witness(partial(option_of, "data"), values, {"": records}, hints) == []
 
 
@@ -215,6 +221,12 @@ ROWS = Rows(
             "other": f"y = {i}",
             "label": "acb"[i % 3],
             "tag": "xyz"[i % 2],
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "a" * (i + 1)},
+                {"role": "user", "content": "and"},
+                {"role": "assistant", "content": "bc"},
+            ],
         }
         for i in range(4)
     ]
@@ -228,6 +240,9 @@ def samples(option: TaskOption) -> Any:
     task = option.build(model.build_tokenizer())
     found = task.samples(ROWS)
     inputs = [found.micro_batch([index], 0).inputs for index in range(len(found))]
+    if option.head not in model.heads:
+        # The inputs alone show each setting of these tasks.
+        return inputs
     torch.manual_seed(0)
     module = build_module(model, task.head, 0).eval()
     with torch.no_grad():
@@ -235,6 +250,7 @@ def samples(option: TaskOption) -> Any:
     return inputs, task.head.labels, losses, task.sample(module)
 
 
+PAIR = {"columns.prompt": "other", "columns.completion": "text"}
 TASK_HINTS = {
     "seq_len": Hint((8,)),
     # Refused: bytes have no such token.
@@ -246,6 +262,16 @@ TASK_HINTS = {
     "columns.label": Hint(("tag",)),
     # Refused: the labels of the table are neither lists nor numbers.
     "problem_type": Hint(observe=CHECK),
+    "sft:seq_len": Hint((100,)),
+    "columns.messages": Hint(("other",), observe=CHECK),
+    "columns.prompt": Hint(("tag",), where={"columns.messages": None, **PAIR}),
+    "columns.completion": Hint(("tag",), where={"columns.messages": None, **PAIR}),
+    "columns.tools": Hint(("text",), observe=CHECK),
+    # Refused: there is no such file.
+    "chat_template": Hint(("missing.jinja",), observe=CHECK),
+    # No answer is that near to the beginning of some of the chats.
+    "on_error": Hint(("skip",), where={"seq_len": 118, "train_on": "last"}, observe=CHECK),
+    "hidden_share": Hint((0.5,)),
     "labels": Hint((["b", "c", "a"],)),
     "class_weights": Hint(("balanced", {"a": 2.0})),
 }
@@ -254,9 +280,9 @@ TASK_HINTS = {
 @pytest.mark.parametrize("name", presets("task"))
 def test_every_leaf_changes_the_samples(name: str) -> None:
     values = preset("task", name)
-    small = {
-        key: value for key, value in {"seq_len": 16, "sample_tokens": 8}.items() if key in values
-    }
-    values = replaced(values, small)
+    small: dict[str, Any] = {"seq_len": 16, "sample_tokens": 8}
+    if values["kind"] == "sft":
+        small = {"seq_len": 200, "chat_template": "chatml"}
+    values = replaced(values, {key: value for key, value in small.items() if key in values})
     make, observe = partial(option_of, "task"), {"": samples, CHECK: samples}
     assert without_witness(make, values, observe, TASK_HINTS) == []
