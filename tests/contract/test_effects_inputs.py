@@ -78,7 +78,7 @@ def test_every_leaf_changes_the_built_in_set(name: str, monkeypatch: pytest.Monk
     # Parsing all of the library for each value would take a minute.
     few = ["bisect.py", "heapq.py", "shlex.py", "textwrap.py"]
     monkeypatch.setattr("launcher.data.stdlib_docstrings.names", lambda _: few)
-    hints = {"validation_fraction": Hint((0.5,)), "lines": Hint((40,)), "longest": Hint((20,))}
+    hints = {"validation_fraction": Hint((0.5,)), "lines": Hint((40,)), "longest": Hint((1000,))}
     values = preset("data", name)
     size = {"lines": 60} if "lines" in values else {"longest": 60}
     values = replaced(values, {**size, "validation_fraction": 0.3})
