@@ -4,6 +4,7 @@ Packages from top to bottom (imports run downward only):
 
     cli         verbs; the only place where an error becomes an exit status
     api         load_config, run, resume, verify, Run: trainctl from Python
+    plan        memory, speed and traffic of a config, without allocating weights
     verify      trains a config on several engines and compares them with one process
     launch      starts the ranks of a run and watches them; start-up code of a rank
     training    builds a run and executes it: training loop, data order, evaluation, metrics

@@ -34,29 +34,21 @@ def main(argv: list[str]) -> int:
 
 def measured(config: RunConfig) -> dict[str, Any]:
     """Return the number of parameters, and the bytes by purpose."""
-    from launcher.cli.params import meta_module
-    from launcher.contracts import OptimizerTarget
-    from launcher.optimizer import assign, state_bytes
+    from launcher.plan import build_network
 
     # On the meta device: the answer for a model that does not fit into this machine.
-    module = meta_module(config)
-    elements = sum(param.numel() for param in module.parameters())
-    target = OptimizerTarget(module, "meta")
-    # Frozen parameters have neither gradients nor optimizer state.
-    trained = sum(assigned.param.numel() for assigned in assign(target, config.optimizer))
+    network = build_network(config)
+    state = network.state
     dtype = config.precision.build("meta").param_dtype
-    optimizer = state_bytes(config.optimizer, module)
-    optimizer |= config.precision.state_bytes(trained)
-    weights, gradients = elements * dtype.itemsize, trained * dtype.itemsize
     return {
         "model": config.model.kind,
         "param_dtype": str(dtype).removeprefix("torch."),
-        "parameters": elements,
-        "trained": trained,
-        "weights": weights,
-        "gradients": gradients,
-        "optimizer": optimizer,
-        "total": weights + gradients + sum(optimizer.values()),
+        "parameters": network.parameters,
+        "trained": network.trained,
+        "weights": state.weights,
+        "gradients": state.gradients,
+        "optimizer": dict(state.optimizer),
+        "total": state.weights + state.gradients + sum(state.optimizer.values()),
     }
 
 
@@ -78,6 +70,7 @@ def _as_text(facts: dict[str, Any]) -> str:
 
 
 def size_text(size: int) -> str:
+    """Return a number of bytes in decimal units."""
     """Return a number of bytes as people write it; 1 GB is 10^9 bytes."""
     for unit, bytes_ in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= bytes_:

@@ -52,6 +52,7 @@ from launcher.contracts.group_options import (
     TaskOption,
 )
 from launcher.contracts.launch import LaunchOption
+from launcher.contracts.memory import Placement, StateBytes
 from launcher.contracts.model import ModelLimits, ModelOption, SavedWeight
 from launcher.contracts.module_options import (
     ActivationOption,
@@ -143,6 +144,7 @@ __all__ = [
     "ParallelismOption",
     "ParamGroups",
     "Pattern",
+    "Placement",
     "Precision",
     "PrecisionOption",
     "PublishedCheckpoint",
@@ -161,6 +163,7 @@ __all__ = [
     "Sharding",
     "Sink",
     "Snapshot",
+    "StateBytes",
     "StepReport",
     "Stop",
     "StoredConfig",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, get_ar
 from pydantic import Field
 from typing_extensions import override
 
+from launcher.contracts.memory import Placement
 from launcher.contracts.observers import LogContext
 from launcher.contracts.options import DeviceOption, DType, Option
 from launcher.contracts.task import HeadName
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from launcher.contracts.config import ConfigView
     from launcher.contracts.data import BatchPlan, DataSplits, Tokenizer
     from launcher.contracts.engine import Engine, EngineParts, Layout, World
+    from launcher.contracts.memory import StateBytes
     from launcher.contracts.observers import Observer, RunContext, Sink
     from launcher.contracts.precision import Precision
     from launcher.contracts.schedule import Horizon, Schedule
@@ -216,6 +218,16 @@ class ParallelismOption(Option):
         Raises:
             ValueError: The mesh does not support this number; the message names numbers that work.
         """
+
+    def placement(self, state: StateBytes, ranks: int) -> Placement:
+        """Return where the state is kept and what is sent, by arithmetic."""
+        # Whole on each rank, by default.
+        del ranks
+        return Placement(
+            weights=state.weights,
+            gradients=state.gradients,
+            optimizer=sum(state.optimizer.values()),
+        )
 
     def takes_meta_module(self, ranks: int) -> bool:
         """Return True if the engine takes a module on the meta device and fills its own shards."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import Engine, EngineParts, Layout
+from launcher.contracts import Engine, EngineParts, Layout, Placement, StateBytes
 from launcher.parallelism._several_ranks import SeveralRanks
 
 
@@ -37,6 +38,16 @@ class DDP(SeveralRanks):
     @override
     def layout(self, ranks: int) -> Layout:
         return Layout(dp_replicate=ranks)
+
+    @override
+    def placement(self, state: StateBytes, ranks: int) -> Placement:
+        whole = super().placement(state, ranks)
+        if ranks == 1:
+            return whole
+        # The reducer's buckets are all gradients once more, unless these are views of them.
+        buckets = 0 if self.gradient_as_bucket_view else state.gradients
+        sent = state.gradients if self.gradient_compression is None else state.gradients // 2
+        return replace(whole, communication=buckets, sent=2 * sent * (ranks - 1) // ranks)
 
     @override
     def build_distributed(self, parts: EngineParts) -> Engine:

@@ -14,6 +14,8 @@ from launcher.contracts import (
     EngineParts,
     Layout,
     Pattern,
+    Placement,
+    StateBytes,
 )
 from launcher.errors import Problem
 from launcher.parallelism._several_ranks import SeveralRanks
@@ -76,6 +78,29 @@ class FSDP(SeveralRanks):
         if device_type == "mps":
             return {"kind": "fsdp needs cpu or cuda; choose parallelism=single"}
         return {}
+
+    @override
+    def placement(self, state: StateBytes, ranks: int) -> Placement:
+        whole = super().placement(state, ranks)
+        if ranks == 1:
+            return whole
+        shards = self.layout(ranks).dp_shard
+        parts = {
+            "weights": -(-whole.weights // shards),
+            "gradients": -(-whole.gradients // shards),
+            "optimizer": -(-whole.optimizer // shards),
+        }
+        # Gathered at a time: the group of the root, which is kept, a block and the next one; and
+        # the gradients of a block before they are reduced.
+        kept = state.others + 2 * state.block if self.reshard_after_forward else state.weights
+        gathered = kept + 2 * state.block
+        passes = 2 if self.reshard_after_forward else 1
+        return Placement(
+            **(dict.fromkeys(parts, 0) if self.offload else parts),
+            communication=gathered,
+            host=parts if self.offload else {},
+            sent=(passes * state.weights + state.gradients) * (shards - 1) // shards,
+        )
 
     @override
     def takes_meta_module(self, ranks: int) -> bool:

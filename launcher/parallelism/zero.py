@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from launcher.contracts import ConfigView, Engine, EngineParts, Layout
+from launcher.contracts import ConfigView, Engine, EngineParts, Layout, Placement, StateBytes
 from launcher.errors import DataError, LaunchError, Problem
 from launcher.parallelism import _zero_json
 from launcher.parallelism._several_ranks import SeveralRanks
 
 if TYPE_CHECKING:
     from torch import nn
+
+# Its weights are float32.
+_ITEMSIZE = 4
 
 
 class Zero(SeveralRanks):
@@ -97,6 +100,39 @@ class Zero(SeveralRanks):
                 yield from _zero_json.problems(self.config_file, generated, self._origins(), config)
             except DataError:
                 return  # preflight reports it
+
+    @override
+    def placement(self, state: StateBytes, ranks: int) -> Placement:
+        whole = super().placement(state, ranks)
+        if ranks == 1:
+            return whole
+        optimizer = -(-whole.optimizer // ranks)
+        # The flat partition that a rank updates is a copy of its part of the trained weights.
+        partition = -(-state.trained // ranks)
+        weights = whole.weights if self.stage < 3 else -(-whole.weights // ranks)
+        gradients = whole.gradients if self.stage == 1 else -(-whole.gradients // ranks)
+        bucket = min(self.reduce_bucket_elements * _ITEMSIZE, state.gradients)
+        buffers = bucket * (2 if self.overlap_comm else 1)
+        if self.stage == 3:
+            gathered = (self.live_elements + self.prefetch_elements) * _ITEMSIZE
+            buffers += min(gathered, state.others + 2 * state.block)
+        else:
+            buffers += min(self.gather_bucket_elements * _ITEMSIZE, state.trained)
+        host: dict[str, int] = {}
+        if self.offload_optimizer:
+            host = {"optimizer": optimizer + partition, "gradients": gradients}
+            optimizer = partition = 0
+        if self.offload_params:
+            host["weights"], weights = weights, 0
+        passes = 3 if self.stage == 3 else 2
+        return Placement(
+            weights=weights,
+            gradients=gradients,
+            optimizer=optimizer + partition,
+            communication=buffers,
+            host=host,
+            sent=passes * state.trained * (ranks - 1) // ranks,
+        )
 
     @override
     def preflight(self) -> None:
