@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,7 +53,8 @@ HEAD = """# Memory: predicted and measured
 
 `trainctl plan` predicts the peak of a rank without allocating weights. The table compares it with
 the bytes of all live tensors in real training steps on a CPU: the peak of the second step, with
-weights, buffers, optimizer state, gradients and activations, for a small Llama. What kernels allocate
+weights, buffers, optimizer state, gradients and activations, for a small Llama. What kernels
+allocate
 inside is in neither number. Written by `scripts/memory_table.py`.
 
 | Config | Predicted, MB | Measured, MB | Error |
@@ -74,8 +76,10 @@ def measured(config: RunConfig) -> int:
     world = World(rank=0, size=1, local_rank=0, device="cpu", layout=Layout())
     rng.seed_everything(0)
     parts = build(config, world, lambda: Request.NONE)
-    engine = parts.engine
-    windows = iter(Windows(parts.train, parts.plan, config.batching, seed=0, data_rank=0, start=0, stop=None))
+    engine: Any = parts.engine
+    windows = iter(
+        Windows(parts.train, parts.plan, config.batching, seed=0, data_rank=0, start=0, stop=None)
+    )
     engine.forward_backward(next(windows))
     engine.update(1e-3)
     module = parts.module

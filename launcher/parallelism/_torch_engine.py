@@ -124,6 +124,7 @@ class TorchEngine:
                     # then add up to that of the window's mean loss however the window is cut.
                     loss = self._task.loss(outputs, inputs) / divisor
                     loss = self._add_auxiliary_losses(loss, outputs, share)
+                    del outputs  # often the largest tensor of a step
                 self._losses.append(loss.detach())
                 self.check_forward()
                 if last:

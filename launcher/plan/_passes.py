@@ -144,20 +144,16 @@ def measure(
             for name, value in inputs.items()
         }
         del mode
-        flops = FlopCounterMode(display=False)
-        first = _peak(config, module, task, batch, flops)
-        later = _peak(config, module, task, batch, nullcontext())
+        first = _peak(config, module, task, batch)
+        # Apart from the first: the counter keeps tensors alive that are computed twice.
+        with FlopCounterMode(display=False) as flops:
+            _train_step(config, module, task, batch)
+        later = _peak(config, module, task, batch)
         evaluation = _evaluation_peak(config, module, task, batch)
     return Step(first, later, evaluation, flops.get_total_flops())
 
 
-def _peak(
-    config: RunConfig,
-    module: nn.Module,
-    task: Task,
-    batch: Mapping[str, Tensor],
-    counter: AbstractContextManager[Any],
-) -> int:
+def _peak(config: RunConfig, module: nn.Module, task: Task, batch: Mapping[str, Tensor]) -> int:
     """Return the peak of a micro-batch, and leave the gradients."""
     live = LiveBytes()
     for tensor in chain(module.parameters(), module.buffers(), batch.values()):
@@ -167,15 +163,21 @@ def _peak(
         if param.grad is not None:
             live.ignore(param.grad)
             held += _size(param.grad)
-    with live, counter:
-        with _autocast(config):
-            outputs = module(**task.forward_inputs(batch))
-            loss = task.loss(outputs, batch)
-            for value in config.model.auxiliary_losses(module, outputs).values():
-                loss = loss + value
-        del outputs
-        loss.backward()  # type: ignore[no-untyped-call]
+    with live:
+        _train_step(config, module, task, batch)
     return live.peak + held
+
+
+def _train_step(
+    config: RunConfig, module: nn.Module, task: Task, batch: Mapping[str, Tensor]
+) -> None:
+    with _autocast(config):
+        outputs = module(**task.forward_inputs(batch))
+        loss = task.loss(outputs, batch)
+        for value in config.model.auxiliary_losses(module, outputs).values():
+            loss = loss + value
+    del outputs
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _evaluation_peak(
