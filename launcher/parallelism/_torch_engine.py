@@ -120,8 +120,7 @@ class TorchEngine:
                     inputs = self._on_device(micro_batch.inputs)
                     outputs = self.wrapped(**self._task.forward_inputs(inputs))
                     share = micro_batch.num_targets / divisor
-                    # Divided by the targets of the window, not of the micro-batch: the gradients
-                    # then add up to that of the window's mean loss however the window is cut.
+                    # By the window's targets: gradients add up however the window is cut.
                     loss = self._task.loss(outputs, inputs) / divisor
                     loss = self._add_auxiliary_losses(loss, outputs, share)
                     del outputs  # often the largest tensor of a step

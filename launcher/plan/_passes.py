@@ -139,6 +139,7 @@ def measure(
     """
     with FakeTensorMode() as mode:
         module = _without_memory(network.module)
+        task.prepare_module(module)
         batch = {
             name: torch.empty([size, *value.shape[1:]], dtype=value.dtype)
             for name, value in inputs.items()
