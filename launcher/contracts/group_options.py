@@ -96,6 +96,11 @@ class TaskOption(Option):
         """Return the columns that the task reads; by default none are known before it is built."""
         return ()
 
+    @property
+    def loss_in_head(self) -> str | None:
+        """Field with which the output layer computes the loss itself; None if it does not."""
+        return None
+
     @abstractmethod
     def build(self, tokenizer: Tokenizer) -> Task:
         """Build the task for a tokenizer."""

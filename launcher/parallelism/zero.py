@@ -74,6 +74,12 @@ class Zero(SeveralRanks):
     @override
     def problems(self, config: ConfigView) -> Iterator[Problem]:
         yield from super().problems(config)
+        if self.stage == 3 and (field := config.task.loss_in_head) and config.launch.ranks > 1:
+            yield Problem(
+                f"task.{field}",
+                "must be null under stage 3, in which DeepSpeed replaces the outputs of layers; "
+                "leave it out, or write parallelism=zero2 or parallelism=fsdp",
+            )
         if self.offload_params and self.stage != 3:
             yield Problem(
                 "parallelism.offload_params",

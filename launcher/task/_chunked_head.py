@@ -70,8 +70,10 @@ class ChunkedHead(nn.Module):
             return logits
 
         def losses(part: Tensor, targets: Tensor) -> Tensor:
+            with _without_cast_cache(part.device.type):
+                logits = logits_of(part)
             return F.cross_entropy(
-                logits_of(part).float(), targets, ignore_index=NO_TARGET, reduction="none"
+                logits.float(), targets, ignore_index=NO_TARGET, reduction="none"
             )
 
         # Recomputed in the backward pass, where autograd would keep every chunk. Without random
@@ -85,6 +87,16 @@ class ChunkedHead(nn.Module):
         found = torch.cat([compute(part, own) for part, own in parts])
         self.losses = found.view_as(self.targets)
         return self.losses
+
+
+def _without_cast_cache(device_type: str) -> torch.autocast:
+    # A cast that all chunks share would add up their gradients in 16 bits.
+    return torch.autocast(
+        device_type,
+        dtype=torch.get_autocast_dtype(device_type),
+        enabled=torch.is_autocast_enabled(device_type),
+        cache_enabled=False,
+    )
 
 
 def _with_targets(cls: Any) -> type[nn.Module]:

@@ -57,6 +57,11 @@ class CausalLM(TaskOption):
             raise ValueError(f"must be 0 or at least {_LOWEST_TEMPERATURE}, but is {value:g}")
         return value
 
+    @property
+    @override
+    def loss_in_head(self) -> str | None:
+        return None if self.loss_chunk_tokens is None else "loss_chunk_tokens"
+
     @override
     def problems(self, config: ConfigView) -> Iterator[Problem]:
         yield from super().problems(config)
