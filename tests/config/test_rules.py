@@ -6,6 +6,7 @@ from launcher.config.load import load_config
 from launcher.errors import ConfigError
 
 OK = "accumulation.samples_per_step=32"
+FILES = ("csv", "jsonl", "parquet", "text", "tsv")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,8 @@ def test_every_preset_composes_and_keeps_the_rules_of_its_own_group() -> None:
 
     needed = {
         "hf": ["model.path=/nowhere", "optimizer.lr=1e-5"],
-        "text": ["data.files=/nowhere/*.txt"],
+        "arrow": ["data.path=/nowhere"],
+        **{name: ["data.files=/nowhere/*.txt"] for name in FILES},
         "text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
         "lora_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
     }

@@ -21,9 +21,11 @@ from launcher.contracts import GROUPS
 from launcher.errors import ConfigError, Problem
 
 PRESETS = {group: sorted(path for path in (CONF / group).glob("[!_]*.yaml")) for group in GROUPS}
+FILES = ("csv", "jsonl", "parquet", "text", "tsv")
 NEEDED = {
     "hf": ["model.path=/nowhere", "optimizer.lr=1e-5"],
-    "text": ["data.files=/nowhere/*.txt"],
+    "arrow": ["data.path=/nowhere"],
+    **{name: ["data.files=/nowhere/*.txt"] for name in FILES},
     "text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
     "lora_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],
 }
@@ -129,13 +131,17 @@ def replaced(mapping: Any, parents: list[str], old: str, new: str) -> Any:
 
 
 def key_nodes(path: Path) -> list[yaml.ScalarNode]:
-    """The keys of a file, without those of its defaults list."""
+    """The keys of a file, without those of its defaults list and those of mappings.
+
+    A misspelt mapping is reported where its last key is written.
+    """
 
     def walk(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                yield key
-                if key.value != "defaults":
+                if key.value == "defaults" or not isinstance(value, yaml.MappingNode):
+                    yield key
+                else:
                     yield from walk(value)
 
     root = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
