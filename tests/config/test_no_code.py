@@ -10,6 +10,7 @@ import pytest
 
 from launcher.config import multirun
 from launcher.config.load import LoadedConfig, load_config
+from launcher.config.multirun import Place
 from launcher.errors import ConfigError, TrainctlError
 
 # Importing it, calling `run` or building `Run` leaves a file behind.
@@ -102,7 +103,7 @@ NOT_READ = {"packaged option replaced", "launcher replaced"}
 ONLY_IN_SWEEPS = {"jobs of the sweeper", "sweeper of a file"}
 
 
-def never(job: LoadedConfig, words: Sequence[str]) -> float:
+def never(job: LoadedConfig, words: Sequence[str], place: Place | None) -> float:
     return 0.0
 
 
@@ -156,7 +157,7 @@ ALLOWED: list[Any] = [
 def test_plain_settings_of_a_sweep_are_allowed(evil: Path, words: list[str]) -> None:
     seeds = []
 
-    def launch(job: LoadedConfig, words: Sequence[str]) -> float:
+    def launch(job: LoadedConfig, words: Sequence[str], place: Place | None) -> float:
         seeds.append(job.config.seed)
         return 0.0
 

@@ -437,6 +437,7 @@ def test_every_leaf_reaches_deepspeed(name: str, tmp_path: Path) -> None:
     file = tmp_path / "deepspeed.json"
     file.write_text('{"wall_clock_breakdown": true}')
     option = option_of("parallelism", preset("parallelism", name))
+    offloads = option.model_dump()["offload_params"]
     launch = option_of("launch", preset("launch", "local") | {"processes": 2})
     config = toy().model_copy(update={"launch": launch, "parallelism": option})
     found = without_witness(
@@ -445,7 +446,7 @@ def test_every_leaf_reaches_deepspeed(name: str, tmp_path: Path) -> None:
         {"": generated},
         {
             "config_file": Hint((str(file),)),
-            "nvme_path": Hint((str(tmp_path),), where={"offload_params": option.offload_params}),
+            "nvme_path": Hint((str(tmp_path),), where={"offload_params": offloads}),
         },
     )
     assert sorted(found) == sorted(option.not_applicable(config))

@@ -31,29 +31,25 @@ if TYPE_CHECKING:
 Sized = Literal["nano", "tiny", "mid"]
 
 
-class NoTokenizer:
+class NoTokenizer(Tokenizer):
     """Random ids have no text."""
 
     eos_id = 0
-    bos_id: int | None = None
-    adds_bos = False
     vocab_size = 0
-    pad_id = 0
 
+    @override
     def num_bytes(self, ids: npt.NDArray[np.integer[Any]]) -> int:
         return len(ids)
 
+    @override
     def encode(self, text: str) -> npt.NDArray[np.int32]:
         raise NotImplementedError(text)
 
-    def encode_inputs(
-        self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
-    ) -> Mapping[str, Sequence[Sequence[int]]]:
-        raise NotImplementedError(texts, pairs, max_length)
-
+    @override
     def decode(self, ids: Sequence[int]) -> str:
         return str(ids)
 
+    @override
     def save(self, folder: Path) -> None:
         del folder
 
