@@ -85,6 +85,11 @@ class WeightAverage(Protocol):
 class EmaOption(Option):
     """Exponential moving average of the weights."""
 
+    @property
+    def replaces_weights(self) -> bool:
+        """True if evaluations or exports use an average in place of the weights."""
+        return False
+
     @abstractmethod
     def build(self, params: Mapping[str, Tensor]) -> WeightAverage | None:
         """Return the average of parameters, or None for none.

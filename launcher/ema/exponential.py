@@ -38,6 +38,11 @@ class ExponentialAverage(EmaOption):
     in_export: bool
     """Export it, and generate the text after the training with it."""
 
+    @property
+    @override
+    def replaces_weights(self) -> bool:
+        return self.in_evaluation or self.in_export
+
     @override
     def build(self, params: Mapping[str, Tensor]) -> WeightAverage | None:
         from launcher.ema._average import Average

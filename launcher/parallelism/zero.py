@@ -80,6 +80,12 @@ class Zero(SeveralRanks):
                 "must be null under stage 3, in which DeepSpeed replaces the outputs of layers; "
                 "leave it out, or write parallelism=zero2 or parallelism=fsdp",
             )
+        if self.stage == 3 and config.ema.replaces_weights and config.launch.ranks > 1:
+            yield Problem(
+                "ema.kind",
+                "averages do not reach the parameters that stage 3 keeps whole; write "
+                "parallelism=zero2 or parallelism=fsdp",
+            )
         if self.offload_params and self.stage != 3:
             yield Problem(
                 "parallelism.offload_params",

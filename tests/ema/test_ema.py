@@ -11,6 +11,7 @@ from torch import Tensor
 
 from launcher.config.schema import RunConfig
 from launcher.contracts import EmaOption, LocalShard, WeightAverage, World
+from launcher.errors import ConfigError
 from launcher.training.parts import Parts
 from tests.contract.witness import option_of, preset
 from tests.distributed import run_on_ranks
@@ -151,9 +152,14 @@ def test_shards_are_averaged() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["same", "cpu"])
-@pytest.mark.parametrize("engine", ["ddp", "fsdp_offload", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp_offload", "zero1", "zero2"])
 def test_every_engine_averages(engine: str, device: str) -> None:
     sharded(engine, device)
+
+
+def test_stage_3_of_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ema.kind: averages do not reach"):
+        tiny("parallelism=zero3", "launch.processes=2", "ema=on")
 
 
 def resumed(config: RunConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
