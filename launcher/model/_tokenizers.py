@@ -81,7 +81,7 @@ class FolderTokenizer(Tokenizer):
         self.vocab_size = len(self._tokenizer)
         self.bos_id = self._tokenizer.bos_token_id
         self.mask_id = self._tokenizer.mask_token_id
-        template = getattr(self._tokenizer, "chat_template", None)
+        template = self._tokenizer.chat_template
         # Several templates have names.
         self.chat_template = template.get("default") if isinstance(template, dict) else template
         # Tried out, because there is no attribute for it: some have a BOS token that they never

@@ -64,17 +64,27 @@ def build_network(config: RunConfig) -> Network:
     precision = config.precision.build("meta")
     optimizer = derive.optimizer(config)
     optimizer.groups.freeze(module)
-    precision.prepare(module)
+    # Formats of 16 bits are stepped as float32, chunk by chunk; the others as they are.
+    is_low = precision.param_dtype.itemsize < torch.float32.itemsize
+    stepped = state_bytes(optimizer, module) if is_low else None
+    # Not `precision.prepare`, which needs libraries that a rank on another machine has.
+    for param in module.parameters():
+        param.data = param.data.to(precision.param_dtype)
     if adapter is not None:
         adapter.prepare(module)
-    state, trained = _state(config, module, adapter)
+    state, trained = _state(config, module, adapter, stepped)
     # After the sizes: the optimizer is measured on the plain network.
     config.activation.apply(module)
     parameters = sum(param.numel() for param in module.parameters())
     return Network(module, adapter, state, parameters, trained)
 
 
-def _state(config: RunConfig, module: nn.Module, adapter: Adapted | None) -> tuple[StateBytes, int]:
+def _state(
+    config: RunConfig,
+    module: nn.Module,
+    adapter: Adapted | None,
+    stepped: Mapping[str, int] | None,
+) -> tuple[StateBytes, int]:
     from launcher.blocks import sharded_blocks
     from launcher.contracts import canonical_name
 
@@ -87,7 +97,8 @@ def _state(config: RunConfig, module: nn.Module, adapter: Adapted | None) -> tup
     target = OptimizerTarget(module, "meta")
     trained = [assigned.param for assigned in assign(target, option)]
     elements = sum(param.numel() for param in trained)
-    optimizer = state_bytes(option, module) | dict(config.precision.state_bytes(elements))
+    own = state_bytes(option, module) if stepped is None else stepped
+    optimizer = {**own, **config.precision.state_bytes(elements)}
     for param in module.parameters():
         param.grad = None
     blocks = sharded_blocks(module, None, "parallelism.wrap").values()

@@ -100,6 +100,7 @@ def test_every_preset_composes_and_keeps_the_rules_of_its_own_group() -> None:
 
     needed = {
         "hf": ["model.path=/nowhere", "optimizer.lr=1e-5"],
+        "masked_lm": ["model=hf", "model.path=/nowhere", "optimizer.lr=1e-5"],
         "arrow": ["data.path=/nowhere"],
         **{name: ["data.files=/nowhere/*.txt"] for name in FILES},
         "text_finetune": ["model.path=/nowhere", "data.files=/nowhere/*.txt"],

@@ -232,9 +232,14 @@ SMALL = [
 def test_recipes_have_no_key_without_effect(recipe: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some words and some more of them\n" * 60)
     words = [f"recipe={recipe}", *SMALL]
-    # Other tasks need the labels of their recipe's own data.
-    if "override /task:" not in (RECIPES / f"{recipe}.yaml").read_text():
+    text = (RECIPES / f"{recipe}.yaml").read_text()
+    if "override /task:" not in text or "override /task: causal_lm" in text:
         words += ["task.sample_tokens=2", "data=text", f"data.files={tmp_path}/*.txt"]
+    else:
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        rows = [{"messages": chat, "text": f"{n}", "label": f"{n % 2}"} for n in range(40)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        words += ["task.seq_len=64", "data=jsonl", f"data.files={tmp_path}/rows.jsonl"]
     config = load_config(words).config
     assert unread(config) - not_applicable(config).keys() == set()
 
