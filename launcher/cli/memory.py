@@ -70,7 +70,6 @@ def _as_text(facts: dict[str, Any]) -> str:
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes in decimal units."""
     """Return a number of bytes as people write it; 1 GB is 10^9 bytes."""
     for unit, bytes_ in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= bytes_:

@@ -72,10 +72,10 @@ def main(argv: list[str]) -> int:
 
 
 def _bytes(arguments: Arguments, text: str) -> int:
-    match = re.fullmatch(r"([\d.]+)\s*([kmgt]?i?)b?", text.lower())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", text.lower())
     if match is None:
         arguments.error(f"--memory must be a size such as 80GiB, but is {text!r}")
-    unit = match[2]
+    unit = match[2] or ""
     return int(float(match[1]) * {**_UNITS, **_BINARY}[unit])
 
 

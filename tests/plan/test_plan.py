@@ -77,7 +77,8 @@ def test_json_has_the_peak_by_part(capsys: pytest.CaptureFixture[str]) -> None:
     peak = plan["peak_bytes"]
     assert plan["fits"]
     assert peak["per_rank"] == peak["total"] == sum(peak["by_part"].values())
-    assert main(["plan", *words, "--memory", "lots"]) == 2
+    for size in ("lots", "1.2.3GiB"):
+        assert main(["plan", *words, "--memory", size]) == 2
 
 
 @pytest.mark.slow
