@@ -64,7 +64,7 @@ class TorchCompile(CompileOption):
             yield Problem(
                 "compile.mode",
                 f"{self.mode} records CUDA graphs, in which parameters keep their place in memory, "
-                f"but parallelism={config.parallelism.kind} gathers them anew for each pass; write "
+                f"but parallelism={config.parallelism.kind} gathers them for each pass; write "
                 "compile.mode=default or compile.mode=max-autotune-no-cudagraphs",
             )
 

@@ -29,7 +29,7 @@ class ByteTokenizer(Tokenizer):
 
     eos_id = 1
     pad_id = 0
-    # ByT5's first sentinel, `<extra_id_0>`: it stands for hidden text there, too.
+    # ByT5's first sentinel, `<extra_id_0>`: it replaces hidden text there, too.
     mask_id = _END_OF_BYTES
     vocab_size = BYT5_VOCAB_SIZE
 

@@ -11,12 +11,11 @@ import numpy as np
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.contracts import Column, Head, Metrics, Records, Samples, Task, Tokenizer
+from launcher.contracts import Column, Head, Records, Samples, Tokenizer
 from launcher.errors import DataError
 from launcher.task._export import export
-from launcher.task._language_model import summed_cross_entropy
 from launcher.task._padded import PaddedSamples, Ragged
-from launcher.task._token_metrics import TokenMetrics, predict_tokens
+from launcher.task._token_metrics import TokenTask
 from launcher.task._token_samples import NO_TARGET
 
 _log = logging.getLogger("trainctl.task")
@@ -32,7 +31,7 @@ _ASSISTANT = "assistant"
 Messages = Sequence[Mapping[str, Any]]
 
 
-class ChatModel(Task):
+class ChatModel(TokenTask):
     """Predicts the tokens of the assistant's answers.
 
     Args:
@@ -116,18 +115,6 @@ class ChatModel(Task):
     def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
         # Attention is causal, so that no target sees the padding on its right.
         return {"input_ids": inputs["input_ids"], "use_cache": False}
-
-    @override
-    def loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        return summed_cross_entropy(outputs.logits.flatten(0, 1), inputs["labels"].flatten())
-
-    @override
-    def predict(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return predict_tokens(outputs, inputs["labels"])
-
-    @override
-    def metrics(self, samples: Samples) -> Metrics:
-        return TokenMetrics()
 
     @override
     def export(self, module: nn.Module, folder: Path) -> None:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from launcher.contracts import Column, Head, Metrics, MicroBatch, Records, Samples, Task, Tokenizer
+from launcher.contracts import Column, Head, MicroBatch, Records, Samples, Tokenizer
 from launcher.errors import DataError
 from launcher.task._classification import encode
 from launcher.task._export import export
-from launcher.task._language_model import summed_cross_entropy
 from launcher.task._padded import PaddedSamples, Ragged
-from launcher.task._token_metrics import TokenMetrics, predict_tokens
+from launcher.task._token_metrics import TokenTask
 from launcher.task._token_samples import NO_TARGET
 
 
@@ -32,7 +31,7 @@ class Masking:
     random: float
 
 
-class MaskedLanguageModel(Task):
+class MaskedLanguageModel(TokenTask):
     """Predicts hidden tokens."""
 
     head = Head("masked_lm")
@@ -77,18 +76,6 @@ class MaskedLanguageModel(Task):
     @override
     def forward_inputs(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
         return {name: inputs[name] for name in ("input_ids", "attention_mask")}
-
-    @override
-    def loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        return summed_cross_entropy(outputs.logits.flatten(0, 1), inputs["labels"].flatten())
-
-    @override
-    def predict(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return predict_tokens(outputs, inputs["labels"])
-
-    @override
-    def metrics(self, samples: Samples) -> Metrics:
-        return TokenMetrics()
 
     @override
     def export(self, module: nn.Module, folder: Path) -> None:

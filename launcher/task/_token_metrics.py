@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from launcher.contracts import Metrics
-from launcher.task._language_model import LanguageModelMetrics, token_cross_entropy
+from launcher.contracts import Metrics, Samples, Task
+from launcher.task._language_model import (
+    LanguageModelMetrics,
+    summed_cross_entropy,
+    token_cross_entropy,
+)
 from launcher.task._token_samples import NO_TARGET
 
 
@@ -46,3 +50,19 @@ def predict_tokens(outputs: Any, labels: Tensor) -> Mapping[str, Tensor]:
         "num_targets": there.sum(dim=1),
         "num_right": right.sum(dim=1),
     }
+
+
+class TokenTask(Task):
+    """Base class of tasks with a label for each token, `NO_TARGET` for none."""
+
+    @override
+    def loss(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        return summed_cross_entropy(outputs.logits.flatten(0, 1), inputs["labels"].flatten())
+
+    @override
+    def predict(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return predict_tokens(outputs, inputs["labels"])
+
+    @override
+    def metrics(self, samples: Samples) -> Metrics:
+        return TokenMetrics()
