@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -43,6 +43,28 @@ class Arguments(argparse.ArgumentParser):
         # argparse would print the whole usage and exit: errors look the same for every verb, and
         # tests can catch them.
         raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+    def verb(
+        self, argv: Sequence[str], verbs: Collection[str], hint: Callable[[str], str] | None = None
+    ) -> tuple[str, list[str]] | None:
+        """Return the verb within this one, and the words after it; None after printing the help.
+
+        Args:
+            argv: The words.
+            verbs: Names of the verbs.
+            hint: Returns advice for a word that is none of them; "" for the usual one.
+        """
+        if not argv or argv[0].startswith("-"):
+            self.words(argv)
+            self.print_help()
+            return None
+        found, *rest = argv
+        if found not in verbs:
+            advice = hint(found) if hint else ""
+            advice = advice or did_you_mean(closest(found, verbs))
+            advice = advice or f"; it can be: {', '.join(verbs)}"
+            self.error(f"no verb {found!r} of {self.prog.removeprefix('trainctl ')}{advice}")
+        return found, rest
 
     def split(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Return the values of the flags, and the other words in order."""

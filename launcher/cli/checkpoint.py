@@ -16,7 +16,6 @@ from launcher.cli._arguments import Arguments
 from launcher.cli._console import announce, bold, print_json, table
 from launcher.errors import CheckpointError
 from launcher.run_dir import RunDir, step_of
-from launcher.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
     from launcher.checkpoint import Entry, Listed, SavedCheckpoint
@@ -41,14 +40,10 @@ def main(argv: list[str]) -> int:
         "trainctl checkpoint list runs/default/20260101-120000-a1b2c3",
         "trainctl checkpoint verify RUN",
     )
-    if not argv or argv[0].startswith("-"):
-        arguments.words(argv)
-        arguments.print_help()
+    chosen = arguments.verb(argv, VERBS)
+    if chosen is None:
         return 0
-    verb, *rest = argv
-    if verb not in VERBS:
-        hint = did_you_mean(closest(verb, VERBS)) or f"; it can be: {', '.join(VERBS)}"
-        arguments.error(f"no verb {verb!r} of checkpoint{hint}")
+    verb, rest = chosen
     own: dict[str, Callable[[list[str]], int]] = {
         "list": _list,
         "verify": _verify,

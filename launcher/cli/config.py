@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.cli._arguments import Arguments, add_composition_flags, composition
 from launcher.cli._console import bold, dim, print_json, table
-from launcher.suggest import closest, did_you_mean
 
 if TYPE_CHECKING:
     from launcher.config.explain import Difference, Explanation
@@ -36,21 +35,21 @@ def main(argv: list[str]) -> int:
         "trainctl config show optimizer=sgd",
         "trainctl config explain optimizer.lr",
     )
-    if not argv or argv[0].startswith("-"):
-        arguments.words(argv)
-        arguments.print_help()
+    chosen = arguments.verb(argv, VERBS, _meant)
+    if chosen is None:
         return 0
-    verb, *rest = argv
-    if verb not in VERBS:
-        hint = did_you_mean(closest(verb, VERBS)) or f"; it can be: {', '.join(VERBS)}"
-        if "=" in verb or "." in verb:
-            hint = f"; write `trainctl config {'show' if '=' in verb else 'explain'} {verb}`"
-        arguments.error(f"no verb {verb!r} of config{hint}")
+    verb, rest = chosen
     here = {"show": _show, "explain": _explain, "diff": _diff, "schema": _schema}
     if verb in here:
         return here[verb](rest)
     status: int = import_module(f"launcher.cli.{verb}").main(rest)
     return status
+
+
+def _meant(word: str) -> str:
+    if "=" in word or "." in word:
+        return f"; write `trainctl config {'show' if '=' in word else 'explain'} {word}`"
+    return ""
 
 
 def _show(argv: list[str]) -> int:
